@@ -1,0 +1,84 @@
+"""Configuration as frozen values: pydantic models that read and write TOML, refuse unknown keys and have a stable hash.
+
+Each package defines its own model beside the code that uses it; what they share is here. Nothing ever changes a
+configuration: a derived value goes into a new one, which is what is saved.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import pydantic
+import tomli_w
+import xxhash
+
+from panscope.types import UserError
+
+
+class Config(pydantic.BaseModel):
+    """The base of every configuration: frozen, strict about keys, documented field by field."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @classmethod
+    def read(cls, fields: dict[str, Any], where: str) -> Self:
+        """Check `fields` and return the configuration; raises UserError naming `where` and the first bad field."""
+        try:
+            return cls.model_validate(fields)
+        except pydantic.ValidationError as error:
+            raise UserError(_sentence(error, where, cls.model_fields)) from None
+
+    def replace(self, **changes: Any) -> Self:
+        """A checked copy with some fields changed."""
+        return type(self).read(self.model_dump() | changes, type(self).__name__)
+
+    def fingerprint(self) -> str:
+        """A hash of every value, the same in every process and on every machine: 16 hex digits."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return xxhash.xxh3_64_hexdigest(text.encode())
+
+
+def _sentence(error: pydantic.ValidationError, where: str, fields: Iterable[str]) -> str:
+    """The first problem of a pydantic error as one sentence in our words."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return unknown_key(place, where, fields)
+    if first["type"] == "missing":
+        return f"{where}: {place!r} is missing; set it"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {place or 'the table'} is {first['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def unknown_key(key: str, where: str, known: Iterable[str]) -> str:
+    """The sentence for a key nobody knows, with the nearest known one or the whole list."""
+    names = sorted(known)
+    near = difflib.get_close_matches(key.split(".")[-1], names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(names)}"
+    return f"{where}: the key {key!r} is unknown; {hint}"
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; raises UserError if it is missing or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"the file {str(path)!r} does not exist; give the path of a suite file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"the file {str(path)!r} is not TOML: {error}") from None
+
+
+def write_toml(tables: dict[str, Any]) -> str:
+    """TOML text of nested tables; a None is left out, since TOML has no such value."""
+    return tomli_w.dumps(_without_none(tables))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value]
+    return value

@@ -1,0 +1,23 @@
+"""What many tests need: the folder of trained models and texts, and one seed for every test."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of trained models and real texts beside the repository; the test is skipped where it is missing."""
+    folder = REPOSITORY.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"the folder of models and texts is missing: {folder}")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test starts from the same random state."""
+    torch.manual_seed(0)
