@@ -1,10 +1,13 @@
 """The nouns that every floor shares: where activations are read, what a batch of them holds, what a code is.
 
-Shape letters: B rows (one row is one token at one site), D width of a site, F latents of a coder, K stored codes a row.
+Shape letters: N sequences, T tokens a sequence, B rows (one row is one token at one site), D width of a site,
+F latents of a coder, K stored codes a row.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -48,6 +51,45 @@ class Site:
         return cls(int(match[1]), match[2])
 
 
+class Tokenizer(Protocol):
+    """What the text pipeline asks of a language model's tokenizer."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that opens a document, or None where the model has none."""
+        ...
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a document, or None where the model has none."""
+        ...
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Every id that is not text: BOS, EOS, padding and the like."""
+        ...
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, with no special token added."""
+        ...
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """N sequences of T tokens, padded on the right."""
+
+    token_ids: Tensor
+    """[N, T] int64."""
+    attention_mask: Tensor
+    """[N, T] bool: True where a token is real, False on padding."""
+    content: Tensor
+    """[N, T] bool: True where the token is text: neither BOS, EOS, another special token nor padding."""
+    document_ids: Tensor
+    """[N, T] int64, the document's number in its source; -1 on padding."""
+    positions: Tensor
+    """[N, T] int64, the token's place in its sequence, from 0."""
+
+
 @dataclass(frozen=True)
 class ActivationBatch:
     """Rows of several sites, aligned: row b of every site is the same token of the same document."""
@@ -68,7 +110,7 @@ class ActivationBatch:
         """The rows at `index`, in that order."""
         return self.map(lambda column: column[index])
 
-    def map(self, change) -> "ActivationBatch":  # noqa: ANN001 - any function of a column
+    def map(self, change: Callable[[Tensor], Tensor]) -> "ActivationBatch":
         """The same change made to every column."""
         rows = {site: change(x) for site, x in self.rows.items()}
         return ActivationBatch(rows, change(self.token_ids), change(self.document_ids), change(self.positions))

@@ -1,0 +1,36 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both make .venv when it is missing or out of date.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test soak check fix clean
+
+demo: $(READY)  ## train, evaluate and print the built-in suite
+	$(BIN)/panscope train demo
+
+test: $(READY)  ## the quick tests
+	$(BIN)/pytest
+
+soak: $(READY)  ## the slow tests
+	$(BIN)/pytest -m soak
+
+check: $(READY)  ## format, lint, types, floors: what CI and pre-commit run
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+fix: $(READY)  ## format and repair what can be repaired
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv
+
+# torch first and alone: another package that pulls torch would choose a build of its own.
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "pip>=25.1"
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	touch $@

@@ -1,0 +1,94 @@
+"""Live activations: the language model reads text as rows are asked for, one pass for all sites (Llama Scope, L41).
+
+Only text tokens become rows; BOS, EOS, other special tokens and padding never do.
+
+Shape letters: N sequences, T tokens a sequence, B rows of one pass, D width of a site.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from panscope.activations.source import TokenSource
+from panscope.types import ActivationBatch, NonFiniteError, Site, TokenBatch
+
+
+class HasActivations(Protocol):
+    """What one pass of the language model gives."""
+
+    @property
+    def activations(self) -> Mapping[Site, Tensor]:
+        """[N, T, D] a site."""
+        ...
+
+
+class ReadsSites(Protocol):
+    """What is asked of the language model."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its activations are."""
+        ...
+
+    def run(self, token_ids: Tensor, attention_mask: Tensor, *, read: Sequence[Site]) -> HasActivations:
+        """One pass over [N, T] tokens that reads the sites `read`."""
+        ...
+
+
+class LiveActivations:
+    """An iterator of ActivationBatch: every text row of one pass, sequence after sequence, on the model's device."""
+
+    def __init__(self, lm: ReadsSites, tokens: TokenSource, sites: Sequence[Site]):
+        """Read `sites` of `lm` on the batches of `tokens`."""
+        assert sites, "live activations need a site to read"
+        self._lm, self._tokens, self._sites = lm, tokens, tuple(sites)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are: the language model's device."""
+        return self._lm.device
+
+    def __iter__(self) -> "LiveActivations":
+        return self
+
+    def __next__(self) -> ActivationBatch:
+        """The rows of the next pass that has any; raises NonFiniteError if one of them is NaN or infinite."""
+        for tokens in self._tokens:
+            if tokens.content.any():
+                return self._read(tokens)
+        raise StopIteration
+
+    def _read(self, tokens: TokenBatch) -> ActivationBatch:
+        whole = dict(self._lm.run(tokens.token_ids, tokens.attention_mask, read=self._sites).activations)
+        places = tokens.content.flatten().nonzero().squeeze(1)  # [B] into N x T
+        columns = (tokens.token_ids, tokens.document_ids, tokens.positions)
+        token_ids, document_ids, positions = (column.flatten()[places].to(self.device) for column in columns)
+        places = places.to(self.device)
+        rows = {site: whole.pop(site).flatten(0, 1)[places] for site in self._sites}  # each [N, T, D] is let go of
+        batch = ActivationBatch(rows, token_ids, document_ids, positions)
+        _check_finite(batch)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the token source; nothing else is kept between two passes."""
+        return {"tokens": self._tokens.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the pass after `state`."""
+        self._tokens.load_state_dict(state["tokens"])
+
+
+def _check_finite(batch: ActivationBatch) -> None:
+    """Raise NonFiniteError naming the first bad row; the device is asked once a pass."""
+    if torch.stack([torch.isfinite(x).all() for x in batch.rows.values()]).all():
+        return
+    for site, x in batch.rows.items():
+        bad = (~torch.isfinite(x).all(dim=1)).nonzero()
+        if len(bad):
+            row = int(bad[0])
+            raise NonFiniteError(
+                f"the activations of site {str(site)!r} are not finite at document {int(batch.document_ids[row])}, "
+                f"position {int(batch.positions[row])}; load the model in bfloat16 or float32, or leave the text out"
+            )

@@ -1,0 +1,1 @@
+"""The terminal's door: one short file a verb."""

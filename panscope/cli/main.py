@@ -1,0 +1,32 @@
+"""The `panscope` command: parse, run, and turn every mistake into one sentence.
+
+Exit status: 0 done, 2 the user's mistake, 1 ours, 130 stopped on request with everything saved.
+"""
+
+import sys
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from panscope.cli.evaluate import Eval
+from panscope.cli.train import Train
+from panscope.types import UserError
+
+_Command = Annotated[Train, tyro.conf.subcommand("train")] | Annotated[Eval, tyro.conf.subcommand("eval")]
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    command = tyro.cli(_Command, prog="panscope", description="Suites of sparse autoencoders.")  # type: ignore[arg-type]
+    try:
+        status = command.run(Console())
+    except UserError as error:
+        Console(stderr=True).print(f"[bold red]Error:[/] {_escaped(str(error))}", highlight=False)
+        status = 2
+    sys.exit(status)
+
+
+def _escaped(text: str) -> str:
+    """Keep square brackets of a message from being read as markup."""
+    return text.replace("[", r"\[")

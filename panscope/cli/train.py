@@ -1,0 +1,168 @@
+"""`panscope train`: a suite file, a built-in suite or flags -> a run folder with trained, measured coders."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from panscope import suites
+from panscope.cli.display import TerminalReporter
+from panscope.config import read_toml
+from panscope.evals.table import results_table
+from panscope.records import RunFolder
+from panscope.suite import stages
+from panscope.suite.plan import SuiteConfig
+from panscope.types import UserError
+
+_CODER_FLAGS = ("wiring", "sites", "layers", "recipe", "architecture", "width", "sparsity")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a suite of sparse autoencoders, evaluate it and print the table.
+
+    Examples:
+      panscope train                                   the built-in demo: small model, 24 coders
+      panscope train suite.toml --tokens 5_000_000     a suite file, one thing changed
+      panscope train --model ./my-model --text a.jsonl --sites resid_post mlp_out --width 1024 --sparsity 32
+      panscope train --resume runs/demo                go on with a run that was stopped
+    """
+
+    suite: Annotated[str | None, tyro.conf.Positional] = None
+    """A suite file (.toml) or the name of a built-in suite; without it and without flags, "demo"."""
+    model: str | None = None
+    """Folder or hub id of the language model; "panscope://demo" is the built-in one."""
+    revision: str | None = None
+    """Revision of a model from the hub."""
+    text: tuple[str, ...] | None = None
+    """Text files (.txt, .jsonl, .parquet) or one hub dataset."""
+    wiring: str | None = None
+    """sae or transcoder."""
+    sites: tuple[str, ...] | None = None
+    """resid_post attn_z attn_out mlp_out mlp_in mlp_in_no_gain; for transcoders "mlp_in_no_gain -> mlp_out"."""
+    layers: tuple[str, ...] | None = None
+    """all, or layer numbers from 0."""
+    recipe: str | None = None
+    """gemma_scope, llama_scope or relu_l1: the paper's hyper-parameters."""
+    architecture: str | None = None
+    """topk, jumprelu or relu."""
+    width: tuple[int, ...] | None = None
+    """Numbers of latents."""
+    sparsity: tuple[float, ...] | None = None
+    """K for topk; the penalty's coefficient for jumprelu and relu."""
+    tokens: int | None = None
+    """Tokens to train on."""
+    context: int | None = None
+    """Tokens of a sequence at most."""
+    packing: str | None = None
+    """documents (BOS, truncate) or stream (joined by EOS, cut)."""
+    seed: int | None = None
+    """Fixes text order, shuffle and first weights."""
+    device: str | None = None
+    """auto, cpu, cuda, cuda:1 ..."""
+    dtype: str | None = None
+    """float32, bfloat16 or float16: the language model's precision."""
+    out: Path | None = None
+    """The run folder to make; by default runs/NAME, numbered where that exists."""
+    resume: Path | None = None
+    """A run folder to go on with; nothing else may be given beside it."""
+
+    def run(self, console: Console) -> int:
+        """Do it; the exit status."""
+        reporter = TerminalReporter(console)
+        if self.resume is not None:
+            self._check_alone()
+            folder = RunFolder.open(self.resume)
+            results = stages.resume(folder, reporter)
+        else:
+            suite = self._suite()
+            folder = RunFolder(self.out or _free_folder(suite.name))
+            results = stages.start(suite, folder.path, reporter)
+        if results is None:
+            console.print(f"Stopped; everything is saved. Go on with: panscope train --resume {folder.path}")
+            return 130
+        console.print(results_table(results))
+        console.print(f"Results are in {folder.path}", highlight=False)
+        return 0
+
+    def _check_alone(self) -> None:
+        beside = [name for name, value in vars(self).items() if value is not None and name != "resume"]
+        if beside:
+            raise UserError(
+                f"--resume goes on with a run exactly as it was begun, so --{beside[0]} cannot stand beside it: "
+                "leave it out, or start a new run"
+            )
+
+    def _suite(self) -> SuiteConfig:
+        """The suite file or built-in suite with the flags on top, or a suite made of flags alone."""
+        flags = {name: value for name, value in vars(self).items() if value is not None}
+        flags.pop("out", None)
+        name = flags.pop("suite", None)
+        if name is None and flags:
+            return SuiteConfig.read(_merged(_bare_suite(flags), flags), "the flags")
+        tables = read_toml(_suite_file(name or "demo"))
+        return SuiteConfig.read(_merged(tables, flags), name or "demo")
+
+
+def _suite_file(name: str) -> Path:
+    """A path as it is, or the file of a built-in suite."""
+    built_in = suites.FOLDER / f"{name}.toml"
+    if Path(name).exists() or name.endswith(".toml"):
+        return Path(name)
+    if not built_in.is_file():
+        known = ", ".join(sorted(path.stem for path in suites.FOLDER.glob("*.toml")))
+        raise UserError(f"suite {name!r} is neither a file nor a built-in suite: give a .toml file or one of {known}")
+    return built_in
+
+
+def _bare_suite(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What a suite made of flags starts from."""
+    for needed in ("width", "sparsity"):
+        if needed not in flags:
+            raise UserError(f"--{needed} is missing: give it, or name a suite such as `panscope train demo`")
+    if "text" not in flags and flags.get("model", "panscope://demo") != "panscope://demo":
+        raise UserError(f"--text is missing: say what text the model {flags['model']!r} should read")
+    return {"coders": [{}]}
+
+
+def _merged(tables: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """A suite's tables with flags put over them; coder flags go into every `[[coders]]` table."""
+    merged = dict(tables)
+    for name in ("tokens", "seed"):
+        if name in flags:
+            merged[name] = flags[name]
+    models = {"model": "path", "revision": "revision", "device": "device", "dtype": "dtype"}
+    merged["model"] = tables.get("model", {}) | _renamed(flags, models)
+    data = {name: name for name in ("text", "context", "packing")}
+    merged["data"] = tables.get("data", {}) | _renamed(flags, data)
+    over = {name: flags[name] for name in _CODER_FLAGS if name in flags}
+    if "layers" in over:
+        over["layers"] = _layers(over["layers"])
+    over = {name: list(value) if isinstance(value, tuple) else value for name, value in over.items()}
+    merged["coders"] = [table | over for table in tables.get("coders", [])]
+    return merged
+
+
+def _renamed(flags: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {field: flags[flag] for flag, field in names.items() if flag in flags}
+
+
+def _layers(words: tuple[str, ...]) -> list[int] | str:
+    if words == ("all",):
+        return "all"
+    for word in words:
+        if not word.isdecimal():
+            raise UserError(f"--layers {word!r} is not a number: give layer numbers from 0, or the one word all")
+    return [int(word) for word in words]
+
+
+def _free_folder(name: str) -> Path:
+    """runs/NAME, or the first of runs/NAME-2, runs/NAME-3 ... that does not exist."""
+    folder, number = Path("runs") / name, 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{name}-{number}"
+    return folder

@@ -1,0 +1,25 @@
+"""The dictionaries: one file an architecture, and the table of them."""
+
+from panscope.coders.base import Coder, CoderConfig
+from panscope.coders.jumprelu import JumpReLUCoder, JumpReLUConfig
+from panscope.coders.relu import ReLUCoder, ReLUConfig
+from panscope.coders.topk import TopKCoder, TopKConfig
+from panscope.types import UserError
+
+ARCHITECTURES: dict[str, tuple[type[CoderConfig], type[Coder]]] = {
+    "relu": (ReLUConfig, ReLUCoder),
+    "topk": (TopKConfig, TopKCoder),
+    "jumprelu": (JumpReLUConfig, JumpReLUCoder),
+}
+
+
+def config_type(architecture: str) -> type[CoderConfig]:
+    """The configuration class of an architecture; raises UserError naming those that exist."""
+    if architecture not in ARCHITECTURES:
+        raise UserError(f"architecture {architecture!r} is unknown: use one of {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[architecture][0]
+
+
+def build(config: CoderConfig) -> Coder:
+    """A coder of this configuration, its weights still zero; `initialise` or `load_tensors` fills them."""
+    return ARCHITECTURES[config.architecture][1](config)

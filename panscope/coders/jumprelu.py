@@ -1,0 +1,67 @@
+"""JumpReLU coders: a latent is active where its pre-activation exceeds a threshold of its own (Gemma Scope, 2.2).
+
+f = pre * H(pre - theta); loss = |y - y_hat|^2 + lambda * |f|_0. Both parts reach theta through straight-through
+estimators with a rectangle kernel of width `bandwidth` on the pre-activation (Rajamanoharan et al. 2024b). The trained
+parameter is log theta, as in that paper's code, so that theta stays positive.
+
+Shape letters: B rows, D input width, E output width, F latents.
+"""
+
+import math
+from typing import Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from panscope.coders.base import Coder, CoderConfig, Objective, squared_error
+from panscope.kernels import reference
+from panscope.types import Latents
+
+
+class JumpReLUConfig(CoderConfig):
+    """A JumpReLU coder; `sparsity` is lambda, the price of one active latent."""
+
+    architecture: Literal["jumprelu"] = "jumprelu"
+    bandwidth: float = Field(default=0.001, gt=0)
+    """Width of the estimator's rectangle, in units of the normalised input."""
+    threshold_init: float = Field(default=0.001, gt=0)
+    """Every latent's threshold at the start."""
+
+
+class JumpReLUCoder(Coder):
+    """Thresholded codes under an L0 penalty."""
+
+    config: JumpReLUConfig
+
+    def __init__(self, config: JumpReLUConfig) -> None:
+        super().__init__(config)
+        self.log_threshold = nn.Parameter(torch.full((config.width,), math.log(config.threshold_init)))
+
+    @property
+    def threshold(self) -> Tensor:
+        """[F], above 0."""
+        return self.log_threshold.exp()
+
+    def encode(self, x: Tensor) -> Latents:
+        """[B, D] -> dense codes."""
+        pre = self.preactivations(x)
+        return Latents(reference.jumprelu(pre, self.threshold, self.config.bandwidth), self.config.width)
+
+    def objective(self, x: Tensor, y: Tensor, sparsity: float) -> Objective:
+        """|y - y_hat|^2 + sparsity * |f|_0, mean over rows."""
+        pre, threshold = self.preactivations(x), self.threshold
+        latents = Latents(reference.jumprelu(pre, threshold, self.config.bandwidth), self.config.width)
+        y_hat = self.decode(latents)
+        l0 = reference.step(pre, threshold, self.config.bandwidth).sum(dim=1).mean()
+        return Objective(squared_error(y_hat, y) + sparsity * l0, latents, y_hat)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights with `threshold` [F] beside them."""
+        return super().tensors() | {"threshold": self.threshold.detach().clone()}
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: dict[str, Tensor]) -> Self:
+        """Take over stored weights; thresholds must be above 0."""
+        self.log_threshold.copy_(tensors["threshold"].log())
+        return super().load_tensors(tensors)

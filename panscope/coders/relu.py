@@ -1,0 +1,36 @@
+"""The ReLU coder with an L1 penalty weighted by the decoder norm (Anthropic, April 2024).
+
+f = ReLU(W_enc x + b_enc); loss = |y - y_hat|^2 + lambda * sum_i f_i |W_dec_i|. With a unit decoder the weights are 1
+and it is the plain L1 of Bricken et al. and Cunningham et al.
+
+Shape letters: B rows, D input width, E output width, F latents.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from panscope.coders.base import Coder, CoderConfig, Objective, squared_error
+from panscope.types import Latents
+
+
+class ReLUConfig(CoderConfig):
+    """A ReLU coder; `sparsity` is lambda."""
+
+    architecture: Literal["relu"] = "relu"
+
+
+class ReLUCoder(Coder):
+    """ReLU codes under an L1 penalty."""
+
+    def encode(self, x: Tensor) -> Latents:
+        """[B, D] -> dense codes."""
+        return Latents(torch.relu(self.preactivations(x)), self.config.width)
+
+    def objective(self, x: Tensor, y: Tensor, sparsity: float) -> Objective:
+        """|y - y_hat|^2 + sparsity * sum_i f_i |W_dec_i|, mean over rows."""
+        latents = self.encode(x)
+        y_hat = self.decode(latents)
+        penalty = (latents.values @ self.W_dec.norm(dim=1)).mean()
+        return Objective(squared_error(y_hat, y) + sparsity * penalty, latents, y_hat)

@@ -1,0 +1,96 @@
+"""A dataset of the Hugging Face hub, streamed: nothing of it is copied to the disk and its length is not known.
+
+The order is that of the dataset, shuffled in windows: a window of documents is read and handed out in a seeded order.
+A checkpoint holds where the window began, not the window, which is read again.
+"""
+
+import copy
+from typing import Any
+
+import datasets
+
+from panscope.data.order import generator
+from panscope.data.source import Document, Walk
+from panscope.types import UserError
+
+WINDOW = 10_000
+"""Documents shuffled together, and held in memory while they are handed out."""
+
+
+class HubDocuments:
+    """The documents of a streamed dataset: the texts of `column`."""
+
+    count = None
+
+    def __init__(self, dataset: datasets.IterableDataset, column: str, *, window: int = WINDOW):
+        """Read `dataset`, which is never iterated itself, only copies of it are."""
+        self._dataset, self._column, self._window = dataset, column, window
+
+    def walk(self, seed: int, epoch: int) -> Walk:
+        """Every document once, shuffled in windows."""
+        return _HubWalk(copy.deepcopy(self._dataset), self._column, self._window, (seed, epoch))
+
+
+def open_hub(name: str, column: str, *, subset: str | None, split: str, revision: str | None) -> HubDocuments:
+    """Open the hub dataset `name` for streaming; raises UserError if it cannot be reached or has no such split."""
+    try:
+        dataset = datasets.load_dataset(name, subset, split=split, revision=revision, streaming=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"data.text: the hub dataset {name!r} cannot be opened ({_first_line(error)})") from error
+    names = dataset.column_names
+    if names is not None and column not in names:
+        raise UserError(f"data.column is {column!r}, but {name!r} has the columns {', '.join(names)}; name one of them")
+    return HubDocuments(dataset, column)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+class _HubWalk:
+    def __init__(self, dataset: datasets.IterableDataset, column: str, window: int, seeds: tuple[int, int]):
+        self._dataset, self._column, self._size, self._seeds = dataset, column, window, seeds
+        self._rows = iter(dataset)
+        self._start: dict[str, Any] = {"dataset": dataset.state_dict(), "first": 0}
+        self._window: list[Document] = []
+        self._taken = 0
+
+    def __iter__(self) -> "_HubWalk":
+        return self
+
+    def __next__(self) -> Document:
+        if self._taken == len(self._window):
+            first = self._start["first"] + len(self._window)
+            self._start = {"dataset": self._dataset.state_dict(), "first": first}
+            self._read_window()
+            self._taken = 0
+        if not self._window:
+            raise StopIteration
+        self._taken += 1
+        return self._window[self._taken - 1]
+
+    def _read_window(self) -> None:
+        first = self._start["first"]
+        rows = zip(range(first, first + self._size), self._rows, strict=False)
+        documents = [Document(number, self._text(number, row)) for number, row in rows]
+        order = generator(*self._seeds, first).permutation(len(documents))
+        self._window = [documents[i] for i in order]
+
+    def _text(self, number: int, row: dict[str, Any]) -> str:
+        text = row.get(self._column)
+        if not isinstance(text, str | None):
+            kind = type(text).__name__
+            raise UserError(f"data.column is {self._column!r}, which holds {kind} in document {number}; name a text")
+        return text or ""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self._start, "taken": self._taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._start = {"dataset": state["dataset"], "first": state["first"]}
+        self._dataset.load_state_dict(state["dataset"])
+        self._rows = iter(self._dataset)
+        self._window, self._taken = [], 0
+        if state["taken"]:
+            self._read_window()
+            self._taken = state["taken"]

@@ -1,0 +1,155 @@
+"""Documents to batches of token sequences: which documents, in which order, tokenised a chunk at a time.
+
+Memory holds one chunk of documents, never the whole text. A checkpoint holds where the current chunk began and how many
+of its sequences were given; loading it tokenises the chunk again, so the stream goes on with the very same batches.
+
+Shape letters: N sequences, T tokens of the longest of them.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from panscope.data.documents import DataConfig
+from panscope.data.encoding import encode_heads
+from panscope.data.packing import PACKERS, TokenSequence
+from panscope.data.source import Document, Documents, Part, is_in_part
+from panscope.types import TokenBatch, Tokenizer, UserError
+
+CHUNK_DOCUMENTS = 64
+CHUNK_CHARACTERS = 2**20
+"""A chunk ends at the document that reaches either number."""
+
+
+class TokenStream:
+    """An iterator of TokenBatch over one part of the documents, epoch after epoch, each in a new seeded order.
+
+    A batch may span two epochs; only the very last one may hold fewer than `config.sequences` sequences.
+    """
+
+    def __init__(
+        self,
+        documents: Documents,
+        tokenizer: Tokenizer,
+        config: DataConfig,
+        *,
+        part: Part,
+        seed: int,
+        epochs: int | None,
+    ):
+        """Give `part` of `documents` `epochs` times, or without end if None; `config.context` must be settled."""
+        assert config.context is not None, "the plan settles the context before text is packed"
+        self._context = config.context
+        self._documents, self._tokenizer, self._config = documents, tokenizer, config
+        self._part: Part = part
+        self._seed, self._epochs = seed, epochs
+        special = tokenizer.special_ids | {tokenizer.bos_id, tokenizer.eos_id}
+        self._special = torch.tensor(sorted(i for i in special if i is not None), dtype=torch.int64)
+        self._begin_epoch(0)
+
+    @property
+    def epoch(self) -> int:
+        """Which pass over the text, from 0, the last batch ended in."""
+        return self._epoch
+
+    def __iter__(self) -> "TokenStream":
+        return self
+
+    def __next__(self) -> TokenBatch:
+        """The next batch; raises UserError if the part has no text or, when packed as a stream, too little."""
+        wanted = self._config.sequences
+        sequences: list[TokenSequence] = []
+        while len(sequences) < wanted and self._has_more():
+            new = self._chunk[self._given : self._given + wanted - len(sequences)]
+            self._given += len(new)
+            sequences += new
+        if not sequences:
+            raise StopIteration
+        return self._batch(sequences)
+
+    def _batch(self, sequences: list[TokenSequence]) -> TokenBatch:
+        """Pad on the right to the longest sequence."""
+        token_ids = pad_sequence([s.token_ids for s in sequences], batch_first=True)
+        document_ids = pad_sequence([s.document_ids for s in sequences], batch_first=True, padding_value=-1)
+        mask = document_ids >= 0
+        content = mask & ~torch.isin(token_ids, self._special)
+        positions = torch.arange(token_ids.shape[1]).expand_as(token_ids).contiguous()
+        return TokenBatch(token_ids, mask, content, document_ids, positions)
+
+    def _begin_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        self._walk = self._documents.walk(self._seed, epoch)
+        self._packer = PACKERS[self._config.packing](self._tokenizer, self._context)
+        self._made = 0
+        self._mark_chunk()
+
+    def _mark_chunk(self) -> None:
+        """Remember where the chunk that is read next begins."""
+        self._start = {"walk": self._walk.state_dict(), "packer": self._packer.state_dict(), "made": self._made}
+        self._chunk: list[TokenSequence] = []
+        self._given = 0
+        self._walk_ended = False
+
+    def _has_more(self) -> bool:
+        """Read chunks until one has a sequence to give; False after the last epoch."""
+        while self._given == len(self._chunk):
+            if not self._walk_ended:
+                self._mark_chunk()
+                self._read_chunk()
+            elif self._made == 0:
+                raise self._nothing()
+            elif self._epoch + 1 == self._epochs:
+                return False
+            else:
+                self._begin_epoch(self._epoch + 1)
+        return True
+
+    def _read_chunk(self) -> None:
+        documents = self._next_documents()
+        encoded = encode_heads(self._tokenizer, [document.text for document in documents], self._packer.needed)
+        self._chunk = self._packer.pack([(d.number, ids) for d, ids in zip(documents, encoded, strict=True)])
+        self._made += len(self._chunk)
+
+    def _next_documents(self) -> list[Document]:
+        """The next documents of the part that are not blank, as many as make a chunk."""
+        chunk: list[Document] = []
+        characters = 0
+        for document in self._walk:
+            if document.text.strip() and is_in_part(document.text, self._part, self._config.held_out):
+                chunk.append(document)
+                characters += len(document.text)
+            if len(chunk) == CHUNK_DOCUMENTS or characters >= CHUNK_CHARACTERS:
+                return chunk
+        self._walk_ended = True
+        return chunk
+
+    def _nothing(self) -> UserError:
+        """Why an epoch gave no sequence."""
+        names = ", ".join(self._config.text)
+        part = {"training": "training", "held_out": "held-out", "all": "whole"}[self._part]
+        return UserError(
+            f"data.text: the {part} part of {names} has too little text for one sequence "
+            f"(packing {self._config.packing!r}, context {self._config.context}, held_out {self._config.held_out}); "
+            "give more text or change these"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands: small, at most one incomplete sequence of tokens."""
+        return {"documents": self._documents.count, "epoch": self._epoch, "given": self._given, **self._start}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the batch after `state`; raises UserError if the text is not the one it was taken from."""
+        if state["documents"] != self._documents.count:
+            raise UserError(
+                f"data.text: there are {self._documents.count} documents, but the checkpoint was written with "
+                f"{state['documents']}; resume with the same text"
+            )
+        self._begin_epoch(state["epoch"])
+        self._walk.load_state_dict(state["walk"])
+        self._packer.load_state_dict(state["packer"])
+        self._made = state["made"]
+        self._mark_chunk()
+        if state["given"]:
+            self._read_chunk()
+            self._given = state["given"]

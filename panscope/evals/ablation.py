@@ -1,0 +1,59 @@
+"""What a site is worth to the model: its loss with the site's rows set to 0, and set to their mean.
+
+Both belong to the site, not to a coder, so each is run once a batch however many coders predict that site.
+
+Shape letters: B content tokens of a batch, D width of a site, P predicted tokens.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from panscope.evals.finite import require_finite
+from panscope.evals.passes import CleanPass, LanguageModel, content_rows
+from panscope.types import Site, TokenBatch, UserError
+
+
+def site_means(lm: LanguageModel, batches: Iterable[TokenBatch], sites: dict[Site, str]) -> dict[Site, Tensor]:
+    """[D] float64 a site: the mean of its rows over all content tokens, summed in float64.
+
+    `sites` has the name of a coder at each site, for the message. Raises NonFiniteError on NaN or infinity, UserError
+    where there is no content token.
+    """
+    sums: dict[Site, Tensor] = {}
+    rows = 0
+    for batch in batches:
+        for site, y in content_rows(lm, batch, list(sites)).items():
+            require_finite(y, not_finite(site, sites[site]))
+            total = y.sum(dim=0, dtype=torch.float64)
+            sums[site] = sums[site] + total if site in sums else total
+        rows += int(batch.content.sum())
+    if rows == 0:
+        raise UserError("the evaluation text has 0 content tokens, expected at least 1: give text that is not empty")
+    return {site: total / rows for site, total in sums.items()}
+
+
+def not_finite(site: Site, coder: str) -> str:
+    """The sentence for activations that are not numbers."""
+    return (
+        f"the language model's activations at {site}, needed by coder {coder!r}, hold NaN or infinity: "
+        "check the model's weights, or load it in a wider dtype such as float32"
+    )
+
+
+class Ablations:
+    """The two ablated losses of each site over one batch, run when first asked for."""
+
+    def __init__(self, clean: CleanPass, means: dict[Site, Tensor]) -> None:
+        self._clean = clean
+        self._means = means
+        self._losses: dict[Site, tuple[Tensor, Tensor]] = {}
+
+    def losses(self, site: Site) -> tuple[Tensor, Tensor]:
+        """[P] with zeros and [P] with the mean at the content tokens of `site`."""
+        if site not in self._losses:
+            mean = self._means[site]
+            zeroed = self._clean.replaced(site, torch.zeros_like(mean))
+            self._losses[site] = zeroed.ce, self._clean.replaced(site, mean).ce
+        return self._losses[site]

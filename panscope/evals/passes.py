@@ -1,0 +1,85 @@
+"""Forward passes over one token batch: the clean one, and others with the content rows of one site replaced.
+
+Special tokens and padding always keep the model's own activations, so a coder is judged only where it was trained.
+
+Shape letters: N sequences, T tokens a sequence, V vocabulary, B content tokens of the batch, D width of a site.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from panscope.evals.predictions import Predictions, Score
+from panscope.types import Site, TokenBatch
+
+
+class Reading(Protocol):
+    """What a forward pass gives back."""
+
+    @property
+    def activations(self) -> Mapping[Site, Tensor]:
+        """[N, T, D] a site that was asked for."""
+        ...
+
+    @property
+    def logits(self) -> Tensor | None:
+        """[N, T, V] where they were asked for."""
+        ...
+
+
+class LanguageModel(Protocol):
+    """What evaluation asks of a language model: to be read and spliced, without gradients."""
+
+    def run(
+        self,
+        token_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        read: list[Site],
+        splice: dict[Site, Callable[[Tensor], Tensor]],
+        logits: bool,
+    ) -> Reading:
+        """One forward pass over token ids [N, T]; each function of `splice` maps its site's [N, T, D] to a new one."""
+        ...
+
+
+def content_rows(lm: LanguageModel, batch: TokenBatch, sites: list[Site]) -> dict[Site, Tensor]:
+    """[B, D] a site: its activations at content tokens, with no prediction made."""
+    reading = lm.run(batch.token_ids, batch.attention_mask, read=sites, splice={}, logits=False)
+    return {site: _content_of(reading.activations[site], batch) for site in sites}
+
+
+class CleanPass:
+    """One batch read by the untouched model: rows of every site asked for, and what the model predicts."""
+
+    def __init__(self, lm: LanguageModel, batch: TokenBatch, sites: list[Site]) -> None:
+        reading = lm.run(batch.token_ids, batch.attention_mask, read=sites, splice={}, logits=True)
+        assert reading.logits is not None
+        self._lm = lm
+        self._batch = batch
+        self.rows = {site: _content_of(reading.activations[site], batch) for site in sites}
+        self._predictions = Predictions(batch, reading.logits)
+
+    @property
+    def ce(self) -> Tensor:
+        """[P] float64, the untouched model's loss at each predicted token."""
+        return self._predictions.ce_clean
+
+    def replaced(self, site: Site, rows: Tensor) -> Score:
+        """Run again with `rows` ([B, D], or [D] for every row alike) at the content tokens of `site`."""
+
+        def splice(activations: Tensor) -> Tensor:
+            spliced = activations.clone()
+            spliced[self._batch.content.to(activations.device)] = rows.to(activations)
+            return spliced
+
+        ids, mask = self._batch.token_ids, self._batch.attention_mask
+        reading = self._lm.run(ids, mask, read=[], splice={site: splice}, logits=True)
+        assert reading.logits is not None
+        return self._predictions.score(reading.logits)
+
+
+def _content_of(activations: Tensor, batch: TokenBatch) -> Tensor:
+    """[N, T, D] -> [B, D]."""
+    return activations[batch.content.to(activations.device)]

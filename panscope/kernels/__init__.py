@@ -1,0 +1,1 @@
+"""How the mathematics is computed: the plain reference, and later its fast twins."""

@@ -1,0 +1,91 @@
+"""Every operation of a coder in plain torch: the definition of correct.
+
+Short, dense, differentiated by autograd. Any faster path is tested against this page, values and gradients.
+
+Shape letters: B rows, D input width, E output width, F latents, K codes a row.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def preactivations(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
+    """W_enc x + b_enc: x [B, D], W_enc [F, D], b_enc [F] -> [B, F]."""
+    return torch.addmm(b_enc, x, W_enc.T)
+
+
+def decode(codes: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
+    """W_dec^T f + b_dec: codes [B, F], W_dec [F, E], b_dec [E] -> [B, E]."""
+    return torch.addmm(b_dec, codes, W_dec)
+
+
+def topk(pre: Tensor, k: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The K largest of ReLU(pre), or of ReLU(pre) * weights, of every row: ReLU(pre) there and the indices, [B, K].
+
+    `weights` [F] are the decoder norms of Llama Scope's Eq. 5; they choose, they do not scale. Rows with fewer than K
+    positive pre-activations carry zeros.
+    """
+    positive = torch.relu(pre)
+    scores = positive if weights is None else positive * weights
+    indices = scores.topk(k, dim=1, sorted=False).indices
+    return positive.gather(1, indices), indices
+
+
+def jumprelu(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """pre * H(pre - threshold) with a strict H (Gemma Scope Eq. 3): [B, F], threshold [F] -> [B, F].
+
+    The gradient for `threshold` is the straight-through estimate of Rajamanoharan et al. 2024b: -threshold / bandwidth
+    where |pre - threshold| < bandwidth / 2, else 0.
+    """
+    return _JumpReLU.apply(pre, threshold, bandwidth)
+
+
+def step(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """H(pre - threshold): [B, F]; summed over F it is the L0 of the JumpReLU code.
+
+    Its gradient for `threshold` is -1 / bandwidth inside the same window; there is none for `pre`, as in the paper.
+    """
+    return _Step.apply(pre, threshold, bandwidth)
+
+
+def _window(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """[B, F] bool: the rectangle kernel, |pre - threshold| < bandwidth / 2."""
+    return (pre - threshold).abs() < bandwidth / 2
+
+
+class _JumpReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        pre, threshold, bandwidth = inputs
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        return pre * (pre > threshold)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (gradient,) = gradients
+        pre, threshold = ctx.saved_tensors
+        inside = _window(pre, threshold, ctx.bandwidth)
+        for_threshold = (gradient * inside).sum(dim=0) * (-threshold / ctx.bandwidth)
+        return gradient * (pre > threshold), for_threshold, None
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        pre, threshold, bandwidth = inputs
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        return (pre > threshold).to(pre.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (gradient,) = gradients
+        pre, threshold = ctx.saved_tensors
+        inside = _window(pre, threshold, ctx.bandwidth)
+        return None, (gradient * inside).sum(dim=0) * (-1 / ctx.bandwidth), None

@@ -1,0 +1,1 @@
+"""Language models: loading them, and reading and replacing their activations at named sites."""

@@ -1,0 +1,99 @@
+"""Where each family of Hugging Face language models keeps its parts: module paths as data, one row a family.
+
+A path starts at the block, except `blocks`, which starts at the whole model. To support another family, add a row;
+nothing else in the package knows a module's name. The names were read in transformers' `modeling_<family>.py`.
+"""
+
+from dataclasses import dataclass
+
+from panscope.types import UserError
+
+
+@dataclass(frozen=True)
+class Family:
+    """The module paths of one family; in `eval` mode no dropout stands between these modules and the residual."""
+
+    name: str
+    model_types: tuple[str, ...]
+    """What `model_type` of the model's config.json may be."""
+    blocks: str
+    """The list of blocks, from the whole model."""
+    w_o: str
+    """The attention's output projection W_O: its input is the heads' outputs, concatenated."""
+    attn_end: str
+    """The module whose output is what attention adds to the residual: W_O, or the post-norm where there is one."""
+    mlp: str
+    mlp_end: str
+    """The module whose output is what the MLP adds to the residual: the MLP, or the post-norm where there is one."""
+    mlp_norm: str
+    """The norm whose output is the MLP's input."""
+    gain_offset: float = 0.0
+    """The norm's gain is `gain_offset + weight`."""
+    attention: tuple[str, ...] = ("sdpa", "eager", "flash_attention_2")
+    """The implementations of attention that compute this family rightly."""
+
+
+def _gemma(name: str, model_type: str, blocks: str, attention: tuple[str, ...]) -> Family:
+    """Gemma 2 and 3: a norm before and a norm after each half of the block, gains stored minus one."""
+    return Family(
+        name,
+        (model_type,),
+        blocks,
+        w_o="self_attn.o_proj",
+        attn_end="post_attention_layernorm",
+        mlp="mlp",
+        mlp_end="post_feedforward_layernorm",
+        mlp_norm="pre_feedforward_layernorm",
+        gain_offset=1.0,
+        attention=attention,
+    )
+
+
+_EVERY_ATTENTION = ("sdpa", "eager", "flash_attention_2")
+_SOFTCAPPED = ("eager", "flash_attention_2")
+"""Gemma 2 squashes its attention scores with a tanh, which torch's sdpa cannot."""
+
+FAMILIES = (
+    Family(
+        "GPT-2",
+        ("gpt2",),
+        "transformer.h",
+        w_o="attn.c_proj",
+        attn_end="attn.c_proj",
+        mlp="mlp",
+        mlp_end="mlp",
+        mlp_norm="ln_2",
+    ),
+    Family(
+        "GPT-NeoX",
+        ("gpt_neox",),
+        "gpt_neox.layers",
+        w_o="attention.dense",
+        attn_end="attention.dense",
+        mlp="mlp",
+        mlp_end="mlp",
+        mlp_norm="post_attention_layernorm",
+    ),
+    Family(
+        "Llama",
+        ("llama", "mistral", "qwen2", "qwen3", "smollm3"),
+        "model.layers",
+        w_o="self_attn.o_proj",
+        attn_end="self_attn.o_proj",
+        mlp="mlp",
+        mlp_end="mlp",
+        mlp_norm="post_attention_layernorm",
+    ),
+    _gemma("Gemma 2", "gemma2", "model.layers", _SOFTCAPPED),
+    _gemma("Gemma 3", "gemma3_text", "model.layers", _EVERY_ATTENTION),
+    _gemma("Gemma 3 with images", "gemma3", "model.language_model.layers", _EVERY_ATTENTION),
+)
+
+
+def family_of(model_type: str) -> Family:
+    """The family of a model whose config says `model_type`; raises UserError naming the supported ones."""
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.model_types)
+    raise UserError(f"model type {model_type!r} is not supported: use a model of one of the types {known}")

@@ -1,0 +1,75 @@
+"""The only file that registers hooks: it lends a function the tensors at some modules' ends during one forward pass.
+
+A pass may be cut short: whoever has seen enough raises `PassDone` from its tap, and `run_with` returns None. That is
+safe because transformers restores what a forward call changes in `finally` blocks, and the hooks leave the same way.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from panscope.lms.sites import End
+
+Result = TypeVar("Result")
+
+
+class PassDone(Exception):
+    """Raised by a tap that needs nothing more of this pass."""
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One end of one module, and what to do there."""
+
+    module: nn.Module
+    end: End
+    visit: Callable[[Tensor, Tensor], Tensor]
+    """Called with the module's input and the tensor at `end`; what it returns takes that tensor's place."""
+
+
+def run_with(taps: Sequence[Tap], forward: Callable[[], Result]) -> Result | None:
+    """What `forward()` returns with the taps in place, or None if a tap ended the pass; no tap outlives it."""
+    try:
+        with _attached(taps):
+            return forward()
+    except PassDone:
+        return None
+
+
+@contextmanager
+def _attached(taps: Sequence[Tap]) -> Iterator[None]:
+    handles: list[RemovableHandle] = []
+    try:
+        handles.extend(map(_attach, taps))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _attach(tap: Tap) -> RemovableHandle:
+    if tap.end == "input":
+        return tap.module.register_forward_pre_hook(_input_hook(tap))
+    return tap.module.register_forward_hook(_output_hook(tap))
+
+
+def _input_hook(tap: Tap) -> Callable[..., Any]:
+    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (tap.visit(inputs[0], inputs[0]), *inputs[1:])
+
+    return hook
+
+
+def _output_hook(tap: Tap) -> Callable[..., Any]:
+    """A module may return its tensor alone or first in a tuple, which differs between versions of transformers."""
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (tap.visit(inputs[0], output[0]), *output[1:])
+        return tap.visit(inputs[0], output)
+
+    return hook

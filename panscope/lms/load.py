@@ -1,0 +1,152 @@
+"""Loading a language model: the built-in one, one in a local folder, or one of the Hugging Face hub.
+
+A local folder is read without any network call. transformers is used through its lazy attributes, so that importing
+this file does not import the code of every model.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from panscope import demo
+from panscope.config import Config
+from panscope.lms.families import family_of
+from panscope.lms.model import LanguageModel
+from panscope.types import UserError
+
+_BUILT_IN = "panscope://"
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+
+
+class LanguageModelConfig(Config):
+    """The language model to read: the `[model]` table of a suite."""
+
+    path: str = "panscope://demo"
+    """The built-in model (`panscope://demo`), a local folder, or a Hugging Face hub id; a folder wins over a hub id."""
+    revision: str | None = None
+    """The branch, tag or commit of a hub id."""
+    device: str = "auto"
+    """Where to run it, as torch names devices; `auto` is `cuda` if there is one, else `cpu`."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The type its parameters and activations have."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """How attention is computed; Gemma 2 needs `eager` or `flash_attention_2`."""
+
+
+def load(config: LanguageModelConfig) -> LanguageModel:
+    """The language model, in `eval` mode and without gradients.
+
+    Raises UserError if there is no such model, if its family or its attention is not supported, if it lacks weights,
+    or if the device does not exist.
+    """
+    device = _device(config.device)
+    source, local = _source(config)
+    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    if not local:
+        options["revision"] = config.revision
+    with _as_user_error(config):
+        model_config = transformers.AutoConfig.from_pretrained(source, **options)
+    _check_attention(config, model_config.model_type)
+    with _as_user_error(config), _quiet(local):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+        options |= {"config": model_config, "output_loading_info": True}
+        options |= {"dtype": getattr(torch, config.dtype), "attn_implementation": config.attention}
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(source, **options)
+    model, report = loaded
+    _check_complete(config, report)
+    return LanguageModel(model.to(device), tokenizer)
+
+
+def _device(name: str) -> torch.device:
+    """The torch device; raises UserError if it is misspelt or this machine has none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device {name!r} cannot be used on this machine: set it to auto, cpu or a device that is here"
+        ) from error
+
+
+def _source(config: LanguageModelConfig) -> tuple[str, bool]:
+    """The folder or hub id to load from, and whether it is a folder."""
+    if config.path.startswith(_BUILT_IN):
+        if config.path != f"{_BUILT_IN}demo":
+            raise UserError(f"path {config.path!r} is no built-in model: the only one is panscope://demo")
+        return _folder(config, demo.MODEL)
+    folder = Path(config.path).expanduser()
+    if folder.is_dir():
+        return _folder(config, folder)
+    if folder.exists() or not _HUB_ID.fullmatch(config.path):
+        raise UserError(
+            f"path {config.path!r} is not a folder that exists: give a folder with a Hugging Face model or a hub id"
+        )
+    return config.path, False
+
+
+def _folder(config: LanguageModelConfig, folder: Path) -> tuple[str, bool]:
+    if config.revision is not None:
+        raise UserError(f"revision {config.revision!r} is set, but {config.path!r} is a folder: leave revision out")
+    return str(folder), True
+
+
+def _check_attention(config: LanguageModelConfig, model_type: str) -> None:
+    family = family_of(model_type)
+    if config.attention not in family.attention:
+        choices = " or ".join(family.attention)
+        raise UserError(f"attention {config.attention!r} does not compute {family.name} rightly: set it to {choices}")
+    if config.attention == "flash_attention_2" and config.dtype == "float32":
+        raise UserError(f"attention {config.attention!r} cannot use dtype 'float32': set dtype to bfloat16 or float16")
+
+
+def _check_complete(config: LanguageModelConfig, report: dict[str, Any]) -> None:
+    """Refuse a model with missing weights: transformers would fill them with random numbers."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"path {config.path!r} holds a model without the weights {missing[0]!r} ({len(missing)} missing): "
+            "give a complete model"
+        )
+
+
+@contextmanager
+def _as_user_error(config: LanguageModelConfig) -> Iterator[None]:
+    """Turn what transformers says of a missing, unreadable or unreachable model into one sentence."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(
+            f"attention {config.attention!r} or path {config.path!r} needs a package that is missing here: "
+            f"install it, or choose another attention or model (transformers: {_first_line(error)})"
+        ) from error
+    except (OSError, ValueError, SafetensorError) as error:
+        revision = "" if config.revision is None else f" at revision {config.revision!r}"
+        raise UserError(
+            f"path {config.path!r}{revision} cannot be loaded: give a folder with a Hugging Face model, or a hub id "
+            f"that can be reached (transformers: {_first_line(error)})"
+        ) from error
+
+
+@contextmanager
+def _quiet(local: bool) -> Iterator[None]:
+    """No progress bar while a local folder is read; downloads show theirs, on the error output."""
+    logging = transformers.utils.logging
+    hide = local and logging.is_progress_bar_enabled()
+    if hide:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")

@@ -1,0 +1,112 @@
+"""A run from end to end: plan -> train -> save -> evaluate, each stage safe to repeat after a crash."""
+
+from pathlib import Path
+from typing import Any
+
+from panscope.coders import store
+from panscope.config import read_toml, write_toml
+from panscope.data.documents import DataConfig, open_documents
+from panscope.data.source import Part
+from panscope.data.tokens import TokenStream
+from panscope.evals.run import evaluate
+from panscope.evals.table import write_results
+from panscope.lms.load import load
+from panscope.lms.model import LanguageModel
+from panscope.records import RunFolder, write_json, write_text
+from panscope.suite.plan import SuiteConfig, plan
+from panscope.suite.reporter import Reporter
+from panscope.suite.signals import StopRequest
+from panscope.suite.training import prepare, save_coders, train_suite
+from panscope.types import UserError
+
+Results = dict[str, dict[str, Any]]
+
+
+def start(suite: SuiteConfig, out: Path, reporter: Reporter) -> Results | None:
+    """Train, save and evaluate a suite in the new folder `out`; None if it was asked to stop (then it can resume)."""
+    lm = load(suite.model)
+    planned = plan(suite, lm)
+    open_documents(planned.suite.data)
+    run = RunFolder.create(out)
+    write_text(run.suite_file, write_toml(planned.suite.model_dump(mode="json")))
+    return _go_on(run, planned.suite, lm, reporter)
+
+
+def resume(run: RunFolder, reporter: Reporter) -> Results | None:
+    """Go on with a run from its newest checkpoint, bit for bit as if it had never stopped."""
+    suite = read_suite(run.suite_file)
+    return _go_on(run, suite, load(suite.model), reporter)
+
+
+def read_suite(path: Path) -> SuiteConfig:
+    """A suite file, checked."""
+    return SuiteConfig.read(read_toml(path), str(path))
+
+
+def _go_on(run: RunFolder, suite: SuiteConfig, lm: LanguageModel, reporter: Reporter) -> Results | None:
+    planned = plan(suite, lm)
+    reporter.planned(planned)
+    with StopRequest() as stop:
+        run.write_status("training", steps=planned.steps)
+        state = prepare(planned, lm, run, reporter)
+        if not train_suite(planned, state, run, reporter, stop):
+            run.write_status("stopped", steps=planned.steps)
+            return None
+    epochs = 1 + state.tokens.epoch
+    if epochs > 1:
+        reporter.say(f"the text was gone through {epochs} times; more text would be better than more passes")
+    run.write_status("saving")
+    save_coders(planned, state, run)
+    run.write_status("evaluating")
+    results = evaluate_run(run, planned.suite, lm, reporter)
+    run.write_status("done")
+    return results
+
+
+def evaluate_run(
+    run: RunFolder, suite: SuiteConfig, lm: LanguageModel, reporter: Reporter, data: DataConfig | None = None
+) -> Results:
+    """Measure every coder of a run and write `eval.json` beside each and `results.parquet`.
+
+    On the held-out share of the suite's text, up to `eval.tokens` tokens; or, with `data`, on all of that text.
+    """
+    names = run.coder_names()
+    if not names:
+        raise UserError(f"the run {str(run.path)!r} has no finished coder yet: go on with `panscope train --resume`")
+    coders = {name: store.load(run.coder(name)) for name in names}
+    for wired in coders.values():
+        wired.coder.to(lm.device)
+    part: Part = "held_out" if data is None else "all"
+    chosen = suite.data if data is None else data
+    tokens = suite.eval.tokens if data is None else None
+    documents = open_documents(chosen)
+
+    def open_tokens() -> TokenStream:
+        return TokenStream(documents, lm.tokenizer, chosen, part=part, seed=suite.seed, epochs=1)
+
+    try:
+        results = evaluate(
+            lm, open_tokens, coders, tokens=tokens, progress=lambda done: reporter.evaluating(done, tokens)
+        )
+    finally:
+        reporter.finished()
+    text = {"text": list(chosen.text), "part": part, "packing": chosen.packing, "context": chosen.context}
+    for name, result in results.items():
+        write_json(run.coder(name) / "eval.json", result | {"evaluated_on": text})
+    facts = {name: _facts(wired) for name, wired in coders.items()}
+    write_results(run.results, results, facts)
+    return results
+
+
+def _facts(wired: Any) -> dict[str, Any]:
+    """The columns of results.parquet that say which coder a row is about."""
+    wiring, config = wired.wiring, wired.coder.config
+    return {
+        "wiring": wiring.wiring,
+        "layer": wiring.predicts.layer,
+        "reads": str(wiring.reads),
+        "predicts": str(wiring.predicts),
+        "architecture": config.architecture,
+        "width": config.width,
+        "sparsity": config.sparsity,
+    }

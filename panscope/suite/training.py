@@ -1,0 +1,193 @@
+"""The training stage of a run: language model -> activations -> trainees -> finished coders on disk."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from panscope import coders
+from panscope.activations.live import LiveActivations
+from panscope.activations.norms import SiteNorms, measure_norms
+from panscope.activations.shuffle import SHUFFLES, BucketShuffle, PoolShuffle
+from panscope.coders import normaliser, store
+from panscope.coders.base import Coder
+from panscope.coders.normaliser import Normaliser
+from panscope.coders.topk import TopKConfig
+from panscope.coders.wiring import WiredCoder
+from panscope.data.documents import open_documents
+from panscope.data.tokens import TokenStream
+from panscope.lms.model import LanguageModel
+from panscope.records import JsonLines, RunFolder
+from panscope.suite.plan import Plan, PlannedCoder
+from panscope.suite.reporter import Reporter
+from panscope.suite.signals import StopRequest
+from panscope.train.checkpoint import Checkpoints
+from panscope.train.loop import train
+from panscope.train.trainee import Trainee
+from panscope.transforms.fold_norm import fold_norm
+from panscope.transforms.to_jumprelu import MeanL0Threshold, with_threshold
+from panscope.transforms.unit_decoder import unit_decoder
+from panscope.types import NonFiniteError, Site
+
+CALIBRATION_ROWS = 32_768
+"""Rows on which a TopK coder's JumpReLU threshold is found (Llama Scope's released code)."""
+
+
+@dataclass
+class TrainingState:
+    """Everything that changes while a suite trains."""
+
+    trainees: list[Trainee]
+    tokens: TokenStream
+    source: BucketShuffle | PoolShuffle
+    step: int
+
+
+def prepare(plan: Plan, lm: LanguageModel, run: RunFolder, reporter: Reporter) -> TrainingState:
+    """Fresh trainees, or those of the newest checkpoint."""
+    checkpoints = Checkpoints(run.checkpoints)
+    tokens = _tokens(plan, lm)
+    source = _source(plan, lm, tokens)
+    done = checkpoints.steps()
+    if not done:
+        reporter.say("measuring the size of the activations")
+        first_rows = LiveActivations(lm, _tokens(plan, lm), plan.sites())
+        norms = measure_norms(first_rows, plan.suite.activations.norm_rows)
+        trainees = [_trainee(coder, plan, lm, _normaliser(coder, norms)) for coder in plan.coders]
+        JsonLines(run.train_log).truncate(0)
+        return TrainingState(trainees, tokens, source, 0)
+    parts = checkpoints.load(done[-1])
+    unset = Normaliser(kind="none", scale_in=1, scale_out=1)
+    trainees = [_trainee(coder, plan, lm, unset) for coder in plan.coders]
+    for trainee in trainees:
+        trainee.load_state_dict(parts[trainee.name])
+    source.load_state_dict(parts["source"])
+    JsonLines(run.train_log).truncate(parts["run"]["log_bytes"])
+    reporter.say(f"going on from the checkpoint of step {done[-1]}")
+    return TrainingState(trainees, tokens, source, done[-1])
+
+
+def train_suite(plan: Plan, state: TrainingState, run: RunFolder, reporter: Reporter, stop: StopRequest) -> bool:
+    """Train to the end; True when all steps are done, False when `stop` asked to leave earlier (all is saved)."""
+    reporter.training(state.step, plan.steps, plan.batch)
+    try:
+        return train(
+            state.trainees,
+            state.source,
+            _Observer(state, run, reporter, stop),
+            start=state.step,
+            steps=plan.steps,
+            log_every=plan.log_every,
+            checkpoint_every=plan.checkpoint_every,
+        )
+    finally:
+        reporter.finished()
+
+
+class _Observer:
+    """Joins the loop to the run folder, the reporter and the signals."""
+
+    def __init__(self, state: TrainingState, run: RunFolder, reporter: Reporter, stop: StopRequest) -> None:
+        self._state = state
+        self._log = JsonLines(run.train_log)
+        self._checkpoints = Checkpoints(run.checkpoints)
+        self._reporter = reporter
+        self._stop = stop
+
+    def stepped(self, step: int) -> None:
+        self._reporter.stepped(step)
+
+    def logged(self, records: list[dict[str, Any]]) -> None:
+        self._log.append(records)
+        self._reporter.logged(records)
+
+    def checkpoint(self, step: int) -> None:
+        for trainee in self._state.trainees:
+            if not trainee.is_finite():
+                raise NonFiniteError(
+                    f"coder {trainee.name}: its weights are not finite after step {step}, and were not saved; "
+                    "the checkpoint before is untouched: lower learning_rate and start again"
+                )
+        parts = {trainee.name: trainee.state_dict() for trainee in self._state.trainees}
+        parts["source"] = self._state.source.state_dict()
+        parts["run"] = {"log_bytes": self._log.size()}
+        self._checkpoints.save(step, parts)
+
+    def wants_stop(self) -> bool:
+        return bool(self._stop)
+
+
+def save_coders(plan: Plan, state: TrainingState, run: RunFolder) -> None:
+    """Fold, convert and write every coder: what is saved works on raw activations."""
+    folded = {trainee.name: _fold(trainee) for trainee in state.trainees}
+    thresholds = _thresholds(plan, state, folded)
+    for planned, trainee in zip(plan.coders, state.trainees, strict=True):
+        coder = folded[planned.name]
+        if planned.name in thresholds:
+            coder = with_threshold(coder, thresholds[planned.name].value())
+        provenance = {
+            "name": planned.name,
+            "normaliser": trainee.normaliser.model_dump(),
+            "model": plan.suite.model.model_dump(exclude={"device"}),
+            "tokens": plan.steps * plan.batch,
+            "schedule": planned.training.model_dump(mode="json"),
+        }
+        store.save(run.coder(planned.name), WiredCoder(planned.wiring, coder), trainee.coder, provenance)
+
+
+def _fold(trainee: Trainee) -> Coder:
+    coder = fold_norm(trainee.coder, trainee.normaliser)
+    ranks_by_value = isinstance(coder.config, TopKConfig) and coder.config.selection == "value"
+    if ranks_by_value and coder.config.decoder_norm == "free":
+        return coder
+    return unit_decoder(coder)
+
+
+@torch.no_grad()
+def _thresholds(plan: Plan, state: TrainingState, folded: dict[str, Coder]) -> dict[str, MeanL0Threshold]:
+    """JumpReLU thresholds of the TopK coders to convert, from the rows that training would have seen next."""
+    converting = [c for c in plan.coders if c.convert_to == "jumprelu" and isinstance(c.coder, TopKConfig)]
+    if not converting:
+        return {}
+    batches = -(-CALIBRATION_ROWS // plan.batch)
+    found = {c.name: MeanL0Threshold(int(c.coder.sparsity), batches * plan.batch) for c in converting}
+    for _ in range(batches):
+        batch = next(state.source)
+        for planned in converting:
+            x, _ = planned.wiring.rows(batch)
+            found[planned.name].update(folded[planned.name].preactivations(x.float()))
+    return found
+
+
+def _tokens(plan: Plan, lm: LanguageModel) -> TokenStream:
+    data, seed = plan.suite.data, plan.suite.seed
+    return TokenStream(open_documents(data), lm.tokenizer, data, part="training", seed=seed, epochs=None)
+
+
+def _source(plan: Plan, lm: LanguageModel, tokens: TokenStream) -> BucketShuffle | PoolShuffle:
+    rows = LiveActivations(lm, tokens, plan.sites())
+    shuffle = SHUFFLES[plan.suite.activations.shuffle]
+    return shuffle(rows, rows=plan.buffer_rows, batch=plan.batch, seed=plan.suite.seed)
+
+
+def _normaliser(planned: PlannedCoder, norms: dict[Site, SiteNorms]) -> Normaliser:
+    kind = planned.training.normaliser
+
+    def scale(site: Site, d: int) -> float:
+        seen = norms[site]
+        return normaliser.scale_for(kind, site, d=d, mean_norm=seen.mean_norm, mean_squared_norm=seen.mean_squared_norm)
+
+    wiring = planned.wiring
+    return Normaliser(
+        kind=kind,
+        scale_in=scale(wiring.reads, planned.coder.d_in),
+        scale_out=scale(wiring.predicts, planned.coder.d_out),
+    )
+
+
+def _trainee(planned: PlannedCoder, plan: Plan, lm: LanguageModel, scales: Normaliser) -> Trainee:
+    digest = hashlib.sha256(f"{plan.suite.seed}/{planned.name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    coder = coders.build(planned.coder).initialise(generator).to(lm.device)
+    return Trainee(planned.name, coder, planned.wiring, scales, planned.training, steps=plan.steps)

@@ -1,0 +1,1 @@
+"""Training: one batch of activations, many coders."""

@@ -1,0 +1,113 @@
+"""Checkpoints: everything needed to go on bit for bit, complete or not there at all.
+
+A checkpoint is a folder `step_00001000` that appears under its name only when all of it is on disk. Inside: one
+safetensors file and one JSON file a part (a trainee, the source of activations), and `manifest.json` with a checksum
+of each. The newest two are kept, so that the last complete one is never touched while the next is written.
+"""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from panscope import records
+from panscope.types import UserError
+
+_KEPT = 2
+_TENSOR = "tensor:"
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def steps(self) -> list[int]:
+        """The steps of which there is a checkpoint, in order."""
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        matches = [re.fullmatch(r"step_(\d+)", name) for name in names]
+        return sorted(int(match[1]) for match in matches if match)
+
+    def save(self, step: int, parts: dict[str, dict[str, Any]]) -> None:
+        """Write a checkpoint of `parts` (nested dicts of JSON values and tensors), then drop all but the newest two."""
+        if step in self.steps():
+            return
+        with records.replacing_folder(self._path(step)) as folder:
+            checksums = {}
+            for number, (name, state) in enumerate(parts.items()):
+                tensors: dict[str, Tensor] = {}
+                values = _split(state, "", tensors)
+                records.write_tensors(folder / f"{number:04d}.safetensors", tensors)
+                records.write_json(folder / f"{number:04d}.json", {"part": name, "state": values})
+            for path in sorted(folder.iterdir()):
+                checksums[path.name] = records.checksum(path)
+            records.write_json(folder / "manifest.json", {"step": step, "checksums": checksums})
+        for old in self.steps()[:-_KEPT]:
+            shutil.rmtree(self._path(old))
+
+    def load(self, step: int) -> dict[str, dict[str, Any]]:
+        """The parts of the checkpoint of `step`; raises UserError if any of it is missing or changed."""
+        folder = self._path(step)
+        self._verify(folder)
+        parts = {}
+        for path in sorted(folder.glob("*.json")):
+            if path.name != "manifest.json":
+                record = records.read_json(path)
+                tensors = records.read_tensors(path.with_suffix(".safetensors"))
+                parts[record["part"]] = _join(record["state"], tensors)
+        return parts
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}"
+
+    def _verify(self, folder: Path) -> None:
+        problem = _first_problem(folder)
+        if problem is None:
+            return
+        others = [step for step in self.steps() if self._path(step) != folder]
+        then = f"the checkpoint of step {others[-1]}" if others else "the beginning"
+        raise UserError(
+            f"the checkpoint {str(folder)!r} is half-written or damaged ({problem}): "
+            f"delete that folder and resume again to go on from {then}"
+        )
+
+
+def _first_problem(folder: Path) -> str | None:
+    try:
+        checksums = records.read_json(folder / "manifest.json")["checksums"]
+    except (UserError, KeyError):
+        return "manifest.json is missing or unreadable"
+    for name, expected in checksums.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if records.checksum(path) != expected:
+            return f"{name} does not match its checksum"
+    return None
+
+
+def _split(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    """Move every tensor of a nested value into `tensors`, leaving its name behind."""
+    if isinstance(value, Tensor):
+        tensors[place] = value
+        return _TENSOR + place
+    if isinstance(value, dict):
+        assert all(isinstance(key, str) for key in value)
+        return {key: _split(item, f"{place}/{key}", tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_split(item, f"{place}/{number}", tensors) for number, item in enumerate(value)]
+    return value
+
+
+def _join(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Undo `_split`."""
+    if isinstance(value, str) and value.startswith(_TENSOR):
+        return tensors[value.removeprefix(_TENSOR)]
+    if isinstance(value, dict):
+        return {key: _join(item, tensors) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_join(item, tensors) for item in value]
+    return value

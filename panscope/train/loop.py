@@ -1,0 +1,79 @@
+"""The training loop: one batch of activations, many coders, until the tokens are used up.
+
+It knows nothing of language models, files or terminals: batches come from an iterator, and what should happen beside
+learning (log lines, checkpoints, a progress bar, a request to stop) comes in as an `Observer`.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from pydantic import Field
+
+from panscope.config import Config
+from panscope.train.trainee import Trainee
+from panscope.types import ActivationBatch
+
+
+class LoopConfig(Config):
+    """The [train] table of a suite: what all its coders share."""
+
+    batch: int | None = Field(default=None, gt=0)
+    """Rows a step; left out, the plan chooses (at most 4,096, and at least 1,000 steps where the tokens allow)."""
+    log_every: int | None = Field(default=None, gt=0)
+    """Steps between two lines of train.jsonl; left out, a fiftieth of the run."""
+    checkpoint_every: int | None = Field(default=None, gt=0)
+    """Steps between two checkpoints; left out, a fifth of the run, at most 5,000."""
+
+
+class Observer(Protocol):
+    """What goes on beside the learning."""
+
+    def stepped(self, step: int) -> None:
+        """`step` steps are done."""
+        ...
+
+    def logged(self, records: list[dict[str, Any]]) -> None:
+        """The figures of every coder since the last time."""
+        ...
+
+    def checkpoint(self, step: int) -> None:
+        """Now is the time to save everything."""
+        ...
+
+    def wants_stop(self) -> bool:
+        """Whether to save and leave after this step."""
+        ...
+
+
+def train(
+    trainees: Sequence[Trainee],
+    batches: Iterator[ActivationBatch],
+    observer: Observer,
+    *,
+    start: int,
+    steps: int,
+    log_every: int,
+    checkpoint_every: int,
+) -> bool:
+    """Do steps `start` .. `steps` - 1; True when all are done, False when the observer asked to stop earlier."""
+    clock, rows = time.monotonic(), 0
+    for step in range(start, steps):
+        batch = next(batches)
+        for trainee in trainees:
+            trainee.step(batch, step)
+
+        rows += len(batch)
+        done = step + 1
+        stop = observer.wants_stop() and done < steps
+        if done % log_every == 0 or done == steps:
+            now = time.monotonic()
+            shared = {"step": done, "rows": done * len(batch), "rows_per_second": rows / (now - clock)}
+            observer.logged([shared | trainee.read(done) for trainee in trainees])
+            clock, rows = now, 0
+        if stop or done % checkpoint_every == 0 or done == steps:
+            observer.checkpoint(done)
+        observer.stepped(done)
+        if stop:
+            return False
+    return True

@@ -1,0 +1,39 @@
+"""Bring every decoder vector to norm 1 and move the old norm into the encoder (Llama Scope section 3.3.4).
+
+W_dec_i' = W_dec_i / n_i, and with the same old n_i: W_enc_i' = n_i W_enc_i, b_enc_i' = n_i b_enc_i, threshold_i' =
+n_i threshold_i. A code then tells how far the latent moves the reconstruction.
+"""
+
+import torch
+
+from panscope import coders
+from panscope.coders.base import Coder
+from panscope.coders.topk import TopKConfig
+from panscope.types import UserError
+
+
+@torch.no_grad()
+def unit_decoder(coder: Coder) -> Coder:
+    """The same coder with unit decoder vectors; a latent whose vector is zero is left as it is.
+
+    A TopK coder that ranks by decoder norm becomes one that ranks by value. Raises UserError for a TopK coder that
+    ranks by value while its norms differ: there the change would choose other latents.
+    """
+    w = {name: tensor.double() for name, tensor in coder.tensors().items()}
+    norms = w["W_dec"].norm(dim=1)
+    changes: dict[str, object] = {"decoder_norm": "unit"}
+    if isinstance(coder.config, TopKConfig):
+        if coder.config.selection == "value" and norms.max() > norms.min() * (1 + 1e-5):
+            raise UserError(
+                "selection is 'value' and decoder norms differ: unit norms would choose other latents; "
+                "train with decoder_norm = 'unit' or selection = 'decoder_norm'"
+            )
+        changes["selection"] = "value"
+    norms = torch.where(norms > 0, norms, 1.0)
+    w["W_dec"] /= norms[:, None]
+    w["W_enc"] *= norms[:, None]
+    for name in ("b_enc", "threshold"):
+        if name in w:
+            w[name] *= norms
+    unit = coders.build(coder.config.replace(**changes))
+    return unit.load_tensors({name: tensor.float() for name, tensor in w.items()})

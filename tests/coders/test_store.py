@@ -1,0 +1,178 @@
+"""Coders on disk: what is read back computes the same, and damage is said in one sentence."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from panscope import coders, records
+from panscope.coders import store
+from panscope.coders.base import Coder
+from panscope.coders.wiring import WiredCoder, Wiring
+from panscope.types import Site, UserError
+
+D, F = 5, 9
+SPARSITY = {"relu": 0.3, "topk": 2, "jumprelu": 0.2}
+SAE = Wiring(wiring="sae", reads=Site(1, "mlp_out"), predicts=Site(1, "mlp_out"))
+TRANSCODER = Wiring(wiring="transcoder", reads=Site(1, "mlp_in"), predicts=Site(1, "mlp_out"))
+
+
+def random_coder(architecture: str, d_out: int = D, **fields: Any) -> Coder:
+    base = {"d_in": D, "d_out": d_out, "width": F, "sparsity": SPARSITY[architecture], "encoder_init": "own"}
+    coder = coders.build(coders.config_type(architecture).read(base | fields, "test"))
+    coder.initialise(torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        coder.b_enc.uniform_(-0.2, 0.2)
+        coder.b_dec.uniform_(-0.2, 0.2)
+    return coder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A saved TopK coder."""
+    coder = random_coder("topk")
+    store.save(tmp_path / "coder", WiredCoder(SAE, coder), coder, {})
+    return tmp_path / "coder"
+
+
+@pytest.mark.parametrize("architecture", coders.ARCHITECTURES)
+@pytest.mark.parametrize("wiring", [SAE, TRANSCODER], ids=["sae", "transcoder"])
+def test_a_coder_read_back_computes_the_same(tmp_path: Path, architecture: str, wiring: Wiring) -> None:
+    coder = random_coder(architecture, d_out=D if wiring is SAE else D + 2)
+    store.save(tmp_path / "coder", WiredCoder(wiring, coder), coder, {"seed": 1})
+    found = store.load(tmp_path / "coder")
+    assert found.wiring == wiring
+    assert found.coder.config == coder.config
+    assert type(found.coder) is type(coder)
+    x = torch.randn(40, D, generator=torch.Generator().manual_seed(4))
+    assert found.encode(x).dense().equal(coder.encode(x).dense())
+    assert found.decode(found.encode(x)).equal(coder.decode(coder.encode(x)))
+
+
+@pytest.mark.parametrize("threshold", [1e-6, 0.001, 0.3, 1.0, 37.0, 1e4])
+def test_saving_twice_stores_the_same_thresholds(tmp_path: Path, threshold: float) -> None:
+    """Thresholds are kept as logarithms, which must not make them drift from copy to copy."""
+    coder = random_coder("jumprelu")
+    around = threshold * (1 + torch.rand(F, generator=torch.Generator().manual_seed(1)))
+    coder.load_tensors(coder.tensors() | {"threshold": around})
+    first = coder.tensors()["threshold"]
+    for _ in range(5):
+        store.save(tmp_path / "coder", WiredCoder(SAE, coder), coder, {})
+        coder = store.load(tmp_path / "coder").coder
+    # One passage may round log theta once: half an ulp of |log theta|, plus an ulp for each of exp and log.
+    ulp = torch.finfo(torch.float32).eps
+    drift = (coder.tensors()["threshold"] / first - 1).abs()
+    assert drift.le(ulp * (first.log().abs() / 2 + 2)).all()
+
+
+def test_the_weights_as_trained_and_the_provenance_are_kept(tmp_path: Path) -> None:
+    trained = random_coder("topk", selection="decoder_norm", decoder_norm="free")
+    finished = random_coder("jumprelu")
+    folder = tmp_path / "coder"
+    store.save(folder, WiredCoder(SAE, finished), trained, {"normaliser": {"kind": "none"}, "tokens": 5})
+    found = records.read_tensors(folder / "training.safetensors")
+    assert found.keys() == trained.tensors().keys()
+    assert all(found[name].equal(tensor) for name, tensor in trained.tensors().items())
+    config = json.loads((folder / "config.json").read_text())
+    assert config["training"]["coder"]["selection"] == "decoder_norm"
+    assert config["wiring"] == {"wiring": "sae", "reads": "L01.mlp_out", "predicts": "L01.mlp_out"}
+    assert (config["normaliser"], config["tokens"]) == ({"kind": "none"}, 5)
+
+
+def test_provenance_cannot_overwrite_what_describes_the_coder(tmp_path: Path) -> None:
+    coder = random_coder("topk")
+    with pytest.raises((ValueError, AssertionError)):
+        store.save(tmp_path / "coder", WiredCoder(SAE, coder), coder, {"coder": "mine"})
+
+
+def test_raw_rows_of_another_precision_are_taken() -> None:
+    wired = WiredCoder(SAE, random_coder("topk"))
+    x = torch.randn(4, D).bfloat16()
+    assert wired.encode(x).values.equal(wired.encode(x.float()).values)
+
+
+@pytest.mark.parametrize("name", ["config.json", "weights.safetensors"])
+def test_a_missing_or_cut_file_is_named(folder: Path, name: str) -> None:
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=rf"{name}.*damaged"):
+        store.load(folder)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=rf"{name}.*missing"):
+        store.load(folder)
+
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(format=99), "format 99, expected 1"),
+        (lambda c: c.pop("format"), "format None"),
+        (lambda c: c.pop("coder"), "coder"),
+        (lambda c: c.pop("wiring"), "wiring"),
+        (lambda c: c["coder"].pop("architecture"), "architecture"),
+        (lambda c: c["coder"].update(architecture="tokp"), r"'tokp' is unknown.*topk"),
+        (lambda c: c["coder"].update(widht=3), r"'widht' is unknown.*'width'"),
+        (lambda c: c["wiring"].update(reads="L01.mlp"), "'mlp' is unknown"),
+        (lambda c: c.update(coder=[]), "coder"),
+    ],
+)
+def test_a_config_that_is_wrong_is_explained(folder: Path, change: Change, message: str) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message) as caught:
+        store.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_that_is_no_table_is_explained(folder: Path) -> None:
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json"):
+        store.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("W_enc", torch.zeros(F, D + 1), r"'W_enc' has shape \(9, 6\), expected \(9, 5\)"),
+        ("W_enc", torch.zeros(F, 1), r"'W_enc' has shape \(9, 1\)"),
+        ("b_dec", torch.zeros(()), r"'b_dec' has shape \(\)"),
+        ("b_enc", None, "'b_enc' has shape None"),
+    ],
+)
+def test_weights_of_another_shape_are_explained(
+    folder: Path, name: str, tensor: torch.Tensor | None, message: str
+) -> None:
+    path = folder / "weights.safetensors"
+    tensors = records.read_tensors(path)
+    del tensors[name]
+    records.write_tensors(path, tensors if tensor is None else tensors | {name: tensor})
+    with pytest.raises(UserError, match=message):
+        store.load(folder)
+
+
+def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
+    path = folder / "weights.safetensors"
+    tensors = records.read_tensors(path)
+    tensors["W_dec"][0, 0] = float("nan")
+    records.write_tensors(path, tensors)
+    with pytest.raises(UserError, match="W_dec"):
+        store.load(folder)
+
+
+def test_a_threshold_below_zero_is_refused(tmp_path: Path) -> None:
+    """Its logarithm is NaN, and the latent would be silent for ever without a word."""
+    coder = random_coder("jumprelu")
+    store.save(tmp_path, WiredCoder(SAE, coder), coder, {})
+    threshold = torch.full((F,), 0.1)
+    threshold[4] = -0.1
+    records.write_tensors(tmp_path / "weights.safetensors", coder.tensors() | {"threshold": threshold})
+    with pytest.raises(UserError, match="threshold"):
+        store.load(tmp_path)
