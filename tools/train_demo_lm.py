@@ -1,11 +1,11 @@
 """Train the small language model that ships in `panscope/demo`, and sample the text file beside it.
 
-Why it exists: every part of Panscope can be tried without a download, on a model whose making is known to the last step.
+Why it exists: every part of Panscope can be tried without a download, on a model whose making is fully known.
 
 The steps, in order; `--stages` runs some of them, each finds what it needs in the work folder:
 1. `corpus`     a small public teacher tells many stories at low temperature; a thousand real stories alone are too few.
 2. `tokenizer`  byte-level BPE on the training stories.
-3. `train`      a Llama of about a million parameters on a mix of real and sampled stories; best held-out checkpoint kept.
+3. `train`      a Llama of a million parameters on real and sampled stories; the best held-out checkpoint is kept.
 4. `publish`    the checkpoint in bf16, measured as it ships, with the recipe and the numbers in `training.json`.
 5. `stories`    the text file, sampled from the published model.
 
@@ -59,7 +59,7 @@ class Recipe:
     """Which steps to run."""
     seed: int = 0
     threads: int = 2
-    teacher_stories: int = 24_000
+    teacher_stories: int = 3_500
     """Stories drawn from the teacher before the word filter."""
     teacher_temperature: float = 0.7
     word_stories: int = 20
@@ -73,17 +73,17 @@ class Recipe:
     heads: int = 8
     kv_heads: int = 4
     context: int = 256
-    steps: int = 4000
+    steps: int = 1300
     batch: int = 32
     """Windows of `context` tokens a step."""
-    real_share: float = 0.15
+    real_share: float = 0.2
     """Part of the windows cut from real stories."""
     aligned_share: float = 0.5
     """Part of the windows that start at a story's first token; the others start anywhere."""
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
-    warmup: int = 200
-    evaluate_every: int = 250
+    warmup: int = 100
+    evaluate_every: int = 100
     story_temperature: float = 0.8
     story_bytes: int = 1_950_000
     """Size at which the text file is full."""
@@ -283,6 +283,7 @@ def train(recipe: Recipe) -> None:
     model = new_model(recipe, tokenizer)
     optimizer = new_optimizer(recipe, model)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(recipe, step))
+    (recipe.work / "train.jsonl").unlink(missing_ok=True)
     best, started = math.inf, time.monotonic()
     for step, tokens_BT in zip(range(1, recipe.steps + 1), batches(recipe, real_stream, sampled_stream), strict=False):
         loss = train_step(model, optimizer, tokens_BT, tokenizer.pad_token_id)
@@ -317,6 +318,7 @@ def publish(recipe: Recipe) -> None:
     tokenizer = AutoTokenizer.from_pretrained(recipe.work / "tokenizer")
     tokenizer.save_pretrained(folder)
     AutoModelForCausalLM.from_pretrained(recipe.work / "best", dtype=torch.bfloat16).save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # written as 0600, which a wheel would keep
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     steps = [json.loads(line) for line in (recipe.work / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     facts = {

@@ -46,7 +46,7 @@ class Train:
     layers: tuple[str, ...] | None = None
     """all, or layer numbers from 0."""
     recipe: str | None = None
-    """gemma_scope, llama_scope or relu_l1: the paper's hyper-parameters."""
+    """gemma_scope, llama_scope, topk or relu_l1: the hyper-parameters of a paper."""
     architecture: str | None = None
     """topk, jumprelu or relu."""
     width: tuple[int, ...] | None = None

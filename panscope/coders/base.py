@@ -95,6 +95,24 @@ class Coder(nn.Module, ABC):
     def objective(self, x: Tensor, y: Tensor, sparsity: float) -> Objective:
         """The training loss on rows x [B, D] and targets y [B, E], at the sparsity now in force."""
 
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Bring the parameters back to where they may be; called after every update."""
+        if self.config.decoder_norm == "unit":
+            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
+
+    @torch.no_grad()
+    def project_gradient(self) -> None:
+        """Before an update: for a unit decoder, take out of W_dec's gradient the part along each vector.
+
+        Gemma Scope section 3.2; Bricken et al. 2023.
+        """
+        if self.config.decoder_norm == "unit":
+            gradient = self.W_dec.grad
+            assert gradient is not None
+            along = (gradient * self.W_dec).sum(dim=1, keepdim=True)
+            gradient.addcmul_(along, self.W_dec, value=-1)
+
     def tensors(self) -> dict[str, Tensor]:
         """The weights as they are stored and published."""
         names = ("W_enc", "b_enc", "W_dec", "b_dec")

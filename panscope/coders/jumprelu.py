@@ -1,13 +1,14 @@
 """JumpReLU coders: a latent is active where its pre-activation exceeds a threshold of its own (Gemma Scope, 2.2).
 
 f = pre * H(pre - theta); loss = |y - y_hat|^2 + lambda * |f|_0. Both parts reach theta through straight-through
-estimators with a rectangle kernel of width `bandwidth` on the pre-activation (Rajamanoharan et al. 2024b). The trained
-parameter is log theta, as in that paper's code, so that theta stays positive.
+estimators with a rectangle kernel of width `bandwidth` on the pre-activation (Rajamanoharan et al. 2024b).
+
+The trained parameter is theta itself, kept above 0. That paper's code trains log theta; Adam then moves theta by a
+share of itself a step, and from 0.001 a run of some thousand steps does not arrive (measured: docs/LOG.md).
 
 Shape letters: B rows, D input width, E output width, F latents.
 """
 
-import math
 from typing import Literal, Self
 
 import torch
@@ -36,12 +37,7 @@ class JumpReLUCoder(Coder):
 
     def __init__(self, config: JumpReLUConfig) -> None:
         super().__init__(config)
-        self.log_threshold = nn.Parameter(torch.full((config.width,), math.log(config.threshold_init)))
-
-    @property
-    def threshold(self) -> Tensor:
-        """[F], above 0."""
-        return self.log_threshold.exp()
+        self.threshold = nn.Parameter(torch.full((config.width,), config.threshold_init))
 
     def encode(self, x: Tensor) -> Latents:
         """[B, D] -> dense codes."""
@@ -62,6 +58,12 @@ class JumpReLUCoder(Coder):
 
     @torch.no_grad()
     def load_tensors(self, tensors: dict[str, Tensor]) -> Self:
-        """Take over stored weights; thresholds must be above 0."""
-        self.log_threshold.copy_(tensors["threshold"].log())
+        """Take over stored weights and thresholds."""
+        self.threshold.copy_(tensors["threshold"])
         return super().load_tensors(tensors)
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Keep thresholds above 0."""
+        super().constrain()
+        self.threshold.clamp_(min=torch.finfo(self.threshold.dtype).tiny)

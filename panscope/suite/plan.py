@@ -27,7 +27,7 @@ from panscope.types import Site, UserError
 
 MAX_CONTEXT = 1024
 BUFFER_BYTES = 1 << 30
-_DEFAULT_RECIPES = {"jumprelu": "gemma_scope", "topk": "llama_scope", "relu": "relu_l1"}
+_DEFAULT_RECIPES = {"jumprelu": "gemma_scope", "topk": "topk", "relu": "relu_l1"}
 _DEFAULT_SITES = {"sae": ["resid_post"], "transcoder": ["mlp_in_no_gain -> mlp_out"]}
 _WHICH = ("wiring", "sites", "layers", "recipe", "width", "expansion", "tag", "convert_to")
 _FROM_THE_MODEL = ("d_in", "d_out")

@@ -14,7 +14,6 @@ from panscope.coders.base import Coder
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import Wiring
 from panscope.train import schedule
-from panscope.train.constraint import project_out_parallel, renormalise
 from panscope.train.meters import DeadClock, Meter
 from panscope.train.schedule import TrainingConfig
 from panscope.types import ActivationBatch, NonFiniteError
@@ -52,15 +51,10 @@ class Trainee:
         self.meter.update(y, objective)
 
     def _update(self, learning_rate: float) -> None:
-        constrained = self.coder.config.decoder_norm == "unit"
-        W_dec = self.coder.W_dec
-        if constrained:
-            assert W_dec.grad is not None
-            project_out_parallel(W_dec.grad, W_dec)
+        self.coder.project_gradient()
         self._adam.param_groups[0]["lr"] = learning_rate
         self._adam.step()
-        if constrained:
-            renormalise(W_dec)
+        self.coder.constrain()
 
     def read(self, step: int) -> dict[str, Any]:
         """The figures to log after `step` steps; raises NonFiniteError if the loss is not a number any more."""

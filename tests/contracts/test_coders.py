@@ -55,7 +55,7 @@ def random_coder(architecture: str, fields: dict[str, Any], seed: int = 0) -> Co
         for parameter in coder.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.6)
         if isinstance(coder, JumpReLUCoder):
-            coder.log_threshold.sub_(1.0)
+            coder.threshold.copy_(coder.threshold.abs() * 0.4 + 0.05)
         if coder.config.decoder_norm == "unit":
             coder.W_dec.div_(coder.W_dec.square().sum(dim=1, keepdim=True).sqrt())
     return coder
@@ -87,7 +87,7 @@ def active_latents(coder: Coder, pre: Tensor, k: int) -> Tensor:
         scores = {f: float(pre[b, f]) for f in range(F)}
         if coder.config.architecture == "topk":
             by_norm = getattr(coder.config, "selection", "") == "decoder_norm"
-            rank = sorted(scores, key=lambda f: scores[f] * (float(norms[f]) if by_norm else 1.0), reverse=True)  # noqa: B023
+            rank = sorted(scores, key=lambda f: scores[f] * (float(norms[f]) if by_norm else 1.0), reverse=True)
             chosen = [f for f in rank[:k] if scores[f] > 0]
         elif coder.config.architecture == "jumprelu":
             chosen = [f for f in scores if scores[f] > float(w["threshold"][f])]
@@ -113,18 +113,18 @@ def oracle_of(coder: Coder, x: Tensor, y: Tensor, sparsity: float) -> Oracle:
     gradients = {name: tensor.grad for name, tensor in w.items() if tensor.grad is not None}
     if isinstance(coder, JumpReLUCoder):
         loss = loss + sparsity * kept.sum() / len(x)
-        gradients["log_threshold"] = log_threshold_gradient(coder, pre.detach(), codes.grad, sparsity)
+        gradients["threshold"] = threshold_gradient(coder, pre.detach(), codes.grad, sparsity)
     return Oracle(loss.detach(), codes.detach(), y_hat.detach(), gradients)
 
 
-def log_threshold_gradient(coder: JumpReLUCoder, pre: Tensor, for_codes: Tensor, price: float) -> Tensor:
-    """The straight-through estimate, by loops; d theta / d log theta = theta."""
-    theta, eps, total = coder.log_threshold.detach().exp(), coder.config.bandwidth, torch.zeros(F).double()
+def threshold_gradient(coder: JumpReLUCoder, pre: Tensor, for_codes: Tensor, price: float) -> Tensor:
+    """The straight-through estimate, by loops."""
+    theta, eps, total = coder.threshold.detach(), coder.config.bandwidth, torch.zeros(F).double()
     for b in range(len(pre)):
         for f in range(F):
             t = float(theta[f])
             if abs(float(pre[b, f]) - t) < eps / 2:
-                total[f] += t * (-(t / eps) * float(for_codes[b, f]) - price / eps / len(pre))
+                total[f] += -(t / eps) * float(for_codes[b, f]) - price / eps / len(pre)
     return total
 
 
@@ -234,15 +234,7 @@ def test_tensors_go_round(architecture: str, fields: dict[str, Any]) -> None:
     assert fresh.load_tensors(stored) is fresh
     found = fresh.tensors()
     assert found.keys() == stored.keys()
-    for name in stored:
-        if name != "threshold":
-            assert found[name].equal(stored[name])
-            continue
-        # exp turns the rounding of log theta, half an ulp of |log theta|, into as large a relative error; exp and log
-        # themselves add one ulp each.
-        ulp = torch.finfo(torch.float32).eps
-        bound = ulp * (stored[name].log().abs() / 2 + 2)
-        assert ((found[name] / stored[name]) - 1).abs().le(bound).all()
+    assert all(found[name].equal(stored[name]) for name in stored)
 
 
 @every_case
@@ -305,3 +297,51 @@ def test_codes_and_loss_follow_the_coders_precision(architecture: str, fields: d
     for dtype in (torch.float64, torch.float32):
         found = coder.to(dtype).objective(x.to(dtype), y.to(dtype), coder.config.sparsity)
         assert found.loss.dtype == found.y_hat.dtype == found.latents.values.dtype == dtype
+
+
+@every_case
+def test_the_constraint_brings_vectors_to_norm_one_only_where_asked(architecture: str, fields: dict[str, Any]) -> None:
+    coder = random_coder(architecture, fields)
+    with torch.no_grad():
+        coder.W_dec.mul_(1.5)
+        coder.W_dec[0].zero_()
+    before = coder.tensors()
+    coder.constrain()
+    after, norms = coder.tensors(), before["W_dec"].square().sum(dim=1, keepdim=True).sqrt()
+    expected = before["W_dec"]
+    if coder.config.decoder_norm == "unit":
+        expected = torch.where(norms > 0, before["W_dec"] / norms, 0.0)
+    assert_close(after["W_dec"], expected)
+    assert all(after[name].equal(before[name]) for name in after if name != "W_dec")
+
+
+def test_the_constraint_keeps_thresholds_above_zero() -> None:
+    coder = random_coder("jumprelu", {"d_out": D})
+    assert isinstance(coder, JumpReLUCoder)
+    with torch.no_grad():
+        coder.threshold[:2] = torch.tensor([-0.3, 0.0]).double()
+    before = coder.tensors()["threshold"]
+    coder.constrain()
+    assert (coder.threshold[:2] > 0).all()
+    assert (coder.threshold[:2] < 1e-30).all()
+    assert coder.threshold[2:].equal(before[2:])
+
+
+@every_case
+def test_a_small_step_along_the_projected_gradient_keeps_unit_norms(architecture: str, fields: dict[str, Any]) -> None:
+    """The squared norm of w + h g is 1 + h^2 |g|^2 where g is orthogonal to w; a free decoder's gradient stays."""
+    coder = random_coder(architecture, fields)
+    x, y = random_rows(coder)
+    coder.objective(x, y, coder.config.sparsity).loss.backward()
+    assert coder.W_dec.grad is not None
+    before = coder.W_dec.grad.clone()
+    others = {name: p.grad.clone() for name, p in coder.named_parameters() if p.grad is not None and name != "W_dec"}
+    coder.project_gradient()
+    after, directions = coder.W_dec.grad, coder.W_dec.detach()
+    if coder.config.decoder_norm == "free":
+        assert after.equal(before)
+    else:
+        assert_close((after * directions).sum(dim=1), torch.zeros(F).double())
+        assert_close(after - before, -directions * torch.einsum("fe,fe->f", before, directions)[:, None])
+        assert (after - before).abs().max() > 1e-3
+    assert all(coder.get_parameter(name).grad.equal(gradient) for name, gradient in others.items())  # type: ignore[union-attr]

@@ -50,9 +50,9 @@ def train(coder: Coder, directions: Tensor, generator: torch.Generator) -> None:
         x = rows_of(directions, generator)
         optimiser.zero_grad()
         coder.objective(x, x, coder.config.sparsity * warm).loss.backward()
+        coder.project_gradient()
         optimiser.step()
-        with torch.no_grad():
-            coder.W_dec.div_(coder.W_dec.norm(dim=1, keepdim=True))
+        coder.constrain()
 
 
 def found_share(coder: Coder, directions: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,7 +31,7 @@ def test_paragraphs_are_runs_of_lines_that_are_not_blank(tmp_path: Path) -> None
 
 @given(st.lists(st.sampled_from(["", " ", "a", "b c", "é"]), max_size=12), st.booleans())
 def test_paragraphs_equal_those_of_a_whole_read(lines: list[str], ends: bool) -> None:
-    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"panscope-paragraphs-{os.getpid()}.txt"
+    path = Path(tempfile.gettempdir()) / f"panscope-paragraphs-{os.getpid()}.txt"
     path.write_text("\n".join(lines) + "\n" * ends)
     expected: list[list[str]] = [[]]
     for line in lines:
