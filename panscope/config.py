@@ -21,7 +21,7 @@ from panscope.types import UserError
 class Config(pydantic.BaseModel):
     """The base of every configuration: frozen, strict about keys, documented field by field."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @classmethod
     def read(cls, fields: dict[str, Any], where: str) -> Self:
@@ -29,7 +29,7 @@ class Config(pydantic.BaseModel):
         try:
             return cls.model_validate(fields)
         except pydantic.ValidationError as error:
-            raise UserError(_sentence(error, where, cls.model_fields)) from None
+            raise UserError(_sentence(error, where, cls)) from None
 
     def replace(self, **changes: Any) -> Self:
         """A checked copy with some fields changed."""
@@ -41,23 +41,38 @@ class Config(pydantic.BaseModel):
         return xxhash.xxh3_64_hexdigest(text.encode())
 
 
-def _sentence(error: pydantic.ValidationError, where: str, fields: Iterable[str]) -> str:
+def _sentence(error: pydantic.ValidationError, where: str, model: type[Config]) -> str:
     """The first problem of a pydantic error as one sentence in our words."""
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return unknown_key(place, where, fields)
+        return unknown_key(place, where, _fields_at(model, first["loc"][:-1]))
     if first["type"] == "missing":
         return f"{where}: {place!r} is missing; set it"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {place or 'the table'} is {first['input']!r}: {message[:1].lower()}{message[1:]}"
+    message = message[:1].lower() + message[1:]
+    if not place:
+        return f"{where}: {message}"
+    if isinstance(first["input"], dict):
+        return f"{where}: {place}: {message}"
+    return f"{where}: {place} is {first['input']!r}: {message}"
+
+
+def _fields_at(model: type[Config], place: tuple[int | str, ...]) -> Iterable[str]:
+    """The field names of the part of `model` at `place`."""
+    for part in place:
+        inner = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, Config)):
+            return ()
+        model = inner
+    return model.model_fields
 
 
 def unknown_key(key: str, where: str, known: Iterable[str]) -> str:
     """The sentence for a key nobody knows, with the nearest known one or the whole list."""
     names = sorted(known)
     near = difflib.get_close_matches(key.split(".")[-1], names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(names)}"
+    hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}"
     return f"{where}: the key {key!r} is unknown; {hint}"
 
 

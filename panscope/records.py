@@ -60,7 +60,8 @@ class RunFolder:
 
     def coder_names(self) -> list[str]:
         """The finished coders, sorted."""
-        return sorted(folder.name for folder in self.coders.iterdir() if (folder / "config.json").is_file())
+        folders = self.coders.glob("[!.]*") if self.coders.is_dir() else []
+        return sorted(folder.name for folder in folders if (folder / "config.json").is_file())
 
     def write_status(self, stage: str, **facts: Any) -> None:
         """Say in status.json what the run is doing, since when, in which process."""
@@ -168,10 +169,20 @@ class JsonLines:
         self.path = path
 
     def append(self, records: list[dict[str, Any]]) -> None:
-        """Add one line a record."""
+        """Add one line a record, after dropping what a crash left of a last line."""
         text = "".join(json.dumps(_finite(record)) + "\n" for record in records)
+        whole = self.path.read_bytes().rfind(b"\n") + 1 if self._ends_cut() else self.size()
+        self.truncate(whole)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(text)
+
+    def _ends_cut(self) -> bool:
+        """Whether the last line lacks its end."""
+        if not self.size():
+            return False
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
 
     def size(self) -> int:
         """Bytes so far."""
@@ -183,7 +194,11 @@ class JsonLines:
             os.truncate(self.path, size)
 
     def read(self) -> list[dict[str, Any]]:
-        """Every whole line."""
+        """Every whole line; raises UserError for a damaged one."""
         if not self.path.exists():
             return []
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
+        try:
+            return [json.loads(line) for line in lines]
+        except json.JSONDecodeError as error:
+            raise UserError(f"the file {str(self.path)!r} holds a damaged line: {error}") from None

@@ -37,7 +37,7 @@ def test_an_unknown_key_suggests_the_nearest() -> None:
 
 
 def test_an_unknown_key_like_no_other_lists_them_all() -> None:
-    with pytest.raises(UserError, match="the keys are note, part, title, weights"):
+    with pytest.raises(UserError, match="use one of note, part, title, weights"):
         Outer.read({"title": "a", "xyzzy": 1}, "suite.toml")
 
 

@@ -8,6 +8,7 @@ import tyro
 from rich.console import Console
 
 from panscope.cli.display import TerminalReporter
+from panscope.cli.flags import flag
 from panscope.evals.table import results_table
 from panscope.lms.load import load
 from panscope.records import RunFolder
@@ -18,16 +19,16 @@ from panscope.suite import stages
 class Eval:
     """Measure every coder of a run and print the table.
 
-    Examples:
+    For example
       panscope eval runs/demo                          on the held-out share of the run's text
       panscope eval runs/demo --text other.jsonl       on exactly these documents, all of them
     """
 
-    run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run_folder: Annotated[Path, tyro.conf.Positional, flag("RUN")]
     """The folder of a run."""
-    text: tuple[str, ...] | None = None
+    text: Annotated[tuple[str, ...] | None, flag("FILE ...")] = None
     """Text to measure on, in place of the run's held-out share."""
-    device: str | None = None
+    device: Annotated[str | None, flag("NAME")] = None
     """auto, cpu, cuda, cuda:1 ..."""
 
     def run(self, console: Console) -> int:

@@ -24,6 +24,9 @@ def main() -> None:
     except UserError as error:
         Console(stderr=True).print(f"[bold red]Error:[/] {_escaped(str(error))}", highlight=False)
         status = 2
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Stopped at once; what was saved before is safe.", highlight=False)
+        status = 130
     sys.exit(status)
 
 

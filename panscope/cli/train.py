@@ -10,6 +10,7 @@ from rich.console import Console
 
 from panscope import suites
 from panscope.cli.display import TerminalReporter
+from panscope.cli.flags import flag
 from panscope.config import read_toml
 from panscope.evals.table import results_table
 from panscope.records import RunFolder
@@ -24,50 +25,50 @@ _CODER_FLAGS = ("wiring", "sites", "layers", "recipe", "architecture", "width", 
 class Train:
     """Train a suite of sparse autoencoders, evaluate it and print the table.
 
-    Examples:
+    For example
       panscope train                                   the built-in demo: small model, 24 coders
       panscope train suite.toml --tokens 5_000_000     a suite file, one thing changed
       panscope train --model ./my-model --text a.jsonl --sites resid_post mlp_out --width 1024 --sparsity 32
       panscope train --resume runs/demo                go on with a run that was stopped
     """
 
-    suite: Annotated[str | None, tyro.conf.Positional] = None
+    suite: Annotated[str | None, tyro.conf.Positional, flag("[SUITE]")] = None
     """A suite file (.toml) or the name of a built-in suite; without it and without flags, "demo"."""
-    model: str | None = None
+    model: Annotated[str | None, flag("PATH")] = None
     """Folder or hub id of the language model; "panscope://demo" is the built-in one."""
-    revision: str | None = None
+    revision: Annotated[str | None, flag("REV")] = None
     """Revision of a model from the hub."""
-    text: tuple[str, ...] | None = None
+    text: Annotated[tuple[str, ...] | None, flag("FILE ...")] = None
     """Text files (.txt, .jsonl, .parquet) or one hub dataset."""
-    wiring: str | None = None
+    wiring: Annotated[str | None, flag("NAME")] = None
     """sae or transcoder."""
-    sites: tuple[str, ...] | None = None
+    sites: Annotated[tuple[str, ...] | None, flag("SITE ...")] = None
     """resid_post attn_z attn_out mlp_out mlp_in mlp_in_no_gain; for transcoders "mlp_in_no_gain -> mlp_out"."""
-    layers: tuple[str, ...] | None = None
+    layers: Annotated[tuple[str, ...] | None, flag("LAYER ...")] = None
     """all, or layer numbers from 0."""
-    recipe: str | None = None
+    recipe: Annotated[str | None, flag("NAME")] = None
     """gemma_scope, llama_scope, topk or relu_l1: the hyper-parameters of a paper."""
-    architecture: str | None = None
+    architecture: Annotated[str | None, flag("NAME")] = None
     """topk, jumprelu or relu."""
-    width: tuple[int, ...] | None = None
+    width: Annotated[tuple[int, ...] | None, flag("N ...")] = None
     """Numbers of latents."""
-    sparsity: tuple[float, ...] | None = None
+    sparsity: Annotated[tuple[float, ...] | None, flag("S ...")] = None
     """K for topk; the penalty's coefficient for jumprelu and relu."""
-    tokens: int | None = None
+    tokens: Annotated[int | None, flag("N")] = None
     """Tokens to train on."""
-    context: int | None = None
+    context: Annotated[int | None, flag("N")] = None
     """Tokens of a sequence at most."""
-    packing: str | None = None
+    packing: Annotated[str | None, flag("NAME")] = None
     """documents (BOS, truncate) or stream (joined by EOS, cut)."""
-    seed: int | None = None
+    seed: Annotated[int | None, flag("N")] = None
     """Fixes text order, shuffle and first weights."""
-    device: str | None = None
+    device: Annotated[str | None, flag("NAME")] = None
     """auto, cpu, cuda, cuda:1 ..."""
-    dtype: str | None = None
+    dtype: Annotated[str | None, flag("NAME")] = None
     """float32, bfloat16 or float16: the language model's precision."""
-    out: Path | None = None
+    out: Annotated[Path | None, flag("DIR")] = None
     """The run folder to make; by default runs/NAME, numbered where that exists."""
-    resume: Path | None = None
+    resume: Annotated[Path | None, flag("RUN")] = None
     """A run folder to go on with; nothing else may be given beside it."""
 
     def run(self, console: Console) -> int:

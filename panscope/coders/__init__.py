@@ -13,9 +13,9 @@ ARCHITECTURES: dict[str, tuple[type[CoderConfig], type[Coder]]] = {
 }
 
 
-def config_type(architecture: str) -> type[CoderConfig]:
+def config_type(architecture: object) -> type[CoderConfig]:
     """The configuration class of an architecture; raises UserError naming those that exist."""
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise UserError(f"architecture {architecture!r} is unknown: use one of {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[architecture][0]
 

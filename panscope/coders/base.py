@@ -8,15 +8,15 @@ Shape letters: B rows, D input width (d_in), E output width (d_out), F latents (
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from panscope.config import Config
 from panscope.kernels import reference
-from panscope.types import Latents
+from panscope.types import Latents, UserError
 
 
 class CoderConfig(Config):
@@ -40,6 +40,22 @@ class CoderConfig(Config):
     encoder_init: Literal["transpose", "own"] = "transpose"
     """Start W_enc as a copy of W_dec, or from its own random draw (transcoders)."""
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.d_in != self.d_out and self.pre_encoder_bias:
+            raise ValueError(
+                f"pre_encoder_bias is true, but d_in {self.d_in} and d_out {self.d_out} differ: set it false"
+            )
+        if self.d_in != self.d_out and self.encoder_init == "transpose":
+            raise ValueError(
+                f"encoder_init is 'transpose', but d_in {self.d_in} and d_out {self.d_out} differ: use 'own'"
+            )
+        if self.decoder_norm == "unit" and self.decoder_init_norm != 1:
+            raise ValueError(
+                f"decoder_init_norm is {self.decoder_init_norm:g}, but decoder_norm is 'unit': set it to 1"
+            )
+        return self
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -55,8 +71,11 @@ class Objective:
 class Coder(nn.Module, ABC):
     """The parameters W_enc [F, D], b_enc [F], W_dec [F, E], b_dec [E] and the pure functions over them.
 
-    Latent-major: a latent's two vectors are two contiguous rows.
+    Latent-major: a latent's two vectors are two contiguous rows. An architecture adds its own parameters and names in
+    `positive` those that must stay above 0.
     """
+
+    positive: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: CoderConfig) -> None:
         super().__init__()
@@ -68,7 +87,7 @@ class Coder(nn.Module, ABC):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> Self:
-        """Fresh weights: He-uniform decoder vectors brought to the stated norm, encoder after them, biases 0."""
+        """Fresh weights: He-uniform vectors brought to `decoder_init_norm` (an encoder of its own too), biases 0."""
         self.W_dec.copy_(_directions(self.W_dec, generator) * self.config.decoder_init_norm)
         if self.config.encoder_init == "transpose":
             self.W_enc.copy_(self.W_dec)
@@ -98,8 +117,11 @@ class Coder(nn.Module, ABC):
     @torch.no_grad()
     def constrain(self) -> None:
         """Bring the parameters back to where they may be; called after every update."""
+        smallest = torch.finfo(self.W_dec.dtype).tiny
         if self.config.decoder_norm == "unit":
-            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
+            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(smallest))
+        for name in self.positive:
+            self.get_parameter(name).clamp_(min=smallest)
 
     @torch.no_grad()
     def project_gradient(self) -> None:
@@ -114,15 +136,21 @@ class Coder(nn.Module, ABC):
             gradient.addcmul_(along, self.W_dec, value=-1)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The weights as they are stored and published."""
-        names = ("W_enc", "b_enc", "W_dec", "b_dec")
-        return {name: getattr(self, name).detach().clone() for name in names}
+        """The weights as they are stored and published: a copy of every parameter."""
+        return {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
 
     @torch.no_grad()
     def load_tensors(self, tensors: dict[str, Tensor]) -> Self:
-        """Take over weights that `tensors()` gave; shapes must fit."""
-        for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
-            getattr(self, name).copy_(tensors[name])
+        """Take over weights that `tensors()` gave; raises UserError unless every one is there, fits and is a number."""
+        for name, parameter in self.named_parameters():
+            found = tuple(tensors[name].shape) if name in tensors else None
+            if found != tuple(parameter.shape):
+                raise UserError(f"tensor {name!r} has shape {found}, expected {tuple(parameter.shape)}")
+            if not torch.isfinite(tensors[name]).all():
+                raise UserError(f"tensor {name!r} holds NaN or infinity; take undamaged weights")
+            if name in self.positive and not (tensors[name] > 0).all():
+                raise UserError(f"tensor {name!r} holds values that are not above 0; take undamaged weights")
+            parameter.copy_(tensors[name])
         return self
 
 

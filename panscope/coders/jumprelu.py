@@ -9,7 +9,7 @@ share of itself a step, and from 0.001 a run of some thousand steps does not arr
 Shape letters: B rows, D input width, E output width, F latents.
 """
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -34,6 +34,7 @@ class JumpReLUCoder(Coder):
     """Thresholded codes under an L0 penalty."""
 
     config: JumpReLUConfig
+    positive = ("threshold",)
 
     def __init__(self, config: JumpReLUConfig) -> None:
         super().__init__(config)
@@ -51,19 +52,3 @@ class JumpReLUCoder(Coder):
         y_hat = self.decode(latents)
         l0 = reference.step(pre, threshold, self.config.bandwidth).sum(dim=1).mean()
         return Objective(squared_error(y_hat, y) + sparsity * l0, latents, y_hat)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The weights with `threshold` [F] beside them."""
-        return super().tensors() | {"threshold": self.threshold.detach().clone()}
-
-    @torch.no_grad()
-    def load_tensors(self, tensors: dict[str, Tensor]) -> Self:
-        """Take over stored weights and thresholds."""
-        self.threshold.copy_(tensors["threshold"])
-        return super().load_tensors(tensors)
-
-    @torch.no_grad()
-    def constrain(self) -> None:
-        """Keep thresholds above 0."""
-        super().constrain()
-        self.threshold.clamp_(min=torch.finfo(self.threshold.dtype).tiny)

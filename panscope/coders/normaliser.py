@@ -25,10 +25,11 @@ class Normaliser(Config):
 
 
 def scale_for(kind: Kind, site: Site, *, d: int, mean_norm: float, mean_squared_norm: float) -> float:
-    """The factor that gives rows of `site`, of width d, the size `kind` asks for; raises UserError on all-zero rows."""
+    """The factor that gives rows of `site`, of width d, the size `kind` asks for; UserError where there is none."""
     if kind == "none":
         return 1.0
     size = mean_squared_norm if kind == "unit_rms" else mean_norm
-    if not size > 0:
-        raise UserError(f"activations at {site} are all zero and cannot be normalised: leave this site out")
+    if not (math.isfinite(size) and size > 0):
+        seen = "are all zero" if size == 0 else f"have the size {size}"
+        raise UserError(f"activations at {site} {seen} and cannot be normalised: leave this site out")
     return 1 / math.sqrt(size) if kind == "unit_rms" else math.sqrt(d) / size

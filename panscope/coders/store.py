@@ -7,8 +7,6 @@ that belongs to them in `config.json`.
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from panscope import coders, records
 from panscope.coders.base import Coder
 from panscope.coders.wiring import WiredCoder, Wiring
@@ -21,30 +19,30 @@ def save(folder: Path, wired: WiredCoder, as_trained: Coder, provenance: dict[st
     """Write a coder; `provenance` says where it came from and is stored under its own keys."""
     records.write_tensors(folder / "training.safetensors", as_trained.tensors())
     records.write_tensors(folder / "weights.safetensors", wired.coder.tensors())
-    config = {
+    config: dict[str, Any] = {
         "format": FORMAT,
         "wiring": wired.wiring.model_dump(mode="json"),
         "coder": wired.coder.config.model_dump(mode="json"),
         "training": {"coder": as_trained.config.model_dump(mode="json")},
     }
+    assert not config.keys() & provenance.keys(), "provenance has keys of its own"
     records.write_json(folder / "config.json", config | provenance)
 
 
 def load(folder: Path) -> WiredCoder:
     """Read a coder back; raises UserError if a file is missing, damaged or of another shape."""
-    config = records.read_json(folder / "config.json")
-    if config.get("format") != FORMAT:
-        raise UserError(f"{str(folder)!r} has format {config.get('format')!r}, expected {FORMAT}")
-    where = str(folder / "config.json")
-    coder_config = coders.config_type(config["coder"]["architecture"]).read(config["coder"], where)
-    coder = coders.build(coder_config)
-    tensors = records.read_tensors(folder / "weights.safetensors")
-    _check_shapes(tensors, coder.tensors(), folder / "weights.safetensors")
-    return WiredCoder(Wiring.read(config["wiring"], where), coder.load_tensors(tensors))
-
-
-def _check_shapes(tensors: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
-    for name, tensor in expected.items():
-        found = tuple(tensors[name].shape) if name in tensors else None
-        if found != tuple(tensor.shape):
-            raise UserError(f"{str(path)!r}: tensor {name!r} has shape {found}, expected {tuple(tensor.shape)}")
+    path = folder / "config.json"
+    config = records.read_json(path)
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else config
+        raise UserError(f"{str(path)!r} has format {found!r}, expected {FORMAT}; give the folder of a coder")
+    fields, wiring = config.get("coder"), config.get("wiring")
+    if not isinstance(fields, dict) or not isinstance(wiring, dict):
+        raise UserError(f"{str(path)!r} is damaged: 'coder' and 'wiring' must be tables; take an undamaged copy")
+    coder = coders.build(coders.config_type(fields.get("architecture")).read(fields, str(path)))
+    weights = folder / "weights.safetensors"
+    try:
+        coder.load_tensors(records.read_tensors(weights))
+    except UserError as error:
+        raise UserError(f"{str(weights)!r}: {error}") from None
+    return WiredCoder(Wiring.read(wiring, str(path)), coder)

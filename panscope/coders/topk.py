@@ -45,7 +45,7 @@ class TopKCoder(Coder):
 
     def objective(self, x: Tensor, y: Tensor, sparsity: float) -> Objective:
         """|y - y_hat|^2, mean over rows, with round(sparsity) latents kept."""
-        latents = self._select(self.preactivations(x), round(sparsity))
+        latents = self._select(self.preactivations(x), max(1, round(sparsity)))
         y_hat = self.decode(latents)
         return Objective(squared_error(y_hat, y), latents, y_hat)
 

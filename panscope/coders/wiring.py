@@ -6,9 +6,9 @@
 Shape letters: B rows, D width of what is read, E width of what is predicted.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer, model_validator
 from torch import Tensor
 
 from panscope.coders.base import Coder
@@ -27,6 +27,13 @@ class Wiring(Config):
     wiring: Literal["sae", "transcoder"]
     reads: SiteField
     predicts: SiteField
+
+    @model_validator(mode="after")
+    def _sites_fit(self) -> Self:
+        if (self.wiring == "sae") != (self.reads == self.predicts):
+            wanted = "the site it reads" if self.wiring == "sae" else "another site than it reads"
+            raise ValueError(f"predicts is {self.predicts}, but wiring {self.wiring!r} predicts {wanted}, {self.reads}")
+        return self
 
     def sites(self) -> set[Site]:
         """Every site whose rows it needs."""

@@ -30,8 +30,8 @@ def topk(pre: Tensor, k: int, weights: Tensor | None = None) -> tuple[Tensor, Te
     """
     positive = torch.relu(pre)
     scores = positive if weights is None else positive * weights
-    indices = scores.topk(k, dim=1, sorted=False).indices
-    return positive.gather(1, indices), indices
+    best, indices = scores.topk(k, dim=1, sorted=False)
+    return positive.gather(1, indices) * (best > 0), indices
 
 
 def jumprelu(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:

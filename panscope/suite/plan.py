@@ -237,8 +237,6 @@ def _check_wiring(wiring: Wiring, coder: CoderConfig, where: str) -> None:
         raise UserError(
             f"{where}: pre_encoder_bias is true, but a transcoder's b_dec lives at its output: set it false"
         )
-    if coder.encoder_init == "transpose" and coder.d_in != coder.d_out:
-        raise UserError(f"{where}: encoder_init is 'transpose', but input and output differ in width: set it to 'own'")
 
 
 def _table(planned: PlannedCoder, recipe_name: str, tag: str) -> dict[str, Any]:

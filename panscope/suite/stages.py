@@ -12,7 +12,7 @@ from panscope.evals.run import evaluate
 from panscope.evals.table import write_results
 from panscope.lms.load import load
 from panscope.lms.model import LanguageModel
-from panscope.records import RunFolder, write_json, write_text
+from panscope.records import RunFolder, read_json, write_json, write_text
 from panscope.suite.plan import SuiteConfig, plan
 from panscope.suite.reporter import Reporter
 from panscope.suite.signals import StopRequest
@@ -33,7 +33,13 @@ def start(suite: SuiteConfig, out: Path, reporter: Reporter) -> Results | None:
 
 
 def resume(run: RunFolder, reporter: Reporter) -> Results | None:
-    """Go on with a run from its newest checkpoint, bit for bit as if it had never stopped."""
+    """Go on with a run from its newest checkpoint, bit for bit as if it had never stopped.
+
+    A finished run is left as it is, and its stored results are returned.
+    """
+    if run.status_file.is_file() and read_json(run.status_file)["stage"] == "done":
+        reporter.say("this run is finished already")
+        return {name: read_json(run.coder(name) / "eval.json") for name in run.coder_names()}
     suite = read_suite(run.suite_file)
     return _go_on(run, suite, load(suite.model), reporter)
 

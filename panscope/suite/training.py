@@ -28,7 +28,7 @@ from panscope.train.trainee import Trainee
 from panscope.transforms.fold_norm import fold_norm
 from panscope.transforms.to_jumprelu import MeanL0Threshold, with_threshold
 from panscope.transforms.unit_decoder import unit_decoder
-from panscope.types import NonFiniteError, Site
+from panscope.types import NonFiniteError, Site, UserError
 
 CALIBRATION_ROWS = 32_768
 """Rows on which a TopK coder's JumpReLU threshold is found (Llama Scope's released code)."""
@@ -61,6 +61,11 @@ def prepare(plan: Plan, lm: LanguageModel, run: RunFolder, reporter: Reporter) -
     unset = Normaliser(kind="none", scale_in=1, scale_out=1)
     trainees = [_trainee(coder, plan, lm, unset) for coder in plan.coders]
     for trainee in trainees:
+        if trainee.name not in parts:
+            raise UserError(
+                f"the checkpoint of step {done[-1]} has no coder {trainee.name!r}: suite.toml was changed since; "
+                "put it back as it was, or start a new run"
+            )
         trainee.load_state_dict(parts[trainee.name])
     source.load_state_dict(parts["source"])
     JsonLines(run.train_log).truncate(parts["run"]["log_bytes"])

@@ -18,7 +18,7 @@ from panscope.coders.normaliser import Normaliser
 
 @torch.no_grad()
 def fold_norm(coder: Coder, normaliser: Normaliser) -> Coder:
-    """A coder for raw rows with the reconstruction of `coder` on normalised ones; computed in float64."""
+    """A coder for raw rows, in float32, with the reconstruction of `coder` on normalised ones."""
     w = {name: tensor.double() for name, tensor in coder.tensors().items()}
     s_in, s_out = normaliser.scale_in, normaliser.scale_out
     if coder.config.pre_encoder_bias:
@@ -29,6 +29,8 @@ def fold_norm(coder: Coder, normaliser: Normaliser) -> Coder:
     changes: dict[str, object] = {"pre_encoder_bias": False}
     if isinstance(coder.config, JumpReLUConfig):
         w["threshold"] /= s_in
-        changes["bandwidth"] = coder.config.bandwidth / s_in
-    folded = coders.build(coder.config.replace(**changes))
+        changes |= {"bandwidth": coder.config.bandwidth / s_in, "threshold_init": coder.config.threshold_init / s_in}
+    if s_in != s_out:
+        changes["decoder_norm"] = "free"
+    folded = coders.build(coder.config.replace(**changes)).to(coder.W_enc.device)
     return folded.load_tensors({name: tensor.float() for name, tensor in w.items()})

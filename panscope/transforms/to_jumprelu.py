@@ -23,17 +23,20 @@ class MeanL0Threshold:
 
     def __init__(self, k: int, rows: int) -> None:
         self.k = k
+        self._rows, self._seen = rows, 0
         self._wanted = k * rows
         self._largest = torch.empty(0)
 
     @torch.no_grad()
     def update(self, pre: Tensor) -> None:
         """Add the pre-activations [B, F] of one batch."""
+        self._seen += len(pre)
         largest = torch.cat([self._largest.to(pre), torch.relu(pre).flatten()])
         self._largest = largest.topk(min(self._wanted + 1, len(largest))).values
 
     def value(self) -> float:
         """The threshold, once all rows are in; raises UserError where no positive one gives K."""
+        assert self._seen == self._rows, f"{self._rows} rows were announced, {self._seen} came"
         if not 0 < self._wanted < len(self._largest):
             raise UserError(f"sparsity (K) {self.k} is not below the width: no threshold keeps that many; lower K")
         if not self._largest[-2] > 0:
@@ -46,6 +49,7 @@ class MeanL0Threshold:
 
 def to_jumprelu(coder: Coder, batches: Sequence[Tensor]) -> Coder:
     """A JumpReLU coder with K active latents on average over `batches` of rows [B, D]; see `with_threshold`."""
+    _check_convertible(coder)
     found = MeanL0Threshold(int(coder.config.sparsity), sum(len(x) for x in batches))
     for x in batches:
         found.update(coder.preactivations(x))
@@ -54,12 +58,18 @@ def to_jumprelu(coder: Coder, batches: Sequence[Tensor]) -> Coder:
 
 def with_threshold(coder: Coder, threshold: float) -> Coder:
     """`coder` with JumpReLU at one threshold in place of TopK; raises UserError unless it is TopK ranked by value."""
+    _check_convertible(coder)
+    config = coder.config
+    shared = {name: getattr(config, name) for name in coders.CoderConfig.model_fields if name != "architecture"}
+    jump = coders.build(JumpReLUConfig.read(shared | {"threshold_init": threshold}, "to_jumprelu"))
+    tensors = coder.tensors() | {"threshold": torch.full((config.width,), threshold)}
+    return jump.to(coder.W_enc.device).load_tensors(tensors)
+
+
+def _check_convertible(coder: Coder) -> None:
     config = coder.config
     if not isinstance(config, TopKConfig) or config.selection != "value":
         raise UserError(
             f"architecture {config.architecture!r} cannot become JumpReLU: it must be TopK that ranks by value; "
             "for selection = 'decoder_norm', bring the decoder to unit norm first"
         )
-    shared = {name: getattr(config, name) for name in coders.CoderConfig.model_fields if name != "architecture"}
-    jump = coders.build(JumpReLUConfig.read(shared | {"threshold_init": threshold}, "to_jumprelu"))
-    return jump.load_tensors(coder.tensors() | {"threshold": torch.full((config.width,), threshold)})

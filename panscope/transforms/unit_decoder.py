@@ -14,14 +14,14 @@ from panscope.types import UserError
 
 @torch.no_grad()
 def unit_decoder(coder: Coder) -> Coder:
-    """The same coder with unit decoder vectors; a latent whose vector is zero is left as it is.
+    """The same coder with unit decoder vectors, in float32; a latent whose vector is zero is silenced.
 
     A TopK coder that ranks by decoder norm becomes one that ranks by value. Raises UserError for a TopK coder that
     ranks by value while its norms differ: there the change would choose other latents.
     """
     w = {name: tensor.double() for name, tensor in coder.tensors().items()}
     norms = w["W_dec"].norm(dim=1)
-    changes: dict[str, object] = {"decoder_norm": "unit"}
+    changes: dict[str, object] = {"decoder_norm": "unit", "decoder_init_norm": 1.0}
     if isinstance(coder.config, TopKConfig):
         if coder.config.selection == "value" and norms.max() > norms.min() * (1 + 1e-5):
             raise UserError(
@@ -29,11 +29,11 @@ def unit_decoder(coder: Coder) -> Coder:
                 "train with decoder_norm = 'unit' or selection = 'decoder_norm'"
             )
         changes["selection"] = "value"
-    norms = torch.where(norms > 0, norms, 1.0)
-    w["W_dec"] /= norms[:, None]
+    divisors = torch.where(norms > 0, norms, 1.0)
+    w["W_dec"] /= divisors[:, None]
     w["W_enc"] *= norms[:, None]
-    for name in ("b_enc", "threshold"):
-        if name in w:
-            w[name] *= norms
-    unit = coders.build(coder.config.replace(**changes))
+    w["b_enc"] *= norms
+    if "threshold" in w:
+        w["threshold"] *= divisors
+    unit = coders.build(coder.config.replace(**changes)).to(coder.W_enc.device)
     return unit.load_tensors({name: tensor.float() for name, tensor in w.items()})

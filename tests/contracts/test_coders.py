@@ -16,7 +16,7 @@ from torch import Tensor
 from panscope import coders
 from panscope.coders.base import Coder, CoderConfig
 from panscope.coders.jumprelu import JumpReLUCoder
-from panscope.types import Latents
+from panscope.types import Latents, UserError
 
 B, D, F = 7, 6, 10
 SPARSITY = {"relu": 0.3, "topk": 3, "jumprelu": 0.2}
@@ -196,6 +196,10 @@ def test_decode_takes_dense_and_sparse_codes_alike(architecture: str, fields: di
 @every_case
 @pytest.mark.parametrize("norm", [1.0, 0.25])
 def test_initial_weights(architecture: str, fields: dict[str, Any], norm: float) -> None:
+    if norm != 1 and fields.get("decoder_norm", "unit") == "unit":
+        with pytest.raises(UserError, match="decoder_init_norm"):
+            config_of(architecture, fields | {"decoder_init_norm": norm})
+        return
     coder = coders.build(config_of(architecture, fields | {"decoder_init_norm": norm}))
     with torch.no_grad():
         for parameter in (coder.W_enc, coder.b_enc, coder.W_dec, coder.b_dec):

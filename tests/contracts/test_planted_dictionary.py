@@ -1,8 +1,7 @@
 """Every architecture finds the directions its rows were made of, in a few hundred plain Adam steps.
 
 Rows are sums of 3 of 32 random directions of a 16-dimensional space, with coefficients between 0.5 and 1.5. The coder
-has 48 latents: with exactly 32, some directions stay merged in this short time (JumpReLU then finds 60-85 % of them).
-Ten-times larger penalties would win by shrinking codes, ten-times smaller ones explain rows with mixtures.
+has 48 latents and a unit decoder.
 """
 
 from collections.abc import Iterator
@@ -69,5 +68,5 @@ def test_most_planted_directions_are_found(architecture: str) -> None:
     coder = coders.build(coders.config_type(architecture).read(fields, "test")).initialise(generator)
     assert found_share(coder, directions) < 0.2
     train(coder, directions, generator)
-    # Over seeds 0 to 3: ReLU 1.00, TopK 0.94 to 1.00, JumpReLU 0.78 to 0.97.
-    assert found_share(coder, directions) >= 0.75
+    # The least over seeds 0 to 5: ReLU 0.94, TopK 0.97, JumpReLU 0.88.
+    assert found_share(coder, directions) >= 0.85
