@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from panscope.demo import DEMO_FOLDER, MODEL, TEXT, TRAINING
 
 MEGABYTE = 1_000_000
-OWN_TEXT_BOUND = 2.2
+OWN_TEXT_BOUND = 1.3
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_loss_on_its_own_text_is_low_and_needs_the_order_of_tokens(model, tokeni
     draw = torch.Generator().manual_seed(0)
     shuffled = [[row[0], *torch.tensor(row[1:])[torch.randperm(len(row) - 1, generator=draw)].tolist()] for row in rows]
     control = mean_nats(model, shuffled, tokenizer.pad_token_id)
-    # Sampled at temperature 0.8 the text is a little more likely than the model's own entropy of about 2 nats.
+    # 1.04 when it was made; at temperature 0.8 a model finds its text likelier than at 1. Real stories cost 2.7.
     assert own < OWN_TEXT_BOUND
     assert control > own + 3, "a model that ignored context would score both alike"
 
