@@ -82,6 +82,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"the file {str(path)!r} does not exist; give the path of a suite file") from None
+    except IsADirectoryError:
+        raise UserError(f"{str(path)!r} is a folder; give the path of a suite file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"the file {str(path)!r} is not TOML: {error}") from None
 

@@ -32,18 +32,27 @@ class RunFolder:
         self.train_log = self.path / "train.jsonl"
         self.coders = self.path / "coders"
         self.checkpoints = self.path / "checkpoint"
-        self.results = self.path / "results.parquet"
+
+    @staticmethod
+    def check_free(path: Path | str) -> None:
+        """Raise UserError if something is already at `path`."""
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            is_run = (path / "suite.toml").is_file()
+            instead = f", or go on with it by `panscope train --resume {path}`" if is_run else ""
+            raise UserError(f"the run folder {str(path)!r} already exists: choose another --out{instead}")
 
     @classmethod
     def create(cls, path: Path | str) -> "RunFolder":
-        """A new run folder; raises UserError if something is already there."""
+        """A new run folder; raises UserError if something is already there or it cannot be made."""
+        cls.check_free(path)
         run = cls(path)
-        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        try:
+            run.coders.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
             raise UserError(
-                f"the run folder {str(run.path)!r} already exists: choose another --out, "
-                f"or go on with it by `panscope train --resume {run.path}`"
-            )
-        run.coders.mkdir(parents=True, exist_ok=True)
+                f"the run folder {str(run.path)!r} cannot be made ({error}): choose another --out"
+            ) from None
         return run
 
     @classmethod

@@ -32,14 +32,13 @@ class TerminalReporter:
             expand=True,
         )
         self._live: Live | None = None
-        self._last_line = 0.0
         self._begun = 0.0
         self._begun_at = 0
         self._steps = 0
 
     def say(self, text: str) -> None:
         """One line."""
-        self._console.print(text, highlight=False)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def planned(self, plan: Plan) -> None:
         """The size of the suite in three lines."""

@@ -37,7 +37,8 @@ class Eval:
         suite = stages.read_suite(folder.suite_file)
         model = suite.model if self.device is None else suite.model.replace(device=self.device)
         data = None if self.text is None else suite.data.replace(text=self.text, held_out=0.0)
-        results = stages.evaluate_run(folder, suite, load(model), TerminalReporter(console), data)
+        reporter = TerminalReporter(console)
+        results = stages.evaluate_run(folder, suite, load(model), reporter, data)
         console.print(results_table(results))
-        console.print(f"Results are in {folder.path}", highlight=False)
+        reporter.say(f"Results are in {folder.path}")
         return 0

@@ -22,7 +22,9 @@ def main() -> None:
     try:
         status = command.run(Console())
     except UserError as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {_escaped(str(error))}", highlight=False)
+        console = Console(stderr=True)
+        console.print("Error: ", style="bold red", end="")
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         status = 2
     except KeyboardInterrupt:
         Console(stderr=True).print("Stopped at once; what was saved before is safe.", highlight=False)
@@ -30,6 +32,5 @@ def main() -> None:
     sys.exit(status)
 
 
-def _escaped(text: str) -> str:
-    """Keep square brackets of a message from being read as markup."""
-    return text.replace("[", r"\[")
+if __name__ == "__main__":
+    main()

@@ -83,10 +83,10 @@ class Train:
             folder = RunFolder(self.out or _free_folder(suite.name))
             results = stages.start(suite, folder.path, reporter)
         if results is None:
-            console.print(f"Stopped; everything is saved. Go on with: panscope train --resume {folder.path}")
+            reporter.say(f"Stopped; everything is saved. Go on with: panscope train --resume {folder.path}")
             return 130
         console.print(results_table(results))
-        console.print(f"Results are in {folder.path}", highlight=False)
+        reporter.say(f"Results are in {folder.path}")
         return 0
 
     def _check_alone(self) -> None:
@@ -102,7 +102,7 @@ class Train:
         flags = {name: value for name, value in vars(self).items() if value is not None}
         flags.pop("out", None)
         name = flags.pop("suite", None)
-        if name is None and flags:
+        if name is None and flags.keys() & {"model", "text", *_CODER_FLAGS}:
             return SuiteConfig.read(_merged(_bare_suite(flags), flags), "the flags")
         tables = read_toml(_suite_file(name or "demo"))
         return SuiteConfig.read(_merged(tables, flags), name or "demo")
@@ -111,11 +111,14 @@ class Train:
 def _suite_file(name: str) -> Path:
     """A path as it is, or the file of a built-in suite."""
     built_in = suites.FOLDER / f"{name}.toml"
-    if Path(name).exists() or name.endswith(".toml"):
+    if Path(name).is_file() or name.endswith(".toml"):
         return Path(name)
     if not built_in.is_file():
         known = ", ".join(sorted(path.stem for path in suites.FOLDER.glob("*.toml")))
-        raise UserError(f"suite {name!r} is neither a file nor a built-in suite: give a .toml file or one of {known}")
+        hint = "; a run folder goes after --resume" if Path(name).is_dir() else ""
+        raise UserError(
+            f"suite {name!r} is neither a file nor a built-in suite: give a .toml file or one of {known}{hint}"
+        )
     return built_in
 
 
@@ -136,15 +139,32 @@ def _merged(tables: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
         if name in flags:
             merged[name] = flags[name]
     models = {"model": "path", "revision": "revision", "device": "device", "dtype": "dtype"}
-    merged["model"] = tables.get("model", {}) | _renamed(flags, models)
+    merged["model"] = _table(tables, "model") | _renamed(flags, models)
     data = {name: name for name in ("text", "context", "packing")}
-    merged["data"] = tables.get("data", {}) | _renamed(flags, data)
+    merged["data"] = _table(tables, "data") | _renamed(flags, data)
     over = {name: flags[name] for name in _CODER_FLAGS if name in flags}
     if "layers" in over:
         over["layers"] = _layers(over["layers"])
     over = {name: list(value) if isinstance(value, tuple) else value for name, value in over.items()}
-    merged["coders"] = [table | over for table in tables.get("coders", [])]
+    replaced = {"expansion"} if "width" in over else set()
+    merged["coders"] = [
+        {key: value for key, value in table.items() if key not in replaced} | over for table in _coder_tables(tables)
+    ]
     return merged
+
+
+def _table(tables: dict[str, Any], name: str) -> dict[str, Any]:
+    table = tables.get(name, {})
+    if not isinstance(table, dict):
+        raise UserError(f"{name} is {table!r}, expected a table: write it under a line [{name}]")
+    return table
+
+
+def _coder_tables(tables: dict[str, Any]) -> list[dict[str, Any]]:
+    found = tables.get("coders", [])
+    if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
+        raise UserError(f"coders is {found!r}, expected tables: write each under a line [[coders]]")
+    return found
 
 
 def _renamed(flags: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -54,6 +54,5 @@ class Ablations:
         """[P] with zeros and [P] with the mean at the content tokens of `site`."""
         if site not in self._losses:
             mean = self._means[site]
-            zeroed = self._clean.replaced(site, torch.zeros_like(mean))
-            self._losses[site] = zeroed.ce, self._clean.replaced(site, mean).ce
+            self._losses[site] = self._clean.ablated(site, torch.zeros_like(mean)), self._clean.ablated(site, mean)
         return self._losses[site]

@@ -67,7 +67,15 @@ class CleanPass:
         return self._predictions.ce_clean
 
     def replaced(self, site: Site, rows: Tensor) -> Score:
-        """Run again with `rows` ([B, D], or [D] for every row alike) at the content tokens of `site`."""
+        """Run again with `rows` [B, D] at the content tokens of `site`, and compare with the clean pass."""
+        return self._predictions.score(self._logits_with(site, rows))
+
+    def ablated(self, site: Site, row: Tensor) -> Tensor:
+        """[P] float64, the loss with the one `row` [D] at every content token of `site`."""
+        return self._predictions.losses(self._logits_with(site, row))
+
+    def _logits_with(self, site: Site, rows: Tensor) -> Tensor:
+        """[N, T, V]."""
 
         def splice(activations: Tensor) -> Tensor:
             spliced = activations.clone()
@@ -77,7 +85,7 @@ class CleanPass:
         ids, mask = self._batch.token_ids, self._batch.attention_mask
         reading = self._lm.run(ids, mask, read=[], splice={site: splice}, logits=True)
         assert reading.logits is not None
-        return self._predictions.score(reading.logits)
+        return reading.logits
 
 
 def _content_of(activations: Tensor, batch: TokenBatch) -> Tensor:

@@ -1,7 +1,11 @@
 """Coder names in Llama Scope's style: `L03R-8x-topk-k32` is layer 3, site R, 8 latents a dimension, TopK, K = 32."""
 
+import re
+from typing import Any
+
 from panscope.coders.base import CoderConfig
 from panscope.coders.wiring import Wiring
+from panscope.types import UserError
 
 _LETTERS = {
     "resid_post": "R",
@@ -13,8 +17,16 @@ _LETTERS = {
 }
 
 
-def coder_name(wiring: Wiring, coder: CoderConfig, tag: str = "") -> str:
+def checked(name: Any, what: str) -> str:
+    """A name that can be a folder's; raises UserError otherwise."""
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(f"{what} {name!r} cannot stand in a folder's name: use letters, digits, '.', '_' and '-'")
+    return name
+
+
+def coder_name(wiring: Wiring, coder: CoderConfig, tag: Any = "") -> str:
     """The name of a coder; `tag`, where two would be equal, goes to its end."""
+    tag = checked(tag, "tag") if tag != "" else ""
     sparsity = f"k{coder.sparsity:g}" if coder.architecture == "topk" else f"l{_short(coder.sparsity)}"
     parts = [_place(wiring), f"{coder.width / coder.d_in:.4g}x", coder.architecture, sparsity, tag]
     return "-".join(part for part in parts if part)

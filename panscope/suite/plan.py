@@ -7,13 +7,15 @@ changes nothing, so the suite.toml in a run folder is all that a resumed run nee
 
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from panscope import coders
 from panscope.activations.shuffle import ActivationsConfig
 from panscope.coders.base import CoderConfig
+from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import Wiring
 from panscope.config import Config, unknown_key
 from panscope.data.documents import DataConfig
@@ -36,8 +38,8 @@ _FROM_THE_MODEL = ("d_in", "d_out")
 class SuiteConfig(Config):
     """A suite file."""
 
-    name: str = Field(default="suite", pattern=r"^[\w][\w.-]*$")
-    """Names the run folder."""
+    name: str = "suite"
+    """Names the run folder: letters, digits, '.', '_' and '-'."""
     tokens: int = Field(default=2_000_000, gt=0)
     """Rows to train on: text tokens, special ones not counted."""
     seed: int = Field(default=0, ge=0)
@@ -49,6 +51,11 @@ class SuiteConfig(Config):
     eval: EvalConfig = EvalConfig()
     coders: tuple[dict[str, Any], ...] = Field(min_length=1)
     """The grids."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        return names.checked(name, "name")
 
 
 @dataclass(frozen=True)
@@ -93,8 +100,12 @@ def plan(suite: SuiteConfig, lm: LanguageModel) -> Plan:
     log_every = loop.log_every or max(1, steps // 50)
     checkpoint_every = loop.checkpoint_every or min(5000, max(1, steps // 5))
     buffer_rows = suite.activations.buffer_rows or max(batch, min(1_000_000, suite.tokens, BUFFER_BYTES // row_bytes))
+    if buffer_rows < batch:
+        raise UserError(f"activations.buffer_rows {buffer_rows} is below the batch of {batch} rows: raise it")
     resolved = suite.replace(
-        data=suite.data.model_dump() | {"context": _context(suite, lm)},
+        model=suite.model.model_dump() | {"path": _absolute(suite.model.path)},
+        data=suite.data.model_dump()
+        | {"context": _context(suite, lm), "text": tuple(_absolute(text) for text in suite.data.text)},
         activations=suite.activations.model_dump() | {"buffer_rows": buffer_rows},
         train={"batch": batch, "log_every": log_every, "checkpoint_every": checkpoint_every},
         coders=tuple(table for _, table in points),
@@ -105,6 +116,11 @@ def plan(suite: SuiteConfig, lm: LanguageModel) -> Plan:
 def _batch(tokens: int) -> int:
     """At most 4,096 rows a step, fewer (a power of two, at least 256) where that leaves under 1,000 steps."""
     return min(tokens, 4096, max(256, 1 << (tokens // 1000).bit_length() - 1 if tokens >= 1000 else 256))
+
+
+def _absolute(place: str) -> str:
+    """A local path in full, so that a run folder can be used from anywhere; hub ids and built-in names as they are."""
+    return str(Path(place).expanduser().resolve()) if Path(place).expanduser().exists() else place
 
 
 def _context(suite: SuiteConfig, lm: LanguageModel) -> int:
@@ -122,20 +138,22 @@ def _grid(table: dict[str, Any], lm: LanguageModel) -> list[dict[str, Any]]:
     layers = _layers(table.get("layers", "all"), lm)
     rest = {key: value for key, value in table.items() if key != "layers"}
     lists = {key: _choices(key, value) for key, value in rest.items()}
-    if "sites" not in lists:
-        wirings = lists.get("wiring", ["sae"])
-        lists["sites"] = [site for wiring in wirings for site in _DEFAULT_SITES.get(wiring, ["resid_post"])]
-    combinations = itertools.product(layers, *lists.values())
-    return [dict(zip(("layer", *lists), values, strict=True)) for values in combinations]
+    points = []
+    for wiring in lists.pop("wiring", ["sae"]):
+        if wiring not in _DEFAULT_SITES:
+            raise UserError(f"coders: wiring is {wiring!r}: use one of {', '.join(_DEFAULT_SITES)}")
+        here = {"layer": layers, "wiring": [wiring], "sites": _DEFAULT_SITES[wiring]} | lists
+        points += [dict(zip(here, values, strict=True)) for values in itertools.product(*here.values())]
+    return points
 
 
 def _choices(key: str, value: Any) -> list[Any]:
     """A list is a choice of values; for Adam's betas, a pair is one value and a list of pairs a choice."""
-    if key == "adam_betas" and isinstance(value, list | tuple) and not isinstance(value[0], list | tuple):
-        return [value]
     choices = list(value) if isinstance(value, list | tuple) else [value]
     if not choices:
         raise UserError(f"coders: {key!r} is an empty list; give at least one value or leave it out")
+    if key == "adam_betas" and not isinstance(choices[0], list | tuple):
+        return [value]
     return choices
 
 
@@ -153,6 +171,8 @@ def _layers(wanted: Any, lm: LanguageModel) -> list[int]:
     if wanted == "all":
         return list(range(lm.n_layers))
     layers = wanted if isinstance(wanted, list | tuple) else [wanted]
+    if not layers:
+        raise UserError('coders: layers is an empty list; give layer numbers, or "all"')
     for layer in layers:
         if not isinstance(layer, int) or not 0 <= layer < lm.n_layers:
             raise UserError(
@@ -169,12 +189,11 @@ def _planned(point: dict[str, Any], lm: LanguageModel, steps: int, batch: int) -
     recipe_name, fields = _fields(point, wiring, steps, batch)
     where = f"coders ({wiring.reads})"
     width = _width(fields, d_in, where)
-    convert_to, tag = fields.pop("convert_to", None), fields.pop("tag", "")
-    if convert_to not in (None, "none", "jumprelu"):
-        raise UserError(f"{where}: convert_to is {convert_to!r}: expected 'jumprelu' or 'none'")
+    convert_to, tag = fields.pop("convert_to", "none"), fields.pop("tag", "")
     if "sparsity" not in fields:
         raise UserError(f"{where}: 'sparsity' is missing; set K for topk, or the penalty's coefficient")
-    _put_numbers(fields, d_in, width)
+    sparsity = _number(fields["sparsity"], "sparsity", where)
+    _put_numbers(fields, d_in, width, sparsity)
 
     config_type = coders.config_type(fields["architecture"])
     training = {key: value for key, value in fields.items() if key in TrainingConfig.model_fields}
@@ -183,8 +202,7 @@ def _planned(point: dict[str, Any], lm: LanguageModel, steps: int, batch: int) -
     _check_wiring(wiring, coder, where)
     name = names.coder_name(wiring, coder, tag)
     full = TrainingConfig.read(training, where)
-    converted = "jumprelu" if convert_to == "jumprelu" else None
-    planned = PlannedCoder(name, wiring, coder, full, converted)
+    planned = PlannedCoder(name, wiring, coder, full, _conversion(convert_to, coder, where))
     return planned, _table(planned, recipe_name, tag)
 
 
@@ -217,19 +235,47 @@ def _fields(point: dict[str, Any], wiring: Wiring, steps: int, batch: int) -> tu
     return name, fields | point
 
 
+def _conversion(wanted: Any, coder: CoderConfig, where: str) -> Literal["jumprelu"] | None:
+    if wanted not in ("none", "jumprelu"):
+        raise UserError(f"{where}: convert_to is {wanted!r}: expected 'jumprelu' or 'none'")
+    if wanted == "none":
+        return None
+    if coder.architecture != "topk":
+        raise UserError(
+            f"{where}: convert_to is 'jumprelu', but architecture {coder.architecture!r} is not topk: leave it out"
+        )
+    if coder.sparsity >= coder.width:
+        raise UserError(
+            f"{where}: convert_to needs sparsity (K) {coder.sparsity:g} below the width {coder.width}: lower K"
+        )
+    if isinstance(coder, TopKConfig) and coder.selection == "value" and coder.decoder_norm == "free":
+        raise UserError(f"{where}: convert_to needs decoder_norm 'unit' or selection 'decoder_norm': set one of them")
+    return "jumprelu"
+
+
+def _number(value: Any, name: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{where}: {name} is {value!r}: expected a number")
+    return value
+
+
 def _width(fields: dict[str, Any], d_in: int, where: str) -> int:
     width, expansion = fields.pop("width", None), fields.pop("expansion", None)
     if (width is None) == (expansion is None):
         raise UserError(f"{where}: give either 'width' (a number of latents) or 'expansion' (a multiple of {d_in})")
-    return round(expansion * d_in) if width is None else width
+    if width is None:
+        return round(_number(expansion, "expansion", where) * d_in)
+    if not isinstance(width, int) or isinstance(width, bool):
+        raise UserError(f"{where}: width is {width!r}: expected a whole number of latents")
+    return width
 
 
-def _put_numbers(fields: dict[str, Any], d_in: int, width: Any) -> None:
+def _put_numbers(fields: dict[str, Any], d_in: int, width: int, sparsity: float) -> None:
     """Replace the two values that recipes give as formulas."""
     if fields.get("decoder_init_norm") == "sqrt(2 d_in / width)":
-        fields["decoder_init_norm"] = (2 * d_in / width) ** 0.5 if isinstance(width, int) and width > 0 else 1.0
+        fields["decoder_init_norm"] = (2 * d_in / max(1, width)) ** 0.5
     if fields.get("sparsity_from") == "d_in":
-        fields["sparsity_from"] = float(max(min(d_in, width), fields["sparsity"]))
+        fields["sparsity_from"] = float(max(min(d_in, width), sparsity))
 
 
 def _check_wiring(wiring: Wiring, coder: CoderConfig, where: str) -> None:

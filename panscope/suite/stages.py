@@ -13,23 +13,29 @@ from panscope.evals.table import write_results
 from panscope.lms.load import load
 from panscope.lms.model import LanguageModel
 from panscope.records import RunFolder, read_json, write_json, write_text
-from panscope.suite.plan import SuiteConfig, plan
+from panscope.suite.plan import Plan, SuiteConfig, plan
 from panscope.suite.reporter import Reporter
 from panscope.suite.signals import StopRequest
-from panscope.suite.training import prepare, save_coders, train_suite
+from panscope.suite.training import TrainingState, fresh, restored, save_coders, train_suite
 from panscope.types import UserError
 
 Results = dict[str, dict[str, Any]]
 
 
 def start(suite: SuiteConfig, out: Path, reporter: Reporter) -> Results | None:
-    """Train, save and evaluate a suite in the new folder `out`; None if it was asked to stop (then it can resume)."""
+    """Train, save and evaluate a suite in the new folder `out`; None if it was asked to stop (then it can resume).
+
+    Nothing is written before model, text and plan have proved good.
+    """
+    RunFolder.check_free(out)
     lm = load(suite.model)
     planned = plan(suite, lm)
-    open_documents(planned.suite.data)
+    reporter.planned(planned)
+    _check_held_out(planned.suite, lm)
+    state = fresh(planned, lm, reporter)
     run = RunFolder.create(out)
     write_text(run.suite_file, write_toml(planned.suite.model_dump(mode="json")))
-    return _go_on(run, planned.suite, lm, reporter)
+    return _go_on(run, planned, lm, state, reporter)
 
 
 def resume(run: RunFolder, reporter: Reporter) -> Results | None:
@@ -41,7 +47,10 @@ def resume(run: RunFolder, reporter: Reporter) -> Results | None:
         reporter.say("this run is finished already")
         return {name: read_json(run.coder(name) / "eval.json") for name in run.coder_names()}
     suite = read_suite(run.suite_file)
-    return _go_on(run, suite, load(suite.model), reporter)
+    lm = load(suite.model)
+    planned = plan(suite, lm)
+    reporter.planned(planned)
+    return _go_on(run, planned, lm, restored(planned, lm, run, reporter), reporter)
 
 
 def read_suite(path: Path) -> SuiteConfig:
@@ -49,12 +58,17 @@ def read_suite(path: Path) -> SuiteConfig:
     return SuiteConfig.read(read_toml(path), str(path))
 
 
-def _go_on(run: RunFolder, suite: SuiteConfig, lm: LanguageModel, reporter: Reporter) -> Results | None:
-    planned = plan(suite, lm)
-    reporter.planned(planned)
-    with StopRequest() as stop:
+def _check_held_out(suite: SuiteConfig, lm: LanguageModel) -> None:
+    """Raise UserError now, and not after hours of training, if there is no text to evaluate on."""
+    documents = open_documents(suite.data)
+    next(TokenStream(documents, lm.tokenizer, suite.data, part="held_out", seed=suite.seed, epochs=1))
+
+
+def _go_on(
+    run: RunFolder, planned: Plan, lm: LanguageModel, state: TrainingState, reporter: Reporter
+) -> Results | None:
+    with StopRequest(lambda: reporter.say("stopping after this step; everything is saved first")) as stop:
         run.write_status("training", steps=planned.steps)
-        state = prepare(planned, lm, run, reporter)
         if not train_suite(planned, state, run, reporter, stop):
             run.write_status("stopped", steps=planned.steps)
             return None
@@ -62,7 +76,7 @@ def _go_on(run: RunFolder, suite: SuiteConfig, lm: LanguageModel, reporter: Repo
     if epochs > 1:
         reporter.say(f"the text was gone through {epochs} times; more text would be better than more passes")
     run.write_status("saving")
-    save_coders(planned, state, run)
+    save_coders(planned, state, run, reporter)
     run.write_status("evaluating")
     results = evaluate_run(run, planned.suite, lm, reporter)
     run.write_status("done")
@@ -74,7 +88,8 @@ def evaluate_run(
 ) -> Results:
     """Measure every coder of a run and write `eval.json` beside each and `results.parquet`.
 
-    On the held-out share of the suite's text, up to `eval.tokens` tokens; or, with `data`, on all of that text.
+    On the held-out share of the suite's text, up to `eval.tokens` tokens; or, with `data`, on all of that text, written
+    to `eval-text.json` and `results-text.parquet`, so that the held-out numbers stay.
     """
     names = run.coder_names()
     if not names:
@@ -96,11 +111,12 @@ def evaluate_run(
         )
     finally:
         reporter.finished()
+    suffix = "" if data is None else "-text"
     text = {"text": list(chosen.text), "part": part, "packing": chosen.packing, "context": chosen.context}
     for name, result in results.items():
-        write_json(run.coder(name) / "eval.json", result | {"evaluated_on": text})
+        write_json(run.coder(name) / f"eval{suffix}.json", result | {"evaluated_on": text})
     facts = {name: _facts(wired) for name, wired in coders.items()}
-    write_results(run.results, results, facts)
+    write_results(run.path / f"results{suffix}.parquet", results, facts)
     return results
 
 

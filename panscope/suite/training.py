@@ -44,33 +44,39 @@ class TrainingState:
     step: int
 
 
-def prepare(plan: Plan, lm: LanguageModel, run: RunFolder, reporter: Reporter) -> TrainingState:
-    """Fresh trainees, or those of the newest checkpoint."""
-    checkpoints = Checkpoints(run.checkpoints)
+def fresh(plan: Plan, lm: LanguageModel, reporter: Reporter) -> TrainingState:
+    """Trainees at their first step, their normalisers measured on the first rows."""
+    reporter.say("measuring the size of the activations")
+    first_rows = LiveActivations(lm, _tokens(plan, lm), plan.sites())
+    norms = measure_norms(first_rows, plan.suite.activations.norm_rows)
+    trainees = [_trainee(coder, plan, lm, _normaliser(coder, norms)) for coder in plan.coders]
     tokens = _tokens(plan, lm)
-    source = _source(plan, lm, tokens)
-    done = checkpoints.steps()
-    if not done:
-        reporter.say("measuring the size of the activations")
-        first_rows = LiveActivations(lm, _tokens(plan, lm), plan.sites())
-        norms = measure_norms(first_rows, plan.suite.activations.norm_rows)
-        trainees = [_trainee(coder, plan, lm, _normaliser(coder, norms)) for coder in plan.coders]
-        JsonLines(run.train_log).truncate(0)
-        return TrainingState(trainees, tokens, source, 0)
-    parts = checkpoints.load(done[-1])
+    return TrainingState(trainees, tokens, _source(plan, lm, tokens), 0)
+
+
+def restored(plan: Plan, lm: LanguageModel, run: RunFolder, reporter: Reporter) -> TrainingState:
+    """Everything as it was at the newest checkpoint, or fresh where none was written yet."""
+    checkpoints, log = Checkpoints(run.checkpoints), JsonLines(run.train_log)
+    if not checkpoints.steps():
+        log.truncate(0)
+        return fresh(plan, lm, reporter)
+    step = checkpoints.steps()[-1]
+    parts = checkpoints.load(step)
     unset = Normaliser(kind="none", scale_in=1, scale_out=1)
     trainees = [_trainee(coder, plan, lm, unset) for coder in plan.coders]
     for trainee in trainees:
         if trainee.name not in parts:
             raise UserError(
-                f"the checkpoint of step {done[-1]} has no coder {trainee.name!r}: suite.toml was changed since; "
+                f"the checkpoint of step {step} has no coder {trainee.name!r}: suite.toml was changed since; "
                 "put it back as it was, or start a new run"
             )
         trainee.load_state_dict(parts[trainee.name])
+    tokens = _tokens(plan, lm)
+    source = _source(plan, lm, tokens)
     source.load_state_dict(parts["source"])
-    JsonLines(run.train_log).truncate(parts["run"]["log_bytes"])
-    reporter.say(f"going on from the checkpoint of step {done[-1]}")
-    return TrainingState(trainees, tokens, source, done[-1])
+    log.truncate(parts["run"]["log_bytes"])
+    reporter.say(f"going on from the checkpoint of step {step}")
+    return TrainingState(trainees, tokens, source, step)
 
 
 def train_suite(plan: Plan, state: TrainingState, run: RunFolder, reporter: Reporter, stop: StopRequest) -> bool:
@@ -123,14 +129,14 @@ class _Observer:
         return bool(self._stop)
 
 
-def save_coders(plan: Plan, state: TrainingState, run: RunFolder) -> None:
+def save_coders(plan: Plan, state: TrainingState, run: RunFolder, reporter: Reporter) -> None:
     """Fold, convert and write every coder: what is saved works on raw activations."""
     folded = {trainee.name: _fold(trainee) for trainee in state.trainees}
     thresholds = _thresholds(plan, state, folded)
     for planned, trainee in zip(plan.coders, state.trainees, strict=True):
         coder = folded[planned.name]
         if planned.name in thresholds:
-            coder = with_threshold(coder, thresholds[planned.name].value())
+            coder = _converted(planned.name, coder, thresholds[planned.name], reporter)
         provenance = {
             "name": planned.name,
             "normaliser": trainee.normaliser.model_dump(),
@@ -142,11 +148,20 @@ def save_coders(plan: Plan, state: TrainingState, run: RunFolder) -> None:
 
 
 def _fold(trainee: Trainee) -> Coder:
-    coder = fold_norm(trainee.coder, trainee.normaliser)
-    ranks_by_value = isinstance(coder.config, TopKConfig) and coder.config.selection == "value"
-    if ranks_by_value and coder.config.decoder_norm == "free":
+    """Without its normaliser, and with a unit decoder unless that would choose other latents."""
+    coder, config = fold_norm(trainee.coder, trainee.normaliser), trainee.coder.config
+    if isinstance(config, TopKConfig) and config.selection == "value" and config.decoder_norm == "free":
         return coder
     return unit_decoder(coder)
+
+
+def _converted(name: str, coder: Coder, found: MeanL0Threshold, reporter: Reporter) -> Coder:
+    """The coder as JumpReLU; one that has no such threshold stays TopK and the run says so, rather than lose it."""
+    try:
+        return with_threshold(coder, found.value())
+    except UserError as error:
+        reporter.say(f"coder {name} is saved as TopK and not as JumpReLU: {error}")
+        return coder
 
 
 @torch.no_grad()

@@ -92,10 +92,8 @@ class Trainee:
         """Go on from a state; its shapes must be those of this coder."""
         for name, parameter in self._parameters.items():
             parameter.copy_(state["parameters"][name])
-            self._adam.state[parameter] = {
-                key: value.to(parameter.device if value.dim() else value.device).clone()
-                for key, value in state["adam"][name].items()
-            }
+            moments = state["adam"][name].items()
+            self._adam.state[parameter] = {key: value.to(parameter.device).clone() for key, value in moments}
         self.normaliser = Normaliser.model_validate(state["normaliser"])
         self.clock.load_state_dict(state["clock"])
         self.meter.load_state_dict(state["meter"])

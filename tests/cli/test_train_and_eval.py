@@ -27,8 +27,8 @@ def suite_of(run: Path) -> dict[str, Any]:
     return tomllib.loads((run / "suite.toml").read_text())
 
 
-def evals(run: Path) -> dict[str, dict[str, Any]]:
-    return {path.parent.name: json.loads(path.read_text()) for path in sorted(run.glob("coders/*/eval.json"))}
+def evals(run: Path, name: str = "eval.json") -> dict[str, dict[str, Any]]:
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(run.glob(f"coders/*/{name}"))}
 
 
 def test_flags_alone_make_a_suite(panscope: Command, tiny: Tiny, tmp_path: Path):
@@ -129,17 +129,21 @@ def test_eval_gives_what_training_gave_at_its_end(panscope: Command, run: Path):
 
 
 def test_eval_on_other_text_reads_all_of_it_and_nothing_else(panscope: Command, run: Path, tmp_path: Path):
-    """Every document after BOS, cut at the context; neither a held-out share nor the limit of the suite."""
+    """Every document after BOS, cut at the context; neither a held-out share nor the limit of the suite.
+
+    It is written beside the held-out numbers, which stay as they were.
+    """
     held_out = evals(run)
     lengths = write_text(tmp_path / "other.jsonl", 80, seed=9)
     call = panscope("eval", run, "--text", tmp_path / "other.jsonl")
     assert call.status == 0, call.err
     expected = sum(min(length, CONTEXT - 1) for length in lengths)
     assert expected > 600
-    found = evals(run)
+    found = evals(run, "eval-text.json")
     assert {result["tokens"] for result in found.values()} == {expected}
     assert {result["evaluated_on"]["part"] for result in found.values()} == {"all"}
-    assert pyarrow.parquet.read_table(run / "results.parquet")["tokens"].to_pylist() == [expected] * 2
+    assert pyarrow.parquet.read_table(run / "results-text.parquet")["tokens"].to_pylist() == [expected] * 2
+    assert evals(run) == held_out
     assert 300 <= held_out["L00R-2x-topk-k4"]["tokens"] < expected
 
 
@@ -147,7 +151,9 @@ def test_eval_on_the_same_text_twice_counts_it_twice(panscope: Command, run: Pat
     lengths = write_text(tmp_path / "a.jsonl", 20, seed=1)
     text = tmp_path / "a.jsonl"
     assert panscope("eval", run, "--text", text, text).status == 0
-    assert evals(run)["L00R-2x-topk-k4"]["tokens"] == 2 * sum(min(length, CONTEXT - 1) for length in lengths)
+    assert evals(run, "eval-text.json")["L00R-2x-topk-k4"]["tokens"] == 2 * sum(
+        min(length, CONTEXT - 1) for length in lengths
+    )
 
 
 def test_eval_needs_a_finished_coder(panscope: Command, tiny: Tiny, tmp_path: Path, run: Path):
@@ -160,3 +166,24 @@ def test_a_text_for_eval_that_is_not_there(panscope: Command, run: Path):
     before = evals(run)
     assert "data.text: 'gone.txt' is not a file" in panscope("eval", run, "--text", "gone.txt").sentence()
     assert evals(run) == before
+
+
+def test_a_folder_with_brackets_in_its_name_is_shown_as_it_is(panscope: Command, tiny: Tiny, tmp_path: Path):
+    """Square brackets mean colours to the terminal library; in a path they mean themselves."""
+    suite = tiny.suite(tmp_path / "s.toml", {"width": 32, "sparsity": 4, "layers": 0}, tokens=128)
+    for name in ("run[red]", "run[", "run[-red]x"):
+        call = panscope("train", suite, "--out", name)
+        assert call.status == 0, call.err
+        assert f"Results are in {name}\n" in call.out
+
+
+def test_where_the_results_are_is_one_line(
+    panscope: Command, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In a narrow terminal too: it is there to be copied."""
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = "a-folder-with-a-long-name/" * 4 + "run"
+    suite = tiny.suite(tmp_path / "s.toml", {"width": 32, "sparsity": 4, "layers": 0}, tokens=128)
+    call = panscope("train", suite, "--out", folder)
+    assert call.status == 0, call.err
+    assert f"Results are in {folder}\n" in call.out

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 import torch
@@ -23,9 +24,8 @@ def save_model(folder: Path, *, spoilt: bool) -> None:
     torch.manual_seed(7)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY, num_key_value_heads=2, max_position_embeddings=CONTEXT, **sizes, **special
-    )
+    fields: dict[str, Any] = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, **sizes, **special}
+    config = transformers.LlamaConfig(num_key_value_heads=2, **fields)
     model = transformers.AutoModelForCausalLM.from_config(config)
     if spoilt:
         with torch.no_grad():

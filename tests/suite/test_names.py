@@ -8,7 +8,9 @@ from panscope.suite.names import coder_name
 from panscope.types import Site
 
 
-def name(architecture: str, width: int, sparsity: float, sites: str = "resid_post", layer: int = 3, tag: str = "") -> str:
+def name(
+    architecture: str, width: int, sparsity: float, sites: str = "resid_post", layer: int = 3, tag: str = ""
+) -> str:
     reads, _, predicts = sites.partition("->")
     kind = "transcoder" if predicts else "sae"
     wiring = Wiring(wiring=kind, reads=Site(layer, reads), predicts=Site(layer, predicts or reads))

@@ -132,7 +132,9 @@ def test_what_the_table_says_wins_over_recipe_and_wiring():
     (one,) = planned(table).coders
     assert (one.training.learning_rate, one.training.lr_warmup_steps) == (0.5, 3)
     assert one.coder.model_dump()["bandwidth"] == 2
-    (free,) = planned(TABLE | {"wiring": "transcoder", "sites": "mlp_in -> mlp_out", "encoder_init": "transpose"}).coders
+    (free,) = planned(
+        TABLE | {"wiring": "transcoder", "sites": "mlp_in -> mlp_out", "encoder_init": "transpose"}
+    ).coders
     assert free.coder.encoder_init == "transpose"
 
 
@@ -214,7 +216,10 @@ def refused(expected: str, *tables: dict[str, Any], **fields: Any) -> None:
         ({"d_in": 64}, "the key 'd_in' is unknown"),
         ({"architecture": "topkk"}, "architecture 'topkk' is unknown: use one of relu, topk, jumprelu"),
         ({"recipe": "gemma"}, "recipe 'gemma' is unknown: use one of gemma_scope"),
-        ({"recipe": "gemma_scope", "architecture": "topk"}, "architecture 'topk' does not go with recipe 'gemma_scope'"),
+        (
+            {"recipe": "gemma_scope", "architecture": "topk"},
+            "architecture 'topk' does not go with recipe 'gemma_scope'",
+        ),
         ({"sites": "resid_pre"}, "site kind 'resid_pre' is unknown: use one of resid_post"),
         ({"sites": ["resid_post", "mlp"]}, "site kind 'mlp' is unknown"),
         ({"layers": 4}, "layer 4 does not exist: the model has 4 layers; choose from 0 to 3"),

@@ -119,7 +119,7 @@ def test_damage_names_the_one_to_go_on_from(tmp_path: Path):
     assert_same(checkpoints.load(1), parts(1))
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", "{\"step\": 1}"])
+@pytest.mark.parametrize("text", ["", "{", "{}", '{"step": 1}'])
 def test_a_manifest_of_another_shape_is_damage(tmp_path: Path, text: str):
     Checkpoints(tmp_path).save(1, parts())
     (tmp_path / "step_00000001" / "manifest.json").write_text(text)

@@ -1,5 +1,6 @@
 """Learning rate and sparsity over a run, at steps worked out by hand."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -100,8 +101,8 @@ def test_neither_ever_jumps(chosen: TrainingConfig, final: float):
     rates = [learning_rate(chosen, step, steps) for step in range(steps + 1)]
     slopes = [1.6 / length for length in (chosen.lr_warmup_steps, chosen.lr_decay_steps) if length]
     most = sum(slopes) * chosen.learning_rate + 1e-12
-    assert all(abs(b - a) <= most for a, b in zip(rates, rates[1:], strict=False))
+    assert all(abs(b - a) <= most for a, b in itertools.pairwise(rates))
     ks = [sparsity(chosen, final, step) for step in range(steps + 1)]
     height = abs(final - chosen.sparsity_from) if chosen.sparsity_warmup_steps else 0
     most = height / max(1, chosen.sparsity_warmup_steps) + 1e-9
-    assert all(abs(b - a) <= most for a, b in zip(ks, ks[1:], strict=False))
+    assert all(abs(b - a) <= most for a, b in itertools.pairwise(ks))
