@@ -19,7 +19,8 @@ from panscope.data.documents import open_documents
 from panscope.data.tokens import TokenStream
 from panscope.lms.model import LanguageModel
 from panscope.records import JsonLines, RunFolder
-from panscope.suite.plan import Plan, PlannedCoder
+from panscope.suite.coder import PlannedCoder
+from panscope.suite.plan import Plan
 from panscope.suite.reporter import Reporter
 from panscope.suite.signals import StopRequest
 from panscope.train.checkpoint import Checkpoints
