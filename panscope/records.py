@@ -26,7 +26,7 @@ class RunFolder:
     """The places inside one run's folder (`docs/architecture.md` shows the picture)."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.suite_file = self.path / "suite.toml"
         self.status_file = self.path / "status.json"
         self.train_log = self.path / "train.jsonl"
@@ -36,7 +36,7 @@ class RunFolder:
     @staticmethod
     def check_free(path: Path | str) -> None:
         """Raise UserError if something is already at `path`."""
-        path = Path(path)
+        path = Path(path).expanduser()
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             is_run = (path / "suite.toml").is_file()
             instead = f", or go on with it by `panscope train --resume {path}`" if is_run else ""

@@ -229,6 +229,10 @@ def test_a_record_added_after_a_cut_is_not_lost(tmp_path: Path) -> None:
 def test_create_refuses_what_is_there(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run")
     assert run.coders.is_dir()
+    records.write_text(run.coders / "something", "")
+    with pytest.raises(UserError, match=r"run.*already exists: choose another --out$"):
+        RunFolder.create(run.path)
+    records.write_text(run.suite_file, "")
     with pytest.raises(UserError, match=r"run.*already exists.*--resume"):
         RunFolder.create(run.path)
     file = tmp_path / "file"

@@ -29,7 +29,7 @@ class ActivationsConfig(Config):
     """`buckets`: gather, shuffle, hand out all; `pool`: hand out half, fill up, shuffle."""
     buffer_rows: int | None = Field(default=None, ge=1)
     """Rows held and shuffled together, at least one training batch; left out, the plan takes 1,000,000, or fewer where
-    those would need more than a GiB."""
+    those would need more than a quarter of the memory."""
     norm_rows: int = Field(default=32_768, ge=1)
     """Rows on which the size of the activations is measured before training."""
 

@@ -41,7 +41,7 @@ class TerminalReporter:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def planned(self, plan: Plan) -> None:
-        """The size of the suite in three lines."""
+        """The size of the suite in four lines."""
         suite = plan.suite
         kinds = sorted({coder.coder.architecture for coder in plan.coders})
         sites = sorted({str(site.kind) for site in plan.sites()})
@@ -50,6 +50,7 @@ class TerminalReporter:
         self.say(
             f"{plan.steps * plan.batch:,} tokens = {plan.steps:,} steps of {plan.batch:,} rows; kernels: reference"
         )
+        self.say(f"{suite.activations.shuffle} of {plan.buffer_rows:,} rows are shuffled")
 
     def training(self, start: int, steps: int, batch: int) -> None:
         """Open the bar."""

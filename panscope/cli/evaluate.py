@@ -21,7 +21,7 @@ class Eval:
 
     For example
       panscope eval runs/demo                          on the held-out share of the run's text
-      panscope eval runs/demo --text other.jsonl       on exactly these documents, all of them
+      panscope eval runs/demo --text other.jsonl       on exactly these documents, into eval-text.json
     """
 
     run_folder: Annotated[Path, tyro.conf.Positional, flag("RUN")]
@@ -40,5 +40,6 @@ class Eval:
         reporter = TerminalReporter(console)
         results = stages.evaluate_run(folder, suite, load(model), reporter, data)
         console.print(results_table(results))
-        reporter.say(f"Results are in {folder.path}")
+        suffix = "" if data is None else "-text"
+        reporter.say(f"Results are in {folder.path}: results{suffix}.parquet and coders/*/eval{suffix}.json")
         return 0

@@ -27,7 +27,8 @@ def main() -> None:
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         status = 2
     except KeyboardInterrupt:
-        Console(stderr=True).print("Stopped at once; what was saved is safe. Go on with: panscope train --resume RUN", highlight=False)
+        said = "Stopped at once; what was saved is safe, and panscope train --resume RUN goes on with a run."
+        Console(stderr=True).print(said, highlight=False)
         status = 130
     sys.exit(status)
 

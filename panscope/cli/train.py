@@ -69,7 +69,7 @@ class Train:
     out: Annotated[Path | None, flag("DIR")] = None
     """The run folder to make; by default runs/NAME, numbered where that exists."""
     resume: Annotated[Path | None, flag("RUN")] = None
-    """A run folder to go on with; nothing else may be given beside it."""
+    """A run folder to go on with; only --device may be given beside it."""
 
     def run(self, console: Console) -> int:
         """Do it; the exit status."""
@@ -77,7 +77,7 @@ class Train:
         if self.resume is not None:
             self._check_alone()
             folder = RunFolder.open(self.resume)
-            results = stages.resume(folder, reporter)
+            results = stages.resume(folder, reporter, self.device)
         else:
             suite = self._suite()
             folder = RunFolder(self.out or _free_folder(suite.name))
@@ -90,7 +90,7 @@ class Train:
         return 0
 
     def _check_alone(self) -> None:
-        beside = [name for name, value in vars(self).items() if value is not None and name != "resume"]
+        beside = [name for name, value in vars(self).items() if value is not None and name not in ("resume", "device")]
         if beside:
             raise UserError(
                 f"--resume goes on with a run exactly as it was begun, so --{beside[0]} cannot stand beside it: "
@@ -146,11 +146,28 @@ def _merged(tables: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     if "layers" in over:
         over["layers"] = _layers(over["layers"])
     over = {name: list(value) if isinstance(value, tuple) else value for name, value in over.items()}
-    replaced = {"expansion"} if "width" in over else set()
-    merged["coders"] = [
-        {key: value for key, value in table.items() if key not in replaced} | over for table in _coder_tables(tables)
-    ]
+    found = _coder_tables(tables)
+    _check_alike(found, over)
+    merged["coders"] = [_overridden(table, over) for table in found]
     return merged
+
+
+def _check_alike(tables: list[dict[str, Any]], over: Mapping[str, Any]) -> None:
+    """Refuse flags whose meaning differs from table to table: K and a penalty's coefficient are both a sparsity."""
+    kinds = {(str(table.get("recipe")), str(table.get("architecture"))) for table in tables}
+    for name in ("sparsity", "architecture", "recipe"):
+        if name in over and len(kinds) > 1:
+            raise UserError(
+                f"--{name} {over[name]!r} would go into every [[coders]] table, but these are of different recipes or "
+                "architectures: change the suite file"
+            )
+
+
+def _overridden(table: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """A flag takes the place of what it excludes: a width of an expansion, an architecture of a recipe and its like."""
+    excluded = {"width": "expansion", "architecture": "recipe", "recipe": "architecture"}
+    gone = {excluded[name] for name in over if name in excluded and excluded[name] not in over}
+    return {key: value for key, value in table.items() if key not in gone} | over
 
 
 def _table(tables: dict[str, Any], name: str) -> dict[str, Any]:

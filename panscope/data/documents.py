@@ -111,7 +111,7 @@ def open_documents(config: DataConfig) -> LocalDocuments | Documents:
 
 
 def _open_local(config: DataConfig) -> LocalDocuments:
-    paths = [demo.TEXT if name == DEMO_TEXT else Path(name) for name in config.text]
+    paths = [demo.TEXT if name == DEMO_TEXT else Path(name).expanduser() for name in config.text]
     documents = LocalDocuments([open_file(path, config.column) for path in paths])
     if not len(documents):
         raise UserError(f"data.text: there is no document in {', '.join(map(str, paths))}; give a file with text")

@@ -35,8 +35,8 @@ class LanguageModelConfig(Config):
     """Where to run it, as torch names devices; `auto` is `cuda` if there is one, else `cpu`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """The type its parameters and activations have."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """How attention is computed; Gemma 2 needs `eager` or `flash_attention_2`."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
+    """How attention is computed; left out, `sdpa`, or `eager` for Gemma 2, which `sdpa` cannot compute."""
 
 
 def load(config: LanguageModelConfig) -> LanguageModel:
@@ -52,11 +52,11 @@ def load(config: LanguageModelConfig) -> LanguageModel:
         options["revision"] = config.revision
     with _as_user_error(config):
         model_config = transformers.AutoConfig.from_pretrained(source, **options)
-    _check_attention(config, model_config.model_type)
+    attention = _attention(config, model_config.model_type)
     with _as_user_error(config), _quiet(local):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
         options |= {"config": model_config, "output_loading_info": True}
-        options |= {"dtype": getattr(torch, config.dtype), "attn_implementation": config.attention}
+        options |= {"dtype": getattr(torch, config.dtype), "attn_implementation": attention}
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(source, **options)
     model, report = loaded
     _check_complete(config, report)
@@ -97,13 +97,17 @@ def _folder(config: LanguageModelConfig, folder: Path) -> tuple[str, bool]:
     return str(folder), True
 
 
-def _check_attention(config: LanguageModelConfig, model_type: str) -> None:
+def _attention(config: LanguageModelConfig, model_type: str) -> str:
+    """The implementation to use; raises UserError for one that does not compute this family rightly."""
     family = family_of(model_type)
+    if config.attention is None:
+        return family.attention[0]
     if config.attention not in family.attention:
         choices = " or ".join(family.attention)
         raise UserError(f"attention {config.attention!r} does not compute {family.name} rightly: set it to {choices}")
     if config.attention == "flash_attention_2" and config.dtype == "float32":
         raise UserError(f"attention {config.attention!r} cannot use dtype 'float32': set dtype to bfloat16 or float16")
+    return config.attention
 
 
 def _check_complete(config: LanguageModelConfig, report: dict[str, Any]) -> None:

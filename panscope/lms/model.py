@@ -6,6 +6,7 @@ the logits ends as soon as everything asked for has been read, so later blocks c
 Shape letters: N sequences, T tokens a sequence, D width of a site, V vocabulary.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,7 @@ class LanguageModel:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = HfTokenizer(tokenizer, config)
         self.d_model: int = config.hidden_size
+        self.vocabulary: int = config.vocab_size
         self.context: int = config.max_position_embeddings
         """The longest sequence the model has positions for."""
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -67,6 +69,12 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         """The parameters' type, which is the activations' too."""
         return self.model.dtype
+
+    def memory_bytes(self) -> int:
+        """All the memory of the model's device, used or not."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_properties(self.device).total_memory
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def width(self, site: Site) -> int:
         """D of `site`; raises UserError if the model has no such layer."""

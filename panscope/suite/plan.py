@@ -22,7 +22,7 @@ from panscope.train.loop import LoopConfig
 from panscope.types import Site, UserError
 
 MAX_CONTEXT = 1024
-BUFFER_BYTES = 1 << 30
+BUFFER_ROWS = 1_000_000
 
 
 class SuiteConfig(Config):
@@ -39,7 +39,7 @@ class SuiteConfig(Config):
     activations: ActivationsConfig = ActivationsConfig()
     train: LoopConfig = LoopConfig()
     eval: EvalConfig = EvalConfig()
-    coders: tuple[dict[str, Any], ...] = Field(min_length=1)
+    coders: tuple[dict[str, Any], ...]
     """The grids."""
 
     @field_validator("name")
@@ -67,6 +67,8 @@ class Plan:
 
 def plan(suite: SuiteConfig, lm: LanguageModel) -> Plan:
     """Work out what `suite` means on this language model; raises UserError naming the first thing that cannot be."""
+    if not suite.coders:
+        raise UserError("coders is missing: write at least one [[coders]] table with 'width' and 'sparsity'")
     batch = suite.train.batch or _batch(suite.tokens)
     if batch > suite.tokens:
         raise UserError(f"tokens {suite.tokens} is below the batch of {batch} rows: raise tokens or lower train.batch")
@@ -74,11 +76,10 @@ def plan(suite: SuiteConfig, lm: LanguageModel) -> Plan:
     points = [plan_coder(point, lm, steps, batch) for table in suite.coders for point in grid_points(table, lm)]
     planned = tuple(coder for coder, _ in points)
     _check_names(planned)
-    row_bytes = 4 * sum(lm.width(site) for site in set().union(*(coder.wiring.sites() for coder in planned)))
     loop = suite.train
     log_every = loop.log_every or max(1, steps // 50)
     checkpoint_every = loop.checkpoint_every or min(5000, max(1, steps // 5))
-    buffer_rows = suite.activations.buffer_rows or max(batch, min(1_000_000, suite.tokens, BUFFER_BYTES // row_bytes))
+    buffer_rows = suite.activations.buffer_rows or _buffer_rows(planned, lm, suite.tokens, batch)
     if buffer_rows < batch:
         raise UserError(f"activations.buffer_rows {buffer_rows} is below the batch of {batch} rows: raise it")
     resolved = suite.replace(
@@ -94,7 +95,17 @@ def plan(suite: SuiteConfig, lm: LanguageModel) -> Plan:
 
 def _batch(tokens: int) -> int:
     """At most 4,096 rows a step, fewer (a power of two, at least 256) where that leaves under 1,000 steps."""
-    return min(tokens, 4096, max(256, 1 << (tokens // 1000).bit_length() - 1 if tokens >= 1000 else 256))
+    thousandth = max(1, tokens // 1000)
+    power_of_two = 1 << (thousandth.bit_length() - 1)
+    return min(tokens, 4096, max(256, power_of_two))
+
+
+def _buffer_rows(planned: tuple[PlannedCoder, ...], lm: LanguageModel, tokens: int, batch: int) -> int:
+    """A million rows (Gemma Scope), fewer where they would take over a quarter of the memory, at least 16 batches."""
+    sites = set().union(*(coder.wiring.sites() for coder in planned))
+    row_bytes = lm.dtype.itemsize * sum(lm.width(site) for site in sites)
+    fitting = lm.memory_bytes() // 4 // row_bytes
+    return max(batch, min(tokens, BUFFER_ROWS, max(fitting, 16 * batch)))
 
 
 def _absolute(place: str) -> str:

@@ -38,8 +38,8 @@ def start(suite: SuiteConfig, out: Path, reporter: Reporter) -> Results | None:
     return _go_on(run, planned, lm, state, reporter)
 
 
-def resume(run: RunFolder, reporter: Reporter) -> Results | None:
-    """Go on with a run from its newest checkpoint, bit for bit as if it had never stopped.
+def resume(run: RunFolder, reporter: Reporter, device: str | None = None) -> Results | None:
+    """Go on with a run from its newest checkpoint, bit for bit as if it had never stopped (on the same device).
 
     A finished run is left as it is, and its stored results are returned.
     """
@@ -47,7 +47,7 @@ def resume(run: RunFolder, reporter: Reporter) -> Results | None:
         reporter.say("this run is finished already")
         return {name: read_json(run.coder(name) / "eval.json") for name in run.coder_names()}
     suite = read_suite(run.suite_file)
-    lm = load(suite.model)
+    lm = load(suite.model if device is None else suite.model.replace(device=device))
     planned = plan(suite, lm)
     reporter.planned(planned)
     return _go_on(run, planned, lm, restored(planned, lm, run, reporter), reporter)
@@ -98,7 +98,7 @@ def evaluate_run(
     for wired in coders.values():
         wired.coder.to(lm.device)
     part: Part = "held_out" if data is None else "all"
-    chosen = suite.data if data is None else data
+    chosen = _in_small_batches(suite.data if data is None else data, lm)
     tokens = suite.eval.tokens if data is None else None
     documents = open_documents(chosen)
 
@@ -118,6 +118,13 @@ def evaluate_run(
     facts = {name: _facts(wired) for name, wired in coders.items()}
     write_results(run.path / f"results{suffix}.parquet", results, facts)
     return results
+
+
+def _in_small_batches(data: DataConfig, lm: LanguageModel) -> DataConfig:
+    """`data` with so few sequences a batch that logits and probabilities take at most an eighth of the memory."""
+    assert data.context is not None
+    bytes_a_sequence = 5 * 4 * data.context * lm.vocabulary
+    return data.replace(sequences=max(1, min(data.sequences, lm.memory_bytes() // 8 // bytes_a_sequence)))
 
 
 def _facts(wired: Any) -> dict[str, Any]:

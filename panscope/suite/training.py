@@ -200,11 +200,10 @@ def _normaliser(planned: PlannedCoder, norms: dict[Site, SiteNorms]) -> Normalis
         return normaliser.scale_for(kind, site, d=d, mean_norm=seen.mean_norm, mean_squared_norm=seen.mean_squared_norm)
 
     wiring = planned.wiring
-    return Normaliser(
-        kind=kind,
-        scale_in=scale(wiring.reads, planned.coder.d_in),
-        scale_out=scale(wiring.predicts, planned.coder.d_out),
-    )
+    scale_in = scale(wiring.reads, planned.coder.d_in)
+    own = planned.training.normalise_target_by == "target"
+    scale_out = scale(wiring.predicts, planned.coder.d_out) if own else scale_in
+    return Normaliser(kind=kind, scale_in=scale_in, scale_out=scale_out)
 
 
 def _trainee(planned: PlannedCoder, plan: Plan, lm: LanguageModel, scales: Normaliser) -> Trainee:

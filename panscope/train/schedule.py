@@ -19,6 +19,8 @@ class TrainingConfig(Config):
 
     normaliser: Kind
     """Size the activations are brought to: E|x|^2 = 1 (unit_rms), E|x| = sqrt(D) (sqrt_d), or none."""
+    normalise_target_by: Literal["target", "input"] = "target"
+    """Whose size a transcoder's target is divided by: its own (Llama Scope) or the input's (Gemma Scope appendix B)."""
     learning_rate: float = Field(gt=0)
     """Adam's rate between warm-up and decay."""
     adam_betas: tuple[float, float] = (0.9, 0.999)

@@ -57,18 +57,21 @@ class Trainee:
         self.coder.constrain()
 
     def read(self, step: int) -> dict[str, Any]:
-        """The figures to log after `step` steps; raises NonFiniteError if the loss is not a number any more."""
+        """The figures to log after `step` steps, rates as of the last of them.
+
+        Raises NonFiniteError if the loss is not a number any more.
+        """
         figures = self.meter.read()
         if not math.isfinite(figures["loss"]):
             raise NonFiniteError(
-                f"coder {self.name}: the loss is {figures['loss']} at step {step}; lower learning_rate "
-                f"{self.config.learning_rate:g}, or go on from the last checkpoint with --resume"
+                f"coder {self.name}: the loss is {figures['loss']} at step {step}; start again with a learning_rate "
+                f"below {self.config.learning_rate:g}"
             )
         now = {
             "dead_fraction": self.clock.dead_fraction(),
             "dead_window": self.clock.window,
-            "learning_rate": schedule.learning_rate(self.config, step, self.steps),
-            "sparsity": schedule.sparsity(self.config, self.coder.config.sparsity, step),
+            "learning_rate": schedule.learning_rate(self.config, step - 1, self.steps),
+            "sparsity": schedule.sparsity(self.config, self.coder.config.sparsity, step - 1),
         }
         return {"coder": self.name} | figures | now
 

@@ -30,10 +30,16 @@ TABLES = [
     {"recipe": recipe, "sparsity": sparsity, "wiring": wiring, "layers": 2, "expansion": 2}
     for recipe, sparsity in RECIPES.items()
     for wiring in ("sae", "transcoder")
-] + [{"recipe": "topk", "sparsity": 4, "width": 96, "layers": [0, 4], "sites": ["attn_z", "mlp_out"], "tag": "more"}]
+    if (recipe, wiring) != ("gemma_scope", "transcoder")
+] + [
+    # A target in units of the input is small, and so is the right price of a latent.
+    {"recipe": "gemma_scope", "sparsity": 1e-4, "wiring": "transcoder", "layers": 2, "expansion": 2},
+    {"recipe": "topk", "sparsity": 4, "width": 96, "layers": [0, 4], "sites": ["attn_z", "mlp_out"], "tag": "more"},
+]
 NAMES = {
     *(f"L02{place}-2x-topk-k8{tag}" for place in ("R", "TC") for tag in ("", "-llama")),
-    *(f"L02{place}-2x-jumprelu-l3e-3" for place in ("R", "TC")),
+    "L02R-2x-jumprelu-l3e-3",
+    "L02TC-2x-jumprelu-l1e-4",
     *(f"L02{place}-2x-relu-l0.03" for place in ("R", "TC")),
     *(f"L0{layer}{site}-1.5x-topk-k4-more" for layer in (0, 4) for site in "ZM"),
 }
@@ -134,6 +140,14 @@ def test_the_results_table_is_the_same_numbers(run: RunFolder):
         assert (row["architecture"], row["width"]) == (config.architecture, config.width)
         assert row["layer"] == int(row["coder"][1:3])
         assert (row["wiring"] == "transcoder") == ("TC" in row["coder"])
+
+
+def test_a_transcoders_target_is_scaled_as_its_paper_does(run: RunFolder):
+    """Gemma Scope appendix B divides by the input's size, Llama Scope by the target's own."""
+    gemma = json.loads((run.coder("L02TC-2x-jumprelu-l1e-4") / "config.json").read_text())["normaliser"]
+    llama = json.loads((run.coder("L02TC-2x-topk-k8-llama") / "config.json").read_text())["normaliser"]
+    assert gemma["scale_out"] == gemma["scale_in"]
+    assert llama["scale_out"] > 1.5 * llama["scale_in"]
 
 
 def test_every_logged_line_is_whole_and_learning_helps(run: RunFolder):

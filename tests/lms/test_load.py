@@ -142,8 +142,11 @@ def test_unknown_family(tmp_path: Path):
 
 def test_gemma2_is_not_computed_without_its_softcap(save_tiny: Save, tmp_path: Path, tokens: Any):
     save_tiny("gemma2", tmp_path)
-    assert "attention 'sdpa' does not compute Gemma 2 rightly: set it to eager" in refusal(config(tmp_path))
-    assert load(config(tmp_path, attention="eager")).run(*tokens, logits=True).logits is not None
+    asked = config(tmp_path, attention="sdpa")
+    assert "attention 'sdpa' does not compute Gemma 2 rightly: set it to eager" in refusal(asked)
+    by_default = load(config(tmp_path))
+    assert by_default.model.config._attn_implementation == "eager"
+    assert by_default.run(*tokens, logits=True).logits is not None
 
 
 def test_flash_attention_wants_a_half_type_and_its_package(folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,8 @@
 
 from typing import Any, cast
 
+import torch
+
 from panscope.lms.model import LanguageModel
 from panscope.suite.plan import Plan, SuiteConfig, plan
 from panscope.types import Site, UserError
@@ -10,10 +12,14 @@ LAYERS, WIDE, HEADS = 4, 32, 48
 
 
 class PaperLm:
-    """Four blocks, 32 wide, heads together 48 wide, 512 positions."""
+    """Four blocks, 32 wide, heads together 48 wide, 512 positions, 16 GiB of memory."""
 
     n_layers = LAYERS
     context = 512
+    dtype = torch.float32
+
+    def memory_bytes(self) -> int:
+        return 16 << 30
 
     def width(self, site: Site) -> int:
         if site.layer >= LAYERS:

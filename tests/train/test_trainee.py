@@ -176,8 +176,9 @@ def test_a_reading_starts_the_figures_again():
 
 def test_what_is_logged_names_the_coder_and_what_is_in_force():
     learner = trainee("topk", {"sparsity_from": 12, "sparsity_warmup_steps": 3})
-    learner.step(batch(0), 0)
-    figures = learner.read(1)
+    for step in (0, 1):
+        learner.step(batch(step), step)
+    figures = learner.read(2)
     assert figures["coder"] == "topk"
     assert figures["dead_window"] == 30
     assert figures["learning_rate"] == pytest.approx(0.01 / 4)
@@ -213,7 +214,9 @@ def test_no_number_any_more_is_one_sentence(kind: str):
     with torch.no_grad():
         learner.coder.b_dec[0] = math.nan
     learner.step(batch(1), 1)
-    with pytest.raises(NonFiniteError, match=rf"coder {kind}: the loss is nan at step 2; lower learning_rate 0.01"):
+    with pytest.raises(
+        NonFiniteError, match=rf"coder {kind}: the loss is nan at step 2; start again with a learning_rate below 0.01"
+    ):
         learner.read(2)
     assert not learner.is_finite()
     assert trainee(kind).is_finite()
