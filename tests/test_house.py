@@ -59,6 +59,11 @@ def test_a_heavy_dependency_has_one_home(name: str) -> None:
     assert {path.relative_to(REPOSITORY / "panscope").parts[0] for path in users} == {home}
 
 
+def test_no_page_is_half_written() -> None:
+    for page in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]:
+        assert not re.search(r"@@|TODO|FIXME", page.read_text(encoding="utf-8")), page.name
+
+
 def test_the_reading_tour_names_files_that_exist() -> None:
     tour = re.findall(r"`(panscope/[\w/]+\.py)`", (REPOSITORY / "README.md").read_text(encoding="utf-8"))
     assert len(tour) >= 5

@@ -131,7 +131,7 @@ class TokenStream:
         return UserError(
             f"data.text: the {part} part of {names} has too little text for one sequence "
             f"(packing {self._config.packing!r}, context {self._config.context}, held_out {self._config.held_out}); "
-            "give more text or change these"
+            "give more text or change these (in a .txt file, blank lines separate documents)"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Recipes: a paper's hyper-parameters as data, and the stated rules that fit them to a run of another length.
 
 A recipe file gives `[fields]` as the paper has them, `[shares]` for steps that the paper gives as a share of the run,
-`[at_most]` for the largest share of a run that a warm-up may take, and `[short_run]` for the learning rate: a run of S
-steps uses rate * (reference_steps / S) ** power, at most `learning_rate_most`, when S is below the reference. What
-comes out is written into the run's suite.toml, number by number.
+`[at_most]` for the largest share of a run that a warm-up may take, and `[short_run]` for what must be larger where
+steps are few: in a run of S steps, S below the reference, each field of `grows` is multiplied by (reference_steps / S)
+** power, up to its bound there. What comes out is written into the run's suite.toml, number by number.
 """
 
 import math
@@ -17,11 +17,12 @@ from panscope.types import UserError
 
 
 class ShortRun(Config):
-    """The learning rate of a run shorter than the paper's."""
+    """What grows in a run shorter than the paper's."""
 
     reference_steps: int = Field(gt=0)
     power: float = Field(ge=0)
-    learning_rate_most: float = Field(gt=0)
+    grows: dict[str, float]
+    """Field -> its upper bound."""
 
 
 class Recipe(Config):
@@ -41,9 +42,9 @@ class Recipe(Config):
             unit = batch if name == "dead_window" else 1
             fields[name] = min(fields[name], max(1, round(share * steps * unit)))
         short = self.short_run
-        if steps < short.reference_steps:
-            scaled = fields["learning_rate"] * (short.reference_steps / steps) ** short.power
-            fields["learning_rate"] = _rounded(max(fields["learning_rate"], min(scaled, short.learning_rate_most)))
+        factor = max(1.0, short.reference_steps / steps) ** short.power
+        for name, most in short.grows.items():
+            fields[name] = _rounded(min(fields[name] * factor, max(most, fields[name])))
         return fields
 
 

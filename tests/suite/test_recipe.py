@@ -25,21 +25,23 @@ def test_gemma_scope_in_a_thousand_steps():
     assert fields["lr_warmup_steps"] == 100  # a tenth
     assert fields["sparsity_warmup_steps"] == 200  # a fifth
     assert fields["dead_window"] == 25_600  # a tenth of 256,000 rows
-    assert fields["learning_rate"] == 0.00219  # 7e-5 * sqrt(976.562) = 0.0021875
+    # The factor is 976.562 ** 0.75 = 174.7, and all three are at their bounds.
+    assert (fields["learning_rate"], fields["bandwidth"], fields["threshold_init"]) == (5e-3, 0.1, 0.1)
 
 
 def test_gemma_scope_between_the_two():
-    """At 50,000 steps no warm-up is cut, but the rate is 7e-5 * sqrt(19.53124) = 3.0936e-4."""
+    """At 50,000 steps no warm-up is cut, but three fields are 19.53124 ** 0.75 = 9.2907 times the paper's."""
     fields = recipe.load("gemma_scope").fitted(50_000, 4096)
     assert (fields["lr_warmup_steps"], fields["sparsity_warmup_steps"]) == (1000, 10_000)
     assert fields["dead_window"] == 10_000_000
-    assert fields["learning_rate"] == 3.09e-4
+    assert (fields["learning_rate"], fields["bandwidth"], fields["threshold_init"]) == (6.5e-4, 9.29e-3, 9.29e-3)
 
 
 def test_the_rate_of_a_very_short_run_is_bounded():
-    """7e-5 * sqrt(976,562 / 10) would be 0.0219."""
+    """8e-4 * sqrt(390,625 / 10) would be 0.158."""
+    assert recipe.load("llama_scope").fitted(10, 256)["learning_rate"] == 6e-3
+    assert recipe.load("llama_scope").fitted(100_000, 256)["learning_rate"] == 1.58e-3  # 8e-4 * 1.97642
     fields = recipe.load("gemma_scope").fitted(10, 256)
-    assert fields["learning_rate"] == 6e-3
     assert (fields["lr_warmup_steps"], fields["sparsity_warmup_steps"]) == (1, 2)
     assert recipe.load("gemma_scope").fitted(1, 1)["dead_window"] == 1
 
