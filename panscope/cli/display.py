@@ -50,7 +50,7 @@ class TerminalReporter:
         self.say(
             f"{plan.steps * plan.batch:,} tokens = {plan.steps:,} steps of {plan.batch:,} rows; kernels: reference"
         )
-        self.say(f"{suite.activations.shuffle} of {plan.buffer_rows:,} rows are shuffled")
+        self.say(f"rows are gathered and shuffled {plan.buffer_rows:,} at a time ({suite.activations.shuffle})")
 
     def training(self, start: int, steps: int, batch: int) -> None:
         """Open the bar."""

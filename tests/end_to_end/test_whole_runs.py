@@ -32,8 +32,10 @@ TABLES = [
     for wiring in ("sae", "transcoder")
     if (recipe, wiring) != ("gemma_scope", "transcoder")
 ] + [
-    # A target in units of the input is small, and so is the right price of a latent.
-    {"recipe": "gemma_scope", "sparsity": 1e-4, "wiring": "transcoder", "layers": 2, "expansion": 2},
+    # A target in units of the input is small, and so is the right price of a latent; and 156 steps are too few for
+    # random encoders to grow into thresholds that start high.
+    {"recipe": "gemma_scope", "sparsity": 1e-4, "wiring": "transcoder", "layers": 2, "expansion": 2}
+    | {"threshold_init": 1e-3, "bandwidth": 1e-3},
     {"recipe": "topk", "sparsity": 4, "width": 96, "layers": [0, 4], "sites": ["attn_z", "mlp_out"], "tag": "more"},
 ]
 NAMES = {
