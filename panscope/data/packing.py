@@ -2,7 +2,7 @@
 
 `documents` (Llama Scope, section 3.2): BOS if there is one, then the document, cut at the context. `stream`
 (Multi-Layer SAE, section 3): the documents joined by EOS if there is one, cut into pieces of exactly the context; the
-last, incomplete piece is dropped.
+last, incomplete piece is dropped, unless all of the text is asked for.
 
 Shape letters: T tokens of a sequence.
 """
@@ -42,6 +42,10 @@ class Packer(Protocol):
         """The sequences that are complete once `documents` have come."""
         ...
 
+    def rest(self) -> list[TokenSequence]:
+        """The incomplete sequence at the end of the text, if there is one."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """The tokens that wait for more."""
         ...
@@ -65,6 +69,10 @@ class DocumentPacker:
     def _sequence(self, number: int, tokens: list[int]) -> TokenSequence:
         token_ids = torch.tensor(self._opening + tokens[: self.needed])
         return TokenSequence(token_ids, torch.full_like(token_ids, number))
+
+    def rest(self) -> list[TokenSequence]:
+        """None: every sequence is complete."""
+        return []
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing waits."""
@@ -104,6 +112,10 @@ class StreamPacker:
         shape = (pieces, self._context)
         both = zip(token_ids[:end].view(shape), document_ids[:end].view(shape), strict=True)
         return [TokenSequence(*pair) for pair in both]
+
+    def rest(self) -> list[TokenSequence]:
+        """The incomplete piece."""
+        return [TokenSequence(self._token_ids, self._document_ids)] if len(self._token_ids) else []
 
     def state_dict(self) -> dict[str, Any]:
         """The incomplete piece and the last document."""

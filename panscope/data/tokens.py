@@ -37,12 +37,17 @@ class TokenStream:
         part: Part,
         seed: int,
         epochs: int | None,
+        keep_rest: bool = False,
     ):
-        """Give `part` of `documents` `epochs` times, or without end if None; `config.context` must be settled."""
+        """Give `part` of `documents` `epochs` times, or without end if None; `config.context` must be settled.
+
+        With `keep_rest` the incomplete sequence at the end of an epoch is given too, which packing "stream" else drops.
+        """
         assert config.context is not None, "the plan settles the context before text is packed"
         self._context = config.context
         self._documents, self._tokenizer, self._config = documents, tokenizer, config
         self._part: Part = part
+        self._keep_rest = keep_rest
         self._seed, self._epochs = seed, epochs
         special = tokenizer.special_ids | {tokenizer.bos_id, tokenizer.eos_id}
         self._special = torch.tensor(sorted(i for i in special if i is not None), dtype=torch.int64)
@@ -109,6 +114,8 @@ class TokenStream:
         documents = self._next_documents()
         encoded = encode_heads(self._tokenizer, [document.text for document in documents], self._packer.needed)
         self._chunk = self._packer.pack([(d.number, ids) for d, ids in zip(documents, encoded, strict=True)])
+        if self._walk_ended and self._keep_rest:
+            self._chunk += self._packer.rest()
         self._made += len(self._chunk)
 
     def _next_documents(self) -> list[Document]:

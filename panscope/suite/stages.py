@@ -103,7 +103,8 @@ def evaluate_run(
     documents = open_documents(chosen)
 
     def open_tokens() -> TokenStream:
-        return TokenStream(documents, lm.tokenizer, chosen, part=part, seed=suite.seed, epochs=1)
+        whole = data is not None
+        return TokenStream(documents, lm.tokenizer, chosen, part=part, seed=suite.seed, epochs=1, keep_rest=whole)
 
     try:
         results = evaluate(

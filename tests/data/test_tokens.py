@@ -23,7 +23,7 @@ same_file = settings(suppress_health_check=[HealthCheck.function_scoped_fixture]
 
 def _stream(documents: LocalDocuments, tokenizer: WordTokenizer | None = None, **options: Any) -> TokenStream:
     given = {"part": "all", "seed": 0, "epochs": 1} | {
-        k: options.pop(k) for k in ("part", "seed", "epochs") if k in options
+        k: options.pop(k) for k in ("part", "seed", "epochs", "keep_rest") if k in options
     }
     return TokenStream(documents, tokenizer or WordTokenizer(), config(**options), **given)
 
@@ -232,3 +232,21 @@ def test_memory_does_not_grow_with_the_tokens(write: Write) -> None:
         assert peak(1_500) < 1.1 * first  # six more: the slack is for the odd cached object
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("count", [1, 7, 60])
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_with_the_rest_no_token_is_lost(write: Write, packing: str, count: int) -> None:
+    """What `panscope eval --text` asks for; without it a short text packed as a stream gives nothing at all."""
+    documents = write(words([1 + number % 5 for number in range(count)]))
+    kept = _sequences(list(_stream(documents, packing=packing, context=8, keep_rest=True)))
+    plain = _packed_plainly(documents, packing, WordTokenizer(), 0, 0)
+    assert kept[: len(plain)] == plain
+    rest = [token for sequence in kept[len(plain) :] for token in sequence]
+    assert len(kept) - len(plain) <= 1
+    assert len(rest) < 8
+    content = [
+        (token, number) for sequence in kept for token, number in sequence if token not in WordTokenizer().special_ids
+    ]
+    walked = [(token, d.number) for d in documents.walk(0, 0) for token in WordTokenizer().encode([d.text])[0]]
+    assert content == walked
