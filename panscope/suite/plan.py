@@ -110,7 +110,7 @@ def _buffer_rows(planned: tuple[PlannedCoder, ...], lm: LanguageModel, tokens: i
 
 def _absolute(place: str) -> str:
     """A local path in full, so that a run folder can be used from anywhere; hub ids and built-in names as they are."""
-    return str(Path(place).expanduser().resolve()) if Path(place).expanduser().exists() else place
+    return str(Path(place).expanduser().absolute()) if Path(place).expanduser().exists() else place
 
 
 def _context(suite: SuiteConfig, lm: LanguageModel) -> int:
