@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from panscope.types import UserError
 
+_EVERY_ATTENTION = ("sdpa", "eager", "flash_attention_2")
+
 
 @dataclass(frozen=True)
 class Family:
@@ -29,7 +31,7 @@ class Family:
     """The norm whose output is the MLP's input."""
     gain_offset: float = 0.0
     """The norm's gain is `gain_offset + weight`."""
-    attention: tuple[str, ...] = ("sdpa", "eager", "flash_attention_2")
+    attention: tuple[str, ...] = _EVERY_ATTENTION
     """The implementations of attention that compute this family rightly."""
 
 
@@ -49,7 +51,6 @@ def _gemma(name: str, model_type: str, blocks: str, attention: tuple[str, ...]) 
     )
 
 
-_EVERY_ATTENTION = ("sdpa", "eager", "flash_attention_2")
 _SOFTCAPPED = ("eager", "flash_attention_2")
 """Gemma 2 squashes its attention scores with a tanh, which torch's sdpa cannot."""
 
