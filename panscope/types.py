@@ -145,6 +145,10 @@ class Latents:
         codes = self.values.new_zeros(len(self.values), self.width)
         return codes.scatter_add(1, self.indices, self.values)
 
+    def select(self, index: Tensor | slice) -> "Latents":
+        """The codes of the rows at `index`."""
+        return Latents(self.values[index], self.width, None if self.indices is None else self.indices[index])
+
     def l0(self) -> Tensor:
         """[B] how many latents are active: values > 0."""
         return (self.values > 0).sum(dim=1)
@@ -153,9 +157,9 @@ class Latents:
         """[B] sum of the values."""
         return self.values.sum(dim=1)
 
-    def firings(self) -> Tensor:
-        """[F] int64: how many of the B rows each latent is active on."""
-        active = self.values > 0
+    def firings(self, above: float = 0.0) -> Tensor:
+        """[F] int64: how many of the B rows each latent is active on, with a value over `above`."""
+        active = self.values > above
         if self.indices is None:
             return active.sum(dim=0)
         counts = torch.zeros(self.width, dtype=torch.int64, device=self.values.device)

@@ -102,6 +102,34 @@ def test_sparse_and_dense_codes_say_the_same(rows: int, width: int, data: st.Dat
         assert codes.firings().tolist() == [sum(row[f] > 0 for row in table.tolist()) for f in range(width)]
 
 
+@pytest.mark.parametrize(
+    ("index", "rows"),
+    [
+        (torch.tensor([2, 0, 2]), [2, 0, 2]),
+        (slice(1, 3), [1, 2]),
+        (slice(0, 0), []),
+        (torch.tensor([True, False, True]), [0, 2]),
+    ],
+)
+def test_select_takes_the_codes_of_some_rows(index: Tensor | slice, rows: list[int]) -> None:
+    values, indices = torch.tensor([[2.0, 0.5], [0.0, 1.0], [3.0, 4.0]]), torch.tensor([[3, 0], [1, 2], [0, 3]])
+    sparse = Latents(values, 4, indices)
+    for codes in (sparse, Latents(sparse.dense(), 4)):
+        found = codes.select(index)
+        assert found.width == 4
+        assert (found.indices is None) == (codes.indices is None)
+        assert found.dense().tolist() == [sparse.dense()[row].tolist() for row in rows]
+
+
+def test_firings_may_ask_for_more_than_a_whiff() -> None:
+    """Gao et al. count a latent as alive above 1e-3; the bound itself does not count."""
+    codes = Latents(torch.tensor([[2.0, 1e-4], [0.5, 1e-3]]), 4, torch.tensor([[3, 0], [3, 1]]))
+    for one in (codes, Latents(codes.dense(), 4)):
+        assert one.firings().tolist() == [1, 1, 0, 2]
+        assert one.firings(above=1e-3).tolist() == [0, 0, 0, 2]
+        assert one.firings(above=0.5).tolist() == [0, 0, 0, 1]
+
+
 def test_unused_places_may_repeat_an_index() -> None:
     codes = Latents(torch.tensor([[2.0, 0.0, 0.0]]), 4, torch.tensor([[1, 1, 1]]))
     assert codes.dense().tolist() == [[0.0, 2.0, 0.0, 0.0]]

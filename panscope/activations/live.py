@@ -1,18 +1,22 @@
 """Live activations: the language model reads text as rows are asked for, one pass for all sites (Llama Scope, L41).
 
-Only text tokens become rows; BOS, EOS, other special tokens and padding never do.
+Only text tokens become rows; BOS, EOS, other special tokens and padding do not.
 
 Shape letters: N sequences, T tokens a sequence, B rows of one pass, D width of a site.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from panscope.activations.source import TokenSource
 from panscope.types import ActivationBatch, NonFiniteError, Site, TokenBatch
+
+Special = Literal["drop", "zero"]
+"""What becomes of special tokens: no row (Gemma Scope, Llama Scope, the Multi-Layer SAE's text), or a row of zeros (the
+Multi-Layer SAE's code)."""
 
 
 class HasActivations(Protocol):
@@ -40,10 +44,10 @@ class ReadsSites(Protocol):
 class LiveActivations:
     """An iterator of ActivationBatch: every text row of one pass, sequence after sequence, on the model's device."""
 
-    def __init__(self, lm: ReadsSites, tokens: TokenSource, sites: Sequence[Site]):
-        """Read `sites` of `lm` on the batches of `tokens`."""
+    def __init__(self, lm: ReadsSites, tokens: TokenSource, sites: Sequence[Site], *, special: Special = "drop"):
+        """Read `sites` of `lm` on the batches of `tokens`; special tokens give no rows, or rows of zeros."""
         assert sites, "live activations need a site to read"
-        self._lm, self._tokens, self._sites = lm, tokens, tuple(sites)
+        self._lm, self._tokens, self._sites, self._special = lm, tokens, tuple(sites), special
 
     @property
     def device(self) -> torch.device:
@@ -62,11 +66,15 @@ class LiveActivations:
 
     def _read(self, tokens: TokenBatch) -> ActivationBatch:
         whole = dict(self._lm.run(tokens.token_ids, tokens.attention_mask, read=self._sites).activations)
-        places = tokens.content.flatten().nonzero().squeeze(1)  # [B] into N x T
+        wanted = tokens.content if self._special == "drop" else tokens.attention_mask
+        places = wanted.flatten().nonzero().squeeze(1)  # [B] into N x T
         columns = (tokens.token_ids, tokens.document_ids, tokens.positions)
         token_ids, document_ids, positions = (column.flatten()[places].to(self.device) for column in columns)
         places = places.to(self.device)
         rows = {site: whole.pop(site).flatten(0, 1)[places] for site in self._sites}  # each [N, T, D] is let go of
+        if self._special == "zero":
+            text = tokens.content.flatten().to(self.device)[places]
+            rows = {site: x.masked_fill(~text[:, None], 0) for site, x in rows.items()}
         batch = ActivationBatch(rows, token_ids, document_ids, positions)
         _check_finite(batch)
         return batch

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from panscope.activations.buffer import RowBuffer, RowLine
+from panscope.activations.live import Special
 from panscope.activations.source import RowSource
 from panscope.config import Config
 from panscope.data.order import generator
@@ -27,6 +28,8 @@ class ActivationsConfig(Config):
     """`live`: the language model runs while the coders are trained."""
     shuffle: Literal["buckets", "pool"] = "buckets"
     """`buckets`: gather, shuffle, hand out all; `pool`: hand out half, fill up, shuffle."""
+    special_tokens: Special = "drop"
+    """`drop`: BOS, EOS and the like give no rows; legacy, `zero`: rows of zeros, as the Multi-Layer SAE's code."""
     buffer_rows: int | None = Field(default=None, ge=1)
     """Rows held and shuffled together, at least one training batch; left out, the plan takes 1,000,000, or fewer where
     those would need more than a quarter of the memory."""

@@ -10,10 +10,15 @@ import tyro
 from rich.console import Console
 
 from panscope.cli.evaluate import Eval
+from panscope.cli.plan import PlanSuite
 from panscope.cli.train import Train
 from panscope.types import UserError
 
-_Command = Annotated[Train, tyro.conf.subcommand("train")] | Annotated[Eval, tyro.conf.subcommand("eval")]
+_Command = (
+    Annotated[PlanSuite, tyro.conf.subcommand("plan")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Eval, tyro.conf.subcommand("eval")]
+)
 
 
 def main() -> None:

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from panscope import suites
 from panscope.cli.display import TerminalReporter
 from panscope.cli.flags import flag
+from panscope.cli.suite_file import suite_file
 from panscope.config import read_toml
 from panscope.evals.table import results_table
 from panscope.records import RunFolder
@@ -18,7 +18,7 @@ from panscope.suite import stages
 from panscope.suite.plan import SuiteConfig
 from panscope.types import UserError
 
-_CODER_FLAGS = ("wiring", "sites", "layers", "recipe", "architecture", "width", "sparsity")
+_CODER_FLAGS = ("wiring", "sites", "layers", "recipe", "architecture", "width", "sparsity", "target_l0")
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,24 @@ class Train:
     text: Annotated[tuple[str, ...] | None, flag("FILE ...")] = None
     """Text files (.txt, .jsonl, .parquet) or one hub dataset."""
     wiring: Annotated[str | None, flag("NAME")] = None
-    """sae or transcoder."""
+    """sae, transcoder, multilayer (one SAE for all layers) or crosscoder."""
     sites: Annotated[tuple[str, ...] | None, flag("SITE ...")] = None
     """resid_post attn_z attn_out mlp_out mlp_in mlp_in_no_gain; for transcoders "mlp_in_no_gain -> mlp_out"."""
     layers: Annotated[tuple[str, ...] | None, flag("LAYER ...")] = None
     """all, or layer numbers from 0."""
     recipe: Annotated[str | None, flag("NAME")] = None
-    """gemma_scope, llama_scope, topk or relu_l1: the hyper-parameters of a paper."""
+    """The hyper-parameters of a paper: gemma_scope, gemma_scope_transcoder, gemma_scope_2, llama_scope,
+    llama_scope_released_code, multilayer_sae, openai_topk, anthropic_relu or saebench."""
     architecture: Annotated[str | None, flag("NAME")] = None
-    """topk, jumprelu or relu."""
+    """topk, batchtopk, matryoshka, jumprelu, gated or relu."""
     width: Annotated[tuple[int, ...] | None, flag("N ...")] = None
     """Numbers of latents."""
     sparsity: Annotated[tuple[float, ...] | None, flag("S ...")] = None
-    """K for topk; the penalty's coefficient for jumprelu and relu."""
+    """K for topk, batchtopk and matryoshka; the penalty's coefficient for jumprelu, gated and relu."""
+    target_l0: Annotated[tuple[float, ...] | None, flag("L0 ...")] = None
+    """For jumprelu: the L0 to reach, in place of --sparsity."""
     tokens: Annotated[int | None, flag("N")] = None
-    """Tokens to train on."""
+    """Tokens to train every coder on."""
     context: Annotated[int | None, flag("N")] = None
     """Tokens of a sequence at most."""
     packing: Annotated[str | None, flag("NAME")] = None
@@ -104,29 +107,16 @@ class Train:
         name = flags.pop("suite", None)
         if name is None and flags.keys() & {"model", "text", *_CODER_FLAGS}:
             return SuiteConfig.read(_merged(_bare_suite(flags), flags), "the flags")
-        tables = read_toml(_suite_file(name or "demo"))
+        tables = read_toml(suite_file(name or "demo"))
         return SuiteConfig.read(_merged(tables, flags), name or "demo")
-
-
-def _suite_file(name: str) -> Path:
-    """A path as it is, or the file of a built-in suite."""
-    built_in = suites.FOLDER / f"{name}.toml"
-    if Path(name).is_file() or name.endswith(".toml"):
-        return Path(name)
-    if not built_in.is_file():
-        known = ", ".join(sorted(path.stem for path in suites.FOLDER.glob("*.toml")))
-        hint = "; a run folder goes after --resume" if Path(name).is_dir() else ""
-        raise UserError(
-            f"suite {name!r} is neither a file nor a built-in suite: give a .toml file or one of {known}{hint}"
-        )
-    return built_in
 
 
 def _bare_suite(flags: Mapping[str, Any]) -> dict[str, Any]:
     """What a suite made of flags starts from."""
-    for needed in ("width", "sparsity"):
-        if needed not in flags:
-            raise UserError(f"--{needed} is missing: give it, or name a suite such as `panscope train demo`")
+    needed = ("width", "sparsity") if "target_l0" not in flags else ("width",)
+    for name in needed:
+        if name not in flags:
+            raise UserError(f"--{name} is missing: give it, or name a suite such as `panscope train demo`")
     if "text" not in flags and flags.get("model", "panscope://demo") != "panscope://demo":
         raise UserError(f"--text is missing: say what text the model {flags['model']!r} should read")
     return {"coders": [{}]}
@@ -148,14 +138,15 @@ def _merged(tables: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     over = {name: list(value) if isinstance(value, tuple) else value for name, value in over.items()}
     found = _coder_tables(tables)
     _check_alike(found, over)
-    merged["coders"] = [_overridden(table, over) for table in found]
+    own = {"tokens"} if "tokens" in flags else set()
+    merged["coders"] = [_overridden(table, over, own) for table in found]
     return merged
 
 
 def _check_alike(tables: list[dict[str, Any]], over: Mapping[str, Any]) -> None:
     """Refuse flags whose meaning differs from table to table: K and a penalty's coefficient are both a sparsity."""
     kinds = {(str(table.get("recipe")), str(table.get("architecture"))) for table in tables}
-    for name in ("sparsity", "architecture", "recipe"):
+    for name in ("sparsity", "target_l0", "architecture", "recipe"):
         if name in over and len(kinds) > 1:
             raise UserError(
                 f"--{name} {over[name]!r} would go into every [[coders]] table, but these are of different recipes or "
@@ -163,10 +154,13 @@ def _check_alike(tables: list[dict[str, Any]], over: Mapping[str, Any]) -> None:
             )
 
 
-def _overridden(table: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """A flag takes the place of what it excludes: a width of an expansion, an architecture of a recipe and its like."""
+def _overridden(table: dict[str, Any], over: dict[str, Any], own: set[str]) -> dict[str, Any]:
+    """A flag takes the place of what it excludes: a width of an expansion, an architecture of a recipe and its like.
+
+    `own` are a table's own values that a flag for the whole suite takes the place of.
+    """
     excluded = {"width": "expansion", "architecture": "recipe", "recipe": "architecture"}
-    gone = {excluded[name] for name in over if name in excluded and excluded[name] not in over}
+    gone = own | {excluded[name] for name in over if name in excluded and excluded[name] not in over}
     return {key: value for key, value in table.items() if key not in gone} | over
 
 

@@ -1,7 +1,10 @@
 """The dictionaries: one file an architecture, and the table of them."""
 
 from panscope.coders.base import Coder, CoderConfig
+from panscope.coders.batchtopk import BatchTopKCoder, BatchTopKConfig
+from panscope.coders.gated import GatedCoder, GatedConfig
 from panscope.coders.jumprelu import JumpReLUCoder, JumpReLUConfig
+from panscope.coders.matryoshka import MatryoshkaConfig
 from panscope.coders.relu import ReLUCoder, ReLUConfig
 from panscope.coders.topk import TopKCoder, TopKConfig
 from panscope.types import UserError
@@ -9,7 +12,10 @@ from panscope.types import UserError
 ARCHITECTURES: dict[str, tuple[type[CoderConfig], type[Coder]]] = {
     "relu": (ReLUConfig, ReLUCoder),
     "topk": (TopKConfig, TopKCoder),
+    "batchtopk": (BatchTopKConfig, BatchTopKCoder),
+    "matryoshka": (MatryoshkaConfig, BatchTopKCoder),
     "jumprelu": (JumpReLUConfig, JumpReLUCoder),
+    "gated": (GatedConfig, GatedCoder),
 }
 
 

@@ -6,7 +6,9 @@ coefficient) is an argument of the loss, so that schedules stay outside.
 Shape letters: B rows, D input width (d_in), E output width (d_out), F latents (width).
 """
 
+import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -17,6 +19,9 @@ from torch import Tensor, nn
 from panscope.config import Config
 from panscope.kernels import reference
 from panscope.types import Latents, UserError
+
+_MATCHING_ROWS = 256
+"""Random vectors on which `encoder_init = "transpose_matched"` measures the reconstruction's size."""
 
 
 class CoderConfig(Config):
@@ -37,8 +42,16 @@ class CoderConfig(Config):
     """Keep every latent's decoder vector at norm 1, or let the norms be learned."""
     decoder_init_norm: float = Field(default=1.0, gt=0)
     """Norm of every decoder vector at the start."""
-    encoder_init: Literal["transpose", "own"] = "transpose"
-    """Start W_enc as a copy of W_dec, or from its own random draw (transcoders)."""
+    encoder_init: Literal["transpose", "transpose_matched", "own"] = "transpose"
+    """Start W_enc as a copy of W_dec; as that copy scaled so that random unit vectors come out with mean norm 1 (Gao et
+    al.); or from its own random draw (transcoders)."""
+    encoder_bias: bool = True
+    """Learn b_enc, or keep it at 0 (Multi-Layer SAE)."""
+    skip: bool = False
+    """Add W_skip x to the output: the affine skip of transcoders (Gemma Scope 2)."""
+    prefixes: tuple[float, ...] = ()
+    """Matryoshka: rising shares of the width, the last one 1. The loss is the mean of the reconstruction losses of the
+    latents in each prefix alone; left empty, only the whole reconstructs."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -46,9 +59,9 @@ class CoderConfig(Config):
             raise ValueError(
                 f"pre_encoder_bias is true, but d_in {self.d_in} and d_out {self.d_out} differ: set it false"
             )
-        if self.d_in != self.d_out and self.encoder_init == "transpose":
+        if self.d_in != self.d_out and self.encoder_init != "own":
             raise ValueError(
-                f"encoder_init is 'transpose', but d_in {self.d_in} and d_out {self.d_out} differ: use 'own'"
+                f"encoder_init is {self.encoder_init!r}, but d_in {self.d_in} and d_out {self.d_out} differ: use 'own'"
             )
         if self.decoder_norm == "unit" and self.decoder_init_norm != 1:
             raise ValueError(
@@ -56,45 +69,96 @@ class CoderConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _prefixes_rise(self) -> Self:
+        if not self.prefixes:
+            return self
+        ends = [0, *self.prefix_ends()]
+        if self.prefixes[-1] != 1 or any(end <= start for start, end in itertools.pairwise(ends)):
+            raise ValueError(
+                f"prefixes {list(self.prefixes)} must be rising shares of the width {self.width}, each at least one "
+                "latent more than the one before, the last one 1"
+            )
+        return self
+
+    def prefix_ends(self) -> list[int]:
+        """How many latents each prefix has; the whole width where there are none."""
+        return [round(share * self.width) for share in self.prefixes or (1.0,)]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a coder learns from in one step, in its normalised space."""
+
+    x: Tensor
+    """[B, D]."""
+    y: Tensor
+    """[B, E]."""
+    weights: Tensor
+    """[B] what the squared error of each row counts in the loss; 1/B is the mean over rows."""
+    dead: Tensor | None = None
+    """[F] bool, True for latents silent for the dead window; None where nobody keeps count."""
+
+    @classmethod
+    def mean(cls, x: Tensor, y: Tensor, dead: Tensor | None = None) -> "Rows":
+        """Rows that all count the same."""
+        return cls(x, y, x.new_full((len(x),), 1 / len(x)), dead)
+
 
 @dataclass(frozen=True)
 class Objective:
     """What one look at a batch gives: the loss to minimise and the parts that metrics need."""
 
     loss: Tensor
-    """[] mean over rows."""
+    """[]."""
     latents: Latents
     y_hat: Tensor
     """[B, E]."""
+    least: Tensor | None = None
+    """[] the least score a batch-wide selection kept; None where there is no such selection."""
 
 
 class Coder(nn.Module, ABC):
     """The parameters W_enc [F, D], b_enc [F], W_dec [F, E], b_dec [E] and the pure functions over them.
 
-    Latent-major: a latent's two vectors are two contiguous rows. An architecture adds its own parameters and names in
-    `positive` those that must stay above 0.
+    Latent-major: a latent's two vectors are two contiguous rows. An architecture adds its own parameters, names in
+    `positive` those that must stay above 0, and in `in_code_units` those [F] that grow with the codes when they are
+    rescaled. `skip` adds W_skip [E, D].
     """
 
     positive: ClassVar[tuple[str, ...]] = ()
+    in_code_units: ClassVar[tuple[str, ...]] = ("b_enc",)
 
     def __init__(self, config: CoderConfig) -> None:
         super().__init__()
         self.config = config
         self.W_enc = nn.Parameter(torch.zeros(config.width, config.d_in))
-        self.b_enc = nn.Parameter(torch.zeros(config.width))
+        self.b_enc = nn.Parameter(torch.zeros(config.width), requires_grad=config.encoder_bias)
         self.W_dec = nn.Parameter(torch.zeros(config.width, config.d_out))
         self.b_dec = nn.Parameter(torch.zeros(config.d_out))
+        if config.skip:
+            self.W_skip = nn.Parameter(torch.zeros(config.d_out, config.d_in))
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> Self:
         """Fresh weights: He-uniform vectors brought to `decoder_init_norm` (an encoder of its own too), biases 0."""
         self.W_dec.copy_(_directions(self.W_dec, generator) * self.config.decoder_init_norm)
-        if self.config.encoder_init == "transpose":
-            self.W_enc.copy_(self.W_dec)
-        else:
+        if self.config.encoder_init == "own":
             self.W_enc.copy_(_directions(self.W_enc, generator) * self.config.decoder_init_norm)
+        else:
+            self.W_enc.copy_(self.W_dec)
         self.b_enc.zero_()
         self.b_dec.zero_()
+        if self.config.encoder_init == "transpose_matched":
+            x = _directions(self.W_enc[:1].expand(_MATCHING_ROWS, -1), generator)
+            none_dead = torch.zeros(self.config.width, dtype=torch.bool, device=x.device)
+            y_hat = self.objective(Rows.mean(x, x, none_dead), self.config.sparsity).y_hat
+            size = y_hat.norm(dim=1).mean()
+            if not size > 0:
+                raise UserError(
+                    "encoder_init is 'transpose_matched', but no latent is active at the start: use 'transpose'"
+                )
+            self.W_enc.div_(size)
         return self
 
     def preactivations(self, x: Tensor) -> Tensor:
@@ -106,13 +170,34 @@ class Coder(nn.Module, ABC):
     def encode(self, x: Tensor) -> Latents:
         """The codes of rows x [B, D] at the configured sparsity."""
 
-    def decode(self, latents: Latents) -> Tensor:
-        """The rows [B, E] that codes stand for."""
-        return reference.decode(latents.dense(), self.W_dec, self.b_dec)
+    def decode(self, latents: Latents, x: Tensor) -> Tensor:
+        """The rows [B, E] that the codes of x [B, D] stand for; x itself matters only to a coder with a skip."""
+        return reference.decode(latents.dense(), self.W_dec, self._base(x))
 
     @abstractmethod
-    def objective(self, x: Tensor, y: Tensor, sparsity: float) -> Objective:
-        """The training loss on rows x [B, D] and targets y [B, E], at the sparsity now in force."""
+    def objective(self, rows: Rows, sparsity: float) -> Objective:
+        """The training loss on rows, at the sparsity now in force."""
+
+    def track(self, objective: Objective) -> None:
+        """Note what a training batch gave, once a step; only an architecture with a running figure does anything."""
+
+    def reconstruction(self, latents: Latents, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The reconstruction loss [] and the reconstruction y_hat [B, E].
+
+        The loss is the rows' weighted squared error; with `prefixes`, its mean over the reconstructions by the first
+        latents alone, each with b_dec (Bussmann et al. 2025, Matryoshka).
+        """
+        codes, y_hat, losses = latents.dense(), self._base(rows.x), []
+        start = 0
+        for end in self.config.prefix_ends():
+            y_hat = reference.decode(codes[:, start:end], self.W_dec[start:end], y_hat)
+            losses.append(squared_error(y_hat, rows))
+            start = end
+        return torch.stack(losses).mean(), y_hat
+
+    def _base(self, x: Tensor) -> Tensor:
+        """What is there without any latent: b_dec [E], or b_dec + W_skip x [B, E]."""
+        return torch.addmm(self.b_dec, x, self.W_skip.T) if self.config.skip else self.b_dec
 
     @torch.no_grad()
     def constrain(self) -> None:
@@ -136,27 +221,31 @@ class Coder(nn.Module, ABC):
             gradient.addcmul_(along, self.W_dec, value=-1)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The weights as they are stored and published: a copy of every parameter."""
-        return {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
+        """The weights as they are stored and published: a copy of every parameter and running figure."""
+        return {name: tensor.detach().clone() for name, tensor in self._named_tensors()}
 
     @torch.no_grad()
     def load_tensors(self, tensors: dict[str, Tensor]) -> Self:
         """Take over weights that `tensors()` gave; raises UserError unless every one is there, fits and is a number."""
-        for name, parameter in self.named_parameters():
+        for name, own in self._named_tensors():
             found = tuple(tensors[name].shape) if name in tensors else None
-            if found != tuple(parameter.shape):
-                raise UserError(f"tensor {name!r} has shape {found}, expected {tuple(parameter.shape)}")
+            if found != tuple(own.shape):
+                raise UserError(f"tensor {name!r} has shape {found}, expected {tuple(own.shape)}")
             if not torch.isfinite(tensors[name]).all():
                 raise UserError(f"tensor {name!r} holds NaN or infinity; take undamaged weights")
             if name in self.positive and not (tensors[name] > 0).all():
                 raise UserError(f"tensor {name!r} holds values that are not above 0; take undamaged weights")
-            parameter.copy_(tensors[name])
+            own.copy_(tensors[name])
         return self
 
+    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.named_parameters()
+        yield from self.named_buffers()
 
-def squared_error(y_hat: Tensor, y: Tensor) -> Tensor:
-    """The squared distance summed over dimensions, averaged over rows (Gemma Scope Eq. 4)."""
-    return (y_hat - y).square().sum(dim=1).mean()
+
+def squared_error(y_hat: Tensor, rows: Rows) -> Tensor:
+    """[] the squared distances of y_hat [B, E] from the targets, summed over dimensions, weighted over rows."""
+    return (rows.weights * (y_hat - rows.y).square().sum(dim=1)).sum()
 
 
 def _directions(like: Tensor, generator: torch.Generator) -> Tensor:

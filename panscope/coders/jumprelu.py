@@ -3,31 +3,53 @@
 f = pre * H(pre - theta); loss = |y - y_hat|^2 + lambda * |f|_0. Both parts reach theta through straight-through
 estimators with a rectangle kernel of width `bandwidth` on the pre-activation (Rajamanoharan et al. 2024b).
 
-The trained parameter is theta itself, kept above 0. That paper's code trains log theta; Adam then moves theta by a
+With `target_l0` = L0*, the penalty is lambda * target_factor * (|f|_0 / L0* - 1)^2 in place of lambda * |f|_0, so that
+L0 is asked for and not found by a search (same paper; Gemma Scope 2). `frequency_penalty` adds
+lambda * frequency_penalty * sum_i p_i^2 / frequency_limit, p_i the share of rows on which latent i is active: little
+for rare latents, much for those above the limit (Google DeepMind's interpretability team, progress update of March
+2025).
+
+The trained parameter is theta itself, kept above 0. The 2024b paper's code trains log theta; Adam then moves theta by a
 share of itself a step, and from 0.001 a run of some thousand steps does not arrive (measured: docs/LOG.md).
 
 Shape letters: B rows, D input width, E output width, F latents.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from panscope.coders.base import Coder, CoderConfig, Objective, squared_error
+from panscope.coders.base import Coder, CoderConfig, Objective, Rows
 from panscope.kernels import reference
 from panscope.types import Latents
 
 
 class JumpReLUConfig(CoderConfig):
-    """A JumpReLU coder; `sparsity` is lambda, the price of one active latent."""
+    """A JumpReLU coder; `sparsity` is lambda, the price of one active latent or of missing the target."""
 
     architecture: Literal["jumprelu"] = "jumprelu"
     bandwidth: float = Field(default=0.001, gt=0)
     """Width of the estimator's rectangle, in units of the normalised input."""
     threshold_init: float = Field(default=0.001, gt=0)
     """Every latent's threshold at the start."""
+    target_l0: float | None = Field(default=None, gt=0)
+    """The L0 to reach; left out, the penalty is linear in L0."""
+    target_factor: float = Field(default=1.0, gt=0)
+    """Factor of the squared relative distance: 1 in SAEBench's suite, target_l0 / 2 in Gemma Scope 2."""
+    target_of: Literal["batch", "row"] = "batch"
+    """Square the distance of the batch's mean L0 (SAEBench), or of each row's L0 (the papers)."""
+    frequency_penalty: float = Field(default=0.0, ge=0)
+    """What the penalty on frequent latents counts; 0 leaves it out."""
+    frequency_limit: float = Field(default=0.1, gt=0, le=1)
+    """The frequency at which that penalty equals the linear one."""
+
+    @model_validator(mode="after")
+    def _target_fits(self) -> Self:
+        if self.target_l0 is not None and self.target_l0 >= self.width:
+            raise ValueError(f"target_l0 {self.target_l0:g} is not below the width {self.width}: lower it")
+        return self
 
 
 class JumpReLUCoder(Coder):
@@ -35,6 +57,7 @@ class JumpReLUCoder(Coder):
 
     config: JumpReLUConfig
     positive = ("threshold",)
+    in_code_units = ("b_enc", "threshold")
 
     def __init__(self, config: JumpReLUConfig) -> None:
         super().__init__(config)
@@ -45,10 +68,23 @@ class JumpReLUCoder(Coder):
         pre = self.preactivations(x)
         return Latents(reference.jumprelu(pre, self.threshold, self.config.bandwidth), self.config.width)
 
-    def objective(self, x: Tensor, y: Tensor, sparsity: float) -> Objective:
-        """|y - y_hat|^2 + sparsity * |f|_0, mean over rows."""
-        pre, threshold = self.preactivations(x), self.threshold
+    def objective(self, rows: Rows, sparsity: float) -> Objective:
+        """The reconstruction loss + sparsity * the penalty on L0."""
+        pre, threshold = self.preactivations(rows.x), self.threshold
         latents = Latents(reference.jumprelu(pre, threshold, self.config.bandwidth), self.config.width)
-        y_hat = self.decode(latents)
-        l0 = reference.step(pre, threshold, self.config.bandwidth).sum(dim=1).mean()
-        return Objective(squared_error(y_hat, y) + sparsity * l0, latents, y_hat)
+        loss, y_hat = self.reconstruction(latents, rows)
+        steps = reference.step(pre, threshold, self.config.bandwidth)
+        return Objective(loss + sparsity * self._penalty(steps), latents, y_hat)
+
+    def _penalty(self, steps: Tensor) -> Tensor:
+        """[] from steps [B, F], 1 where a latent is active."""
+        config, l0 = self.config, steps.sum(dim=1)
+        if config.target_l0 is None:
+            penalty = l0.mean()
+        else:
+            measured = l0.mean() if config.target_of == "batch" else l0
+            penalty = config.target_factor * (measured / config.target_l0 - 1).square().mean()
+        if config.frequency_penalty:
+            frequencies = steps.mean(dim=0)
+            penalty = penalty + config.frequency_penalty * frequencies.square().sum() / config.frequency_limit
+        return penalty

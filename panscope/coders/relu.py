@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from panscope.coders.base import Coder, CoderConfig, Objective, squared_error
+from panscope.coders.base import Coder, CoderConfig, Objective, Rows
 from panscope.types import Latents
 
 
@@ -28,9 +28,13 @@ class ReLUCoder(Coder):
         """[B, D] -> dense codes."""
         return Latents(torch.relu(self.preactivations(x)), self.config.width)
 
-    def objective(self, x: Tensor, y: Tensor, sparsity: float) -> Objective:
-        """|y - y_hat|^2 + sparsity * sum_i f_i |W_dec_i|, mean over rows."""
-        latents = self.encode(x)
-        y_hat = self.decode(latents)
-        penalty = (latents.values @ self.W_dec.norm(dim=1)).mean()
-        return Objective(squared_error(y_hat, y) + sparsity * penalty, latents, y_hat)
+    def objective(self, rows: Rows, sparsity: float) -> Objective:
+        """The reconstruction loss + sparsity * sum_i f_i |W_dec_i|, mean over rows."""
+        latents = self.encode(rows.x)
+        loss, y_hat = self.reconstruction(latents, rows)
+        return Objective(loss + sparsity * l1_penalty(latents.values, self.W_dec), latents, y_hat)
+
+
+def l1_penalty(codes: Tensor, W_dec: Tensor) -> Tensor:
+    """[] sum_i f_i |W_dec_i| of codes [B, F], mean over rows."""
+    return (codes * W_dec.norm(dim=1)).sum(dim=1).mean()

@@ -1,17 +1,22 @@
 """Which sites a coder reads and which it predicts: independent of its architecture.
 
 `sae` reads and predicts one site; `transcoder` reads one and predicts another, such as mlp_in -> mlp_out
-(Dunefsky et al. 2024; Llama Scope section 3.2).
+(Dunefsky et al. 2024; Llama Scope section 3.2). `multilayer` is one coder for several sites of equal width, each row of
+each site a row of its own (Multi-Layer SAE). `crosscoder` reads and predicts several sites at once, concatenated, so
+that they share one code (Lindsey et al. 2024).
 
-Shape letters: B rows, D width of what is read, E width of what is predicted.
+Shape letters: B rows of a batch, S sites, D width of what is read, E width of what is predicted; a multilayer coder's
+rows are S B, site after site.
 """
 
 from typing import Annotated, Literal, Self
 
+import torch
 from pydantic import BeforeValidator, PlainSerializer, model_validator
 from torch import Tensor
 
 from panscope.coders.base import Coder
+from panscope.coders.normaliser import Normaliser, RowStats
 from panscope.config import Config
 from panscope.types import ActivationBatch, Latents, Site
 
@@ -20,41 +25,85 @@ SiteField = Annotated[
 ]
 """A Site in a configuration, written as L03.mlp_out."""
 
+WIRINGS = ("sae", "transcoder", "multilayer", "crosscoder")
+UNIT = Normaliser(kind="none", scale_in=1, scale_out=1)
+"""Leaves rows as they are."""
+
 
 class Wiring(Config):
     """The sites of one coder."""
 
-    wiring: Literal["sae", "transcoder"]
-    reads: SiteField
-    predicts: SiteField
+    wiring: Literal["sae", "transcoder", "multilayer", "crosscoder"]
+    reads: tuple[SiteField, ...]
+    predicts: tuple[SiteField, ...]
 
     @model_validator(mode="after")
     def _sites_fit(self) -> Self:
-        if (self.wiring == "sae") != (self.reads == self.predicts):
-            wanted = "the site it reads" if self.wiring == "sae" else "another site than it reads"
-            raise ValueError(f"predicts is {self.predicts}, but wiring {self.wiring!r} predicts {wanted}, {self.reads}")
+        reads, predicts = " ".join(map(str, self.reads)), " ".join(map(str, self.predicts))
+        if (self.wiring != "transcoder") != (self.reads == self.predicts):
+            wanted = "another site than it reads" if self.wiring == "transcoder" else "the site it reads"
+            raise ValueError(f"predicts is {predicts}, but wiring {self.wiring!r} predicts {wanted}, {reads}")
+        several = self.wiring in ("multilayer", "crosscoder")
+        fits = len(self.reads) > 1 if several else len(self.reads) == 1
+        if not fits or len(self.predicts) != len(self.reads):
+            wanted = "several sites" if several else "one site"
+            raise ValueError(f"reads is {reads}, but wiring {self.wiring!r} takes {wanted}")
+        if len(set(self.reads)) != len(self.reads):
+            raise ValueError(f"reads is {reads}: name each site once")
         return self
+
+    @property
+    def stacks(self) -> int:
+        """How many stacks of rows there are, one after another: S of a multilayer coder, else 1."""
+        return len(self.reads) if self.wiring == "multilayer" else 1
 
     def sites(self) -> set[Site]:
         """Every site whose rows it needs."""
-        return {self.reads, self.predicts}
+        return {*self.reads, *self.predicts}
 
     def rows(self, batch: ActivationBatch) -> tuple[Tensor, Tensor]:
-        """x [B, D] and y [B, E] of a batch."""
-        return batch.rows[self.reads], batch.rows[self.predicts]
+        """x [B, D] and y [B, E] of a batch; [S B, D] twice for a multilayer coder."""
+        x = self.gather(batch.rows)
+        return x, batch.rows[self.predicts[0]] if self.wiring == "transcoder" else x
+
+    def gather(self, rows: dict[Site, Tensor]) -> Tensor:
+        """What the coder reads, from the rows of each site."""
+        pieces = [rows[site] for site in self.reads]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=0 if self.wiring == "multilayer" else 1)
+
+    def split(self, y_hat: Tensor, widths: list[int]) -> list[Tensor]:
+        """The reconstruction [., E] taken apart: one [B, width] for each predicted site; `widths` are theirs."""
+        if self.wiring == "multilayer":
+            return list(y_hat.chunk(self.stacks, dim=0))
+        return list(y_hat.split(widths, dim=1))
+
+    def codes(self, latents: Latents) -> list[Latents]:
+        """The codes behind each predicted site's rows: those of its own rows, or for a crosscoder the shared ones."""
+        if self.wiring != "multilayer":
+            return [latents] * len(self.predicts)
+        rows = len(latents.values) // self.stacks
+        return [latents.select(slice(n * rows, (n + 1) * rows)) for n in range(self.stacks)]
 
 
 class WiredCoder:
-    """A finished coder at its sites, working on raw activations: what evaluation and analysis use."""
+    """A finished coder at its sites, working on raw activations: what evaluation and analysis use.
 
-    def __init__(self, wiring: Wiring, coder: Coder) -> None:
+    Scalar normalisers are folded into the weights; one that differs from row to row cannot be and is applied here.
+    """
+
+    def __init__(self, wiring: Wiring, coder: Coder, normaliser: Normaliser = UNIT) -> None:
         self.wiring = wiring
         self.coder = coder
+        self.normaliser = normaliser
 
     def encode(self, x: Tensor) -> Latents:
         """The codes of raw rows x [B, D], computed in the coder's own precision."""
-        return self.coder.encode(x.to(self.coder.W_enc.dtype))
+        return self.coder.encode(self._normalised(x)[0])
 
-    def decode(self, latents: Latents) -> Tensor:
-        """Raw rows [B, E]."""
-        return self.coder.decode(latents)
+    def decode(self, latents: Latents, x: Tensor) -> Tensor:
+        """Raw rows [B, E] from the codes of the raw rows x [B, D]."""
+        inside, stats = self._normalised(x)
+        return self.normaliser.undo(self.coder.decode(latents, inside), stats)
+
+    def _normalised(self, x: Tensor) -> tuple[Tensor, RowStats | None]:
+        return self.normaliser.input(x.to(self.coder.W_enc.dtype))

@@ -8,6 +8,7 @@ Shape letters: B content tokens of a batch, P predicted tokens.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -19,8 +20,8 @@ from panscope.evals.ablation import Ablations, not_finite, site_means
 from panscope.evals.finite import require_finite
 from panscope.evals.outcome import Outcome
 from panscope.evals.passes import CleanPass, LanguageModel
-from panscope.evals.tally import Tally
-from panscope.types import Site, TokenBatch, UserError
+from panscope.evals.tally import SiteTallies
+from panscope.types import Latents, Site, TokenBatch, UserError
 
 Tokens = Callable[[], Iterable[TokenBatch]]
 """Opens the held-out text from its start: the same batches at every call."""
@@ -41,7 +42,7 @@ def evaluate(
     *,
     tokens: int | None,
     progress: Callable[[int], None] = lambda tokens: None,
-) -> dict[str, dict[str, float | int | str]]:
+) -> dict[str, dict[str, Any]]:
     """Measure every coder on at least `tokens` content tokens (None: all of the text); the fields of eval.json a coder.
 
     Coders work on raw activations and sit on the model's device. `progress` is told the tokens measured so far after
@@ -50,8 +51,9 @@ def evaluate(
     """
     if not coders:
         return {}
-    means = site_means(lm, _up_to(tokens, open_tokens()), {c.wiring.predicts: name for name, c in coders.items()})
-    tallies = {name: Tally() for name in coders}
+    predicted = {site: name for name, coder in coders.items() for site in coder.wiring.predicts}
+    means = site_means(lm, _up_to(tokens, open_tokens()), predicted)
+    tallies = {name: SiteTallies(coder.wiring) for name, coder in coders.items()}
     measured = 0
     for batch in _up_to(tokens, open_tokens()):
         _measure(lm, batch, coders, tallies, means=means)
@@ -77,7 +79,7 @@ def _measure(
     lm: LanguageModel,
     batch: TokenBatch,
     coders: Mapping[str, WiredCoder],
-    tallies: Mapping[str, Tally],
+    tallies: Mapping[str, SiteTallies],
     *,
     means: dict[Site, Tensor],
 ) -> None:
@@ -86,26 +88,36 @@ def _measure(
     clean = CleanPass(lm, batch, sites)
     ablations = Ablations(clean, means)
     for name, coder in coders.items():
-        tallies[name].update(_outcome(name, coder, clean, ablations))
+        for site, latents, y_hat in _reconstructions(name, coder, clean):
+            tallies[name].update(site, _outcome(name, site, latents, y_hat, clean=clean, ablations=ablations))
 
 
-def _outcome(name: str, coder: WiredCoder, clean: CleanPass, ablations: Ablations) -> Outcome:
-    """What one coder does to one batch; its reconstruction goes to the site it predicts."""
-    reads, predicts = coder.wiring.reads, coder.wiring.predicts
-    x, y = clean.rows[reads], clean.rows[predicts]
-    require_finite(x, not_finite(reads, name))
+def _reconstructions(name: str, coder: WiredCoder, clean: CleanPass) -> Iterator[tuple[Site, Latents, Tensor]]:
+    """For each site that a coder predicts: the codes behind its rows, and their reconstruction [B, E]."""
+    wiring = coder.wiring
+    for site in wiring.reads:
+        require_finite(clean.rows[site], not_finite(site, name))
+    x = wiring.gather(clean.rows)
     latents = coder.encode(x)
-    y_hat = coder.decode(latents)
-    require_finite(y_hat, f"coder {name!r} reconstructs {predicts} with NaN or infinity: its weights are not usable")
-    spliced = clean.replaced(predicts, y_hat)
-    zeroed, averaged = ablations.losses(predicts)
+    pieces = wiring.split(coder.decode(latents, x), [clean.rows[site].shape[1] for site in wiring.predicts])
+    yield from zip(wiring.predicts, wiring.codes(latents), pieces, strict=True)
+
+
+def _outcome(
+    name: str, site: Site, latents: Latents, y_hat: Tensor, *, clean: CleanPass, ablations: Ablations
+) -> Outcome:
+    """What one coder does to one batch with its reconstruction at one site, all others left alone."""
+    require_finite(y_hat, f"coder {name!r} reconstructs {site} with NaN or infinity: its weights are not usable")
+    spliced = clean.replaced(site, y_hat)
+    zeroed, averaged = ablations.losses(site)
     for loss in (clean.ce, spliced.ce, spliced.kl, zeroed, averaged):
-        require_finite(loss, f"the model's loss is NaN or infinite round coder {name!r} at {predicts}: use float32")
+        require_finite(loss, f"the model's loss is NaN or infinite round coder {name!r} at {site}: use float32")
+    y = clean.rows[site]
     return Outcome(y.double(), y_hat.double(), latents, clean.ce, spliced.ce, zeroed, averaged, spliced.kl)
 
 
-def _checked(tally: Tally) -> dict[str, float | int | str]:
-    result: dict[str, float | int | str] = {**tally.result()}
+def _checked(tally: SiteTallies) -> dict[str, Any]:
+    result = tally.result()
     if result["predicted_tokens"] == 0:
         raise UserError("the evaluation text has 0 tokens to predict, expected at least 1: give documents of 2 or more")
     return result

@@ -5,6 +5,7 @@ Short, dense, differentiated by autograd. Any faster path is tested against this
 Shape letters: B rows, D input width, E output width, F latents, K codes a row.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -34,6 +35,26 @@ def topk(pre: Tensor, k: int, weights: Tensor | None = None) -> tuple[Tensor, Te
     return positive.gather(1, indices) * (best > 0), indices
 
 
+def batch_topk(pre: Tensor, k: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """ReLU(pre) [B, F] where it is among the B K largest of the whole batch, else 0, and the least score [] kept.
+
+    `weights` [F] choose as in `topk`. The least score is infinite where nothing is positive (Bussmann et al. 2024).
+    """
+    positive = torch.relu(pre)
+    scores = positive if weights is None else positive * weights
+    best, places = scores.flatten().topk(min(k * len(pre), scores.numel()), sorted=False)
+    kept = torch.zeros_like(scores, dtype=torch.bool).flatten().scatter(0, places, best > 0).view_as(scores)
+    return positive * kept, best.masked_fill(best <= 0, math.inf).min()
+
+
+def gated(pre: Tensor, b_gate: Tensor, r_mag: Tensor, b_mag: Tensor) -> Tensor:
+    """H(pre) * ReLU(exp(r_mag) (pre - b_gate) + b_mag): pre [B, F] with its bias b_gate [F] -> [B, F].
+
+    The gate passes no gradient (Rajamanoharan et al. 2024a, Eq. 6 and 7: the two encoders share their directions).
+    """
+    return (pre > 0) * torch.relu(r_mag.exp() * (pre - b_gate) + b_mag)
+
+
 def jumprelu(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     """pre * H(pre - threshold) with a strict H (Gemma Scope Eq. 3): [B, F], threshold [F] -> [B, F].
 
@@ -44,7 +65,7 @@ def jumprelu(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
 
 
 def step(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """H(pre - threshold): [B, F]; summed over F it is the L0 of the JumpReLU code.
+    """H(pre - threshold): [B, F] in the threshold's precision; summed over F it is the L0 of the JumpReLU code.
 
     Its gradient for `threshold` is -1 / bandwidth inside the same window; there is none for `pre`, as in the paper.
     """
@@ -80,7 +101,7 @@ class _Step(torch.autograd.Function):
         pre, threshold, bandwidth = inputs
         ctx.save_for_backward(pre, threshold)
         ctx.bandwidth = bandwidth
-        return (pre > threshold).to(pre.dtype)
+        return (pre > threshold).to(threshold.dtype)
 
     @staticmethod
     @once_differentiable

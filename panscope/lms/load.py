@@ -4,6 +4,7 @@ A local folder is read without any network call. transformers is used through it
 this file does not import the code of every model.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,14 +47,14 @@ def load(config: LanguageModelConfig) -> LanguageModel:
     or if the device does not exist.
     """
     device = _device(config.device)
-    source, local = _source(config)
+    source, local = locate(config)
     options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     if not local:
         options["revision"] = config.revision
-    with _as_user_error(config):
+    with as_user_error(config):
         model_config = transformers.AutoConfig.from_pretrained(source, **options)
     attention = _attention(config, model_config.model_type)
-    with _as_user_error(config), _quiet(local):
+    with as_user_error(config), _quiet(local):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
         options |= {"config": model_config, "output_loading_info": True}
         options |= {"dtype": getattr(torch, config.dtype), "attn_implementation": attention}
@@ -61,6 +62,14 @@ def load(config: LanguageModelConfig) -> LanguageModel:
     model, report = loaded
     _check_complete(config, report)
     return LanguageModel(model.to(device), tokenizer)
+
+
+def memory_bytes(config: LanguageModelConfig) -> int:
+    """All the memory of the device that `config` names, used or not; raises UserError if there is no such device."""
+    device = _device(config.device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _device(name: str) -> torch.device:
@@ -75,7 +84,7 @@ def _device(name: str) -> torch.device:
         ) from error
 
 
-def _source(config: LanguageModelConfig) -> tuple[str, bool]:
+def locate(config: LanguageModelConfig) -> tuple[str, bool]:
     """The folder or hub id to load from, and whether it is a folder."""
     if config.path.startswith(_BUILT_IN):
         if config.path != f"{_BUILT_IN}demo":
@@ -121,7 +130,7 @@ def _check_complete(config: LanguageModelConfig, report: dict[str, Any]) -> None
 
 
 @contextmanager
-def _as_user_error(config: LanguageModelConfig) -> Iterator[None]:
+def as_user_error(config: LanguageModelConfig) -> Iterator[None]:
     """Turn what transformers says of a missing, unreadable or unreachable model into one sentence."""
     try:
         yield

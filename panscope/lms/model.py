@@ -6,7 +6,6 @@ the logits ends as soon as everything asked for has been read, so later blocks c
 Shape letters: N sequences, T tokens a sequence, D width of a site, V vocabulary.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,12 +68,6 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         """The parameters' type, which is the activations' too."""
         return self.model.dtype
-
-    def memory_bytes(self) -> int:
-        """All the memory of the model's device, used or not."""
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_properties(self.device).total_memory
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def width(self, site: Site) -> int:
         """D of `site`; raises UserError if the model has no such layer."""

@@ -4,6 +4,8 @@ import re
 from typing import Any
 
 from panscope.coders.base import CoderConfig
+from panscope.coders.jumprelu import JumpReLUConfig
+from panscope.coders.topk import SelectingConfig
 from panscope.coders.wiring import Wiring
 from panscope.types import UserError
 
@@ -24,23 +26,49 @@ def checked(name: Any, what: str) -> str:
     return name
 
 
-def coder_name(wiring: Wiring, coder: CoderConfig, tag: Any = "") -> str:
-    """The name of a coder; `tag`, where two would be equal, goes to its end."""
+def coder_name(wiring: Wiring, coder: CoderConfig, layers: int, tag: Any = "") -> str:
+    """The name of a coder in a model of so many `layers`; `tag`, where two would be equal, goes to its end.
+
+    `8x` is the width against that of one site, also where a crosscoder reads several.
+    """
     tag = checked(tag, "tag") if tag != "" else ""
-    sparsity = f"k{coder.sparsity:g}" if coder.architecture == "topk" else f"l{_short(coder.sparsity)}"
-    parts = [_place(wiring), f"{coder.width / coder.d_in:.4g}x", coder.architecture, sparsity, tag]
+    per_layer = coder.d_in / len(wiring.reads) if wiring.wiring == "crosscoder" else coder.d_in
+    parts = [_place(wiring, layers), f"{coder.width / per_layer:.4g}x", coder.architecture, _sparsity(coder), tag]
     return "-".join(part for part in parts if part)
 
 
-def _place(wiring: Wiring) -> str:
-    reads, predicts = _LETTERS[wiring.reads.kind], _LETTERS[wiring.predicts.kind]
+def _sparsity(coder: CoderConfig) -> str:
+    """K, the L0 asked for, or the penalty's coefficient."""
+    if isinstance(coder, SelectingConfig):
+        return f"k{coder.sparsity:g}"
+    if isinstance(coder, JumpReLUConfig) and coder.target_l0 is not None:
+        return f"t{coder.target_l0:g}"
+    return f"l{short(coder.sparsity)}"
+
+
+def _place(wiring: Wiring, layers: int) -> str:
+    reads, predicts = _LETTERS[wiring.reads[0].kind], _LETTERS[wiring.predicts[0].kind]
     if wiring.wiring == "sae":
-        return f"L{wiring.reads.layer:02d}{reads}"
-    letters = "TC" if (reads, predicts) == ("N", "M") else f"TC{reads}{predicts}"
-    return f"L{wiring.reads.layer:02d}{letters}"
+        return f"L{wiring.reads[0].layer:02d}{reads}"
+    if wiring.wiring == "transcoder":
+        letters = "TC" if (reads, predicts) == ("N", "M") else f"TC{reads}{predicts}"
+        return f"L{wiring.reads[0].layer:02d}{letters}"
+    kinds = "".join(dict.fromkeys(_LETTERS[site.kind] for site in wiring.reads))
+    place = f"{_range([site.layer for site in wiring.reads], layers)}-{kinds}"
+    return f"CC-{place}" if wiring.wiring == "crosscoder" else place
 
 
-def _short(value: float) -> str:
+def _range(numbers: list[int], layers: int) -> str:
+    """`all`, `L02-05` for what is next to each other, else `L02.05.09`."""
+    found = sorted(set(numbers))
+    if found == list(range(layers)):
+        return "all"
+    if len(found) > 1 and found == list(range(found[0], found[-1] + 1)):
+        return f"L{found[0]:02d}-{found[-1]:02d}"
+    return "L" + ".".join(f"{layer:02d}" for layer in found)
+
+
+def short(value: float) -> str:
     """0.001 as 1e-3, 2.5 as 2.5."""
     if 0.01 <= value < 1000:
         return f"{value:g}"

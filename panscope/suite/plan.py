@@ -13,8 +13,8 @@ from panscope.activations.shuffle import ActivationsConfig
 from panscope.config import Config
 from panscope.data.documents import DataConfig
 from panscope.evals.run import EvalConfig
+from panscope.lms.facts import ModelFacts
 from panscope.lms.load import LanguageModelConfig
-from panscope.lms.model import LanguageModel
 from panscope.suite import names
 from panscope.suite.coder import PlannedCoder, plan_coder
 from panscope.suite.grid import grid_points
@@ -23,6 +23,7 @@ from panscope.types import Site, UserError
 
 MAX_CONTEXT = 1024
 BUFFER_ROWS = 1_000_000
+_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class SuiteConfig(Config):
@@ -31,7 +32,7 @@ class SuiteConfig(Config):
     name: str = "suite"
     """Names the run folder: letters, digits, '.', '_' and '-'."""
     tokens: int = Field(default=2_000_000, gt=0)
-    """Rows to train on: text tokens, special ones not counted."""
+    """Rows to train on: text tokens, special ones not counted; a `[[coders]]` table may say another number."""
     seed: int = Field(default=0, ge=0)
     """Fixes the order of the text, the shuffle and every first weight."""
     model: LanguageModelConfig = LanguageModelConfig()
@@ -65,21 +66,26 @@ class Plan:
         return sorted(set().union(*(coder.wiring.sites() for coder in self.coders)))
 
 
-def plan(suite: SuiteConfig, lm: LanguageModel) -> Plan:
-    """Work out what `suite` means on this language model; raises UserError naming the first thing that cannot be."""
+def plan(suite: SuiteConfig, lm: ModelFacts, memory_bytes: int) -> Plan:
+    """Work out what `suite` means on this language model, on a device with so much memory, before either is touched.
+
+    Raises UserError naming the first thing that cannot be.
+    """
     if not suite.coders:
         raise UserError("coders is missing: write at least one [[coders]] table with 'width' and 'sparsity'")
     batch = suite.train.batch or _batch(suite.tokens)
     if batch > suite.tokens:
         raise UserError(f"tokens {suite.tokens} is below the batch of {batch} rows: raise tokens or lower train.batch")
-    steps = suite.tokens // batch
-    points = [plan_coder(point, lm, steps, batch) for table in suite.coders for point in grid_points(table, lm)]
+    points = [plan_coder(point, lm, suite.tokens, batch) for table in suite.coders for point in grid_points(table, lm)]
     planned = tuple(coder for coder, _ in points)
     _check_names(planned)
+    steps = max(coder.steps for coder in planned)
     loop = suite.train
     log_every = loop.log_every or max(1, steps // 50)
     checkpoint_every = loop.checkpoint_every or min(5000, max(1, steps // 5))
-    buffer_rows = suite.activations.buffer_rows or _buffer_rows(planned, lm, suite.tokens, batch)
+    buffer_rows = suite.activations.buffer_rows or _buffer_rows(
+        planned, lm, memory_bytes, batch=batch, itemsize=_ITEMSIZE[suite.model.dtype]
+    )
     if buffer_rows < batch:
         raise UserError(f"activations.buffer_rows {buffer_rows} is below the batch of {batch} rows: raise it")
     resolved = suite.replace(
@@ -100,12 +106,14 @@ def _batch(tokens: int) -> int:
     return min(tokens, 4096, max(256, power_of_two))
 
 
-def _buffer_rows(planned: tuple[PlannedCoder, ...], lm: LanguageModel, tokens: int, batch: int) -> int:
-    """A million rows (Gemma Scope), fewer where they would take over a quarter of the memory, at least 16 batches."""
+def _buffer_rows(
+    planned: tuple[PlannedCoder, ...], lm: ModelFacts, memory_bytes: int, *, batch: int, itemsize: int
+) -> int:
+    """A million rows (Gemma Scope), fewer where they would take over a quarter of the memory, at least one batch."""
     sites = set().union(*(coder.wiring.sites() for coder in planned))
-    row_bytes = lm.dtype.itemsize * sum(lm.width(site) for site in sites)
-    fitting = lm.memory_bytes() // 4 // row_bytes
-    return max(batch, min(tokens, BUFFER_ROWS, max(fitting, 16 * batch)))
+    fitting = memory_bytes // 4 // (itemsize * sum(lm.width(site) for site in sites))
+    rows = max(coder.steps for coder in planned) * batch
+    return max(batch, min(rows, BUFFER_ROWS, fitting))
 
 
 def _absolute(place: str) -> str:
@@ -113,7 +121,7 @@ def _absolute(place: str) -> str:
     return str(Path(place).expanduser().absolute()) if Path(place).expanduser().exists() else place
 
 
-def _context(suite: SuiteConfig, lm: LanguageModel) -> int:
+def _context(suite: SuiteConfig, lm: ModelFacts) -> int:
     context = suite.data.context
     if context is None:
         return min(lm.context, MAX_CONTEXT)

@@ -10,7 +10,8 @@ from panscope.data.source import Part
 from panscope.data.tokens import TokenStream
 from panscope.evals.run import evaluate
 from panscope.evals.table import write_results
-from panscope.lms.load import load
+from panscope.lms.facts import facts_of
+from panscope.lms.load import load, memory_bytes
 from panscope.lms.model import LanguageModel
 from panscope.records import RunFolder, read_json, write_json, write_text
 from panscope.suite.plan import Plan, SuiteConfig, plan
@@ -28,8 +29,8 @@ def start(suite: SuiteConfig, out: Path, reporter: Reporter) -> Results | None:
     Nothing is written before model, text and plan have proved good.
     """
     RunFolder.check_free(out)
+    planned = planned_from(suite)
     lm = load(suite.model)
-    planned = plan(suite, lm)
     reporter.planned(planned)
     _check_held_out(planned.suite, lm)
     state = fresh(planned, lm, reporter)
@@ -47,10 +48,17 @@ def resume(run: RunFolder, reporter: Reporter, device: str | None = None) -> Res
         reporter.say("this run is finished already")
         return {name: read_json(run.coder(name) / "eval.json") for name in run.coder_names()}
     suite = read_suite(run.suite_file)
-    lm = load(suite.model if device is None else suite.model.replace(device=device))
-    planned = plan(suite, lm)
+    if device is not None:
+        suite = suite.replace(model=suite.model.replace(device=device))
+    planned = planned_from(suite)
+    lm = load(suite.model)
     reporter.planned(planned)
     return _go_on(run, planned, lm, restored(planned, lm, run, reporter), reporter)
+
+
+def planned_from(suite: SuiteConfig) -> Plan:
+    """The plan of a suite, from configuration alone: no weight is read."""
+    return plan(suite, facts_of(suite.model), memory_bytes(suite.model))
 
 
 def read_suite(path: Path) -> SuiteConfig:
@@ -98,7 +106,9 @@ def evaluate_run(
     for wired in coders.values():
         wired.coder.to(lm.device)
     part: Part = "held_out" if data is None else "all"
-    chosen = _in_small_batches(suite.data if data is None else data, lm)
+    chosen = _in_small_batches(
+        suite.data if data is None else data, lm, memory_bytes(suite.model.replace(device=str(lm.device)))
+    )
     tokens = suite.eval.tokens if data is None else None
     documents = open_documents(chosen)
 
@@ -117,15 +127,16 @@ def evaluate_run(
     for name, result in results.items():
         write_json(run.coder(name) / f"eval{suffix}.json", result | {"evaluated_on": text})
     facts = {name: _facts(wired) for name, wired in coders.items()}
-    write_results(run.path / f"results{suffix}.parquet", results, facts)
+    flat = {name: {key: value for key, value in result.items() if key != "sites"} for name, result in results.items()}
+    write_results(run.path / f"results{suffix}.parquet", flat, facts)
     return results
 
 
-def _in_small_batches(data: DataConfig, lm: LanguageModel) -> DataConfig:
+def _in_small_batches(data: DataConfig, lm: LanguageModel, memory: int) -> DataConfig:
     """`data` with so few sequences a batch that logits and probabilities take at most an eighth of the memory."""
     assert data.context is not None
     bytes_a_sequence = 5 * 4 * data.context * lm.vocabulary
-    return data.replace(sequences=max(1, min(data.sequences, lm.memory_bytes() // 8 // bytes_a_sequence)))
+    return data.replace(sequences=max(1, min(data.sequences, memory // 8 // bytes_a_sequence)))
 
 
 def _facts(wired: Any) -> dict[str, Any]:
@@ -133,9 +144,9 @@ def _facts(wired: Any) -> dict[str, Any]:
     wiring, config = wired.wiring, wired.coder.config
     return {
         "wiring": wiring.wiring,
-        "layer": wiring.predicts.layer,
-        "reads": str(wiring.reads),
-        "predicts": str(wiring.predicts),
+        "layer": wiring.predicts[0].layer if len(wiring.predicts) == 1 else None,
+        "reads": " ".join(map(str, wiring.reads)),
+        "predicts": " ".join(map(str, wiring.predicts)),
         "architecture": config.architecture,
         "width": config.width,
         "sparsity": config.sparsity,

@@ -8,18 +8,20 @@ import torch
 
 from panscope import coders
 from panscope.activations.live import LiveActivations
-from panscope.activations.norms import SiteNorms, measure_norms
+from panscope.activations.norms import measure_norms
 from panscope.activations.shuffle import SHUFFLES, BucketShuffle, PoolShuffle
-from panscope.coders import normaliser, store
+from panscope.coders import store
 from panscope.coders.base import Coder
+from panscope.coders.batchtopk import BatchTopKCoder
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.topk import TopKConfig
-from panscope.coders.wiring import WiredCoder
+from panscope.coders.wiring import UNIT, WiredCoder
 from panscope.data.documents import open_documents
 from panscope.data.tokens import TokenStream
 from panscope.lms.model import LanguageModel
 from panscope.records import JsonLines, RunFolder
 from panscope.suite.coder import PlannedCoder
+from panscope.suite.normalisers import normaliser_of
 from panscope.suite.plan import Plan
 from panscope.suite.reporter import Reporter
 from panscope.suite.signals import StopRequest
@@ -27,9 +29,9 @@ from panscope.train.checkpoint import Checkpoints
 from panscope.train.loop import train
 from panscope.train.trainee import Trainee
 from panscope.transforms.fold_norm import fold_norm
-from panscope.transforms.to_jumprelu import MeanL0Threshold, with_threshold
-from panscope.transforms.unit_decoder import unit_decoder
-from panscope.types import NonFiniteError, Site, UserError
+from panscope.transforms.to_jumprelu import MeanL0Threshold, frozen, with_threshold
+from panscope.transforms.unit_decoder import keeps_selection, unit_decoder
+from panscope.types import NonFiniteError, UserError
 
 CALIBRATION_ROWS = 32_768
 """Rows on which a TopK coder's JumpReLU threshold is found (Llama Scope's released code)."""
@@ -50,7 +52,7 @@ def fresh(plan: Plan, lm: LanguageModel, reporter: Reporter) -> TrainingState:
     reporter.say("measuring the size of the activations")
     first_rows = LiveActivations(lm, _tokens(plan, lm), plan.sites())
     norms = measure_norms(first_rows, plan.suite.activations.norm_rows)
-    trainees = [_trainee(coder, plan, lm, _normaliser(coder, norms)) for coder in plan.coders]
+    trainees = [_trainee(coder, plan, lm, normaliser_of(coder, norms)) for coder in plan.coders]
     tokens = _tokens(plan, lm)
     return TrainingState(trainees, tokens, _source(plan, lm, tokens), 0)
 
@@ -63,8 +65,7 @@ def restored(plan: Plan, lm: LanguageModel, run: RunFolder, reporter: Reporter) 
         return fresh(plan, lm, reporter)
     step = checkpoints.steps()[-1]
     parts = checkpoints.load(step)
-    unset = Normaliser(kind="none", scale_in=1, scale_out=1)
-    trainees = [_trainee(coder, plan, lm, unset) for coder in plan.coders]
+    trainees = [_trainee(coder, plan, lm, UNIT) for coder in plan.coders]
     for trainee in trainees:
         if trainee.name not in parts:
             raise UserError(
@@ -142,18 +143,18 @@ def save_coders(plan: Plan, state: TrainingState, run: RunFolder, reporter: Repo
             "name": planned.name,
             "normaliser": trainee.normaliser.model_dump(),
             "model": plan.suite.model.model_dump(exclude={"device"}),
-            "tokens": plan.steps * plan.batch,
+            "tokens": planned.steps * plan.batch,
             "schedule": planned.training.model_dump(mode="json"),
         }
-        store.save(run.coder(planned.name), WiredCoder(planned.wiring, coder), trainee.coder, provenance)
+        wired = WiredCoder(planned.wiring, coder, trainee.normaliser.left_after_folding())
+        store.save(run.coder(planned.name), wired, trainee.finished(), provenance)
 
 
 def _fold(trainee: Trainee) -> Coder:
-    """Without its normaliser, and with a unit decoder unless that would choose other latents."""
-    coder, config = fold_norm(trainee.coder, trainee.normaliser), trainee.coder.config
-    if isinstance(config, TopKConfig) and config.selection == "value" and config.decoder_norm == "free":
-        return coder
-    return unit_decoder(coder)
+    """Without its normaliser, BatchTopK as JumpReLU, and with a unit decoder unless that would choose other latents."""
+    finished = trainee.finished()
+    folded = fold_norm(frozen(finished) if isinstance(finished, BatchTopKCoder) else finished, trainee.normaliser)
+    return unit_decoder(folded) if keeps_selection(folded) else folded
 
 
 def _converted(name: str, coder: Coder, found: MeanL0Threshold, reporter: Reporter) -> Coder:
@@ -172,12 +173,15 @@ def _thresholds(plan: Plan, state: TrainingState, folded: dict[str, Coder]) -> d
     if not converting:
         return {}
     batches = -(-CALIBRATION_ROWS // plan.batch)
-    found = {c.name: MeanL0Threshold(int(c.coder.sparsity), batches * plan.batch) for c in converting}
+    rows = {c.name: batches * plan.batch * c.wiring.stacks for c in converting}
+    found = {c.name: MeanL0Threshold(int(c.coder.sparsity), rows[c.name]) for c in converting}
+    normalisers = {trainee.name: trainee.normaliser for trainee in state.trainees}
     for _ in range(batches):
         batch = next(state.source)
         for planned in converting:
             x, _ = planned.wiring.rows(batch)
-            found[planned.name].update(folded[planned.name].preactivations(x.float()))
+            x, _ = normalisers[planned.name].left_after_folding().input(x.float())
+            found[planned.name].update(folded[planned.name].preactivations(x))
     return found
 
 
@@ -187,27 +191,13 @@ def _tokens(plan: Plan, lm: LanguageModel) -> TokenStream:
 
 
 def _source(plan: Plan, lm: LanguageModel, tokens: TokenStream) -> BucketShuffle | PoolShuffle:
-    rows = LiveActivations(lm, tokens, plan.sites())
+    rows = LiveActivations(lm, tokens, plan.sites(), special=plan.suite.activations.special_tokens)
     shuffle = SHUFFLES[plan.suite.activations.shuffle]
     return shuffle(rows, rows=plan.buffer_rows, batch=plan.batch, seed=plan.suite.seed)
-
-
-def _normaliser(planned: PlannedCoder, norms: dict[Site, SiteNorms]) -> Normaliser:
-    kind = planned.training.normaliser
-
-    def scale(site: Site, d: int) -> float:
-        seen = norms[site]
-        return normaliser.scale_for(kind, site, d=d, mean_norm=seen.mean_norm, mean_squared_norm=seen.mean_squared_norm)
-
-    wiring = planned.wiring
-    scale_in = scale(wiring.reads, planned.coder.d_in)
-    own = planned.training.normalise_target_by == "target"
-    scale_out = scale(wiring.predicts, planned.coder.d_out) if own else scale_in
-    return Normaliser(kind=kind, scale_in=scale_in, scale_out=scale_out)
 
 
 def _trainee(planned: PlannedCoder, plan: Plan, lm: LanguageModel, scales: Normaliser) -> Trainee:
     digest = hashlib.sha256(f"{plan.suite.seed}/{planned.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     coder = coders.build(planned.coder).initialise(generator).to(lm.device)
-    return Trainee(planned.name, coder, planned.wiring, scales, planned.training, steps=plan.steps)
+    return Trainee(planned.name, coder, planned.wiring, scales, planned.training, steps=planned.steps)

@@ -56,12 +56,16 @@ def train(
     log_every: int,
     checkpoint_every: int,
 ) -> bool:
-    """Do steps `start` .. `steps` - 1; True when all are done, False when the observer asked to stop earlier."""
-    clock, rows = time.monotonic(), 0
+    """Do steps `start` .. `steps` - 1; True when all are done, False when the observer asked to stop earlier.
+
+    A trainee with fewer steps of its own is left alone once it has done them.
+    """
+    clock, rows, logged = time.monotonic(), 0, start - start % log_every
     for step in range(start, steps):
         batch = next(batches)
         for trainee in trainees:
-            trainee.step(batch, step)
+            if step < trainee.steps:
+                trainee.step(batch, step)
 
         rows += len(batch)
         done = step + 1
@@ -69,8 +73,9 @@ def train(
         if done % log_every == 0 or done == steps:
             now = time.monotonic()
             shared = {"step": done, "rows": done * len(batch), "rows_per_second": rows / (now - clock)}
-            observer.logged([shared | trainee.read(done) for trainee in trainees])
-            clock, rows = now, 0
+            learned = [trainee for trainee in trainees if trainee.steps > logged]
+            observer.logged([shared | trainee.read(min(done, trainee.steps)) for trainee in learned])
+            clock, rows, logged = now, 0, done
         if stop or done % checkpoint_every == 0 or done == steps:
             observer.checkpoint(done)
         observer.stepped(done)

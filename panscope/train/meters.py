@@ -13,7 +13,7 @@ from panscope.coders.base import Objective
 
 
 class DeadClock:
-    """For every latent, the rows that went by since it was last active."""
+    """For every latent, the rows that went by since it was last active; rows of several layers stacked count once."""
 
     def __init__(self, width: int, window: int, device: torch.device) -> None:
         self.window = window
@@ -24,9 +24,13 @@ class DeadClock:
         self.rows_since_active += rows
         self.rows_since_active.masked_fill_(firings > 0, 0)
 
+    def dead(self) -> Tensor:
+        """[F] bool: silent for at least the window."""
+        return self.rows_since_active >= self.window
+
     def dead_fraction(self) -> float:
         """Share of latents silent for at least the window."""
-        return (self.rows_since_active >= self.window).float().mean().item()
+        return self.dead().float().mean().item()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The clock's state."""

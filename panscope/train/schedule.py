@@ -12,15 +12,23 @@ from pydantic import Field
 
 from panscope.coders.normaliser import Kind
 from panscope.config import Config
+from panscope.train.losses import Loss
 
 
 class TrainingConfig(Config):
     """How one coder is trained. Steps are steps of this run: a plan has already fitted them to its length."""
 
     normaliser: Kind
-    """Size the activations are brought to: E|x|^2 = 1 (unit_rms), E|x| = sqrt(D) (sqrt_d), or none."""
+    """Size the activations are brought to; `coders/normaliser.py` says what each kind is."""
     normalise_target_by: Literal["target", "input"] = "target"
     """Whose size a transcoder's target is divided by: its own (Llama Scope) or the input's (Gemma Scope appendix B)."""
+    loss: Loss = "squared_error"
+    """What is minimised of the reconstruction; `train/losses.py` has the formulas."""
+    loss_space: Literal["normalised", "raw"] = "normalised"
+    """Where the error is measured: as the coder sees the rows, or after undoing a normaliser that differs by row."""
+    b_dec_init: Literal["zero", "geometric_median", "geometric_median_raw"] = "zero"
+    """b_dec at the start: 0, or the geometric median of the first batch's targets in the space the coder works in (Gao
+    et al.; Multi-Layer SAE). Legacy, `_raw`: of the rows before a per-row normaliser, as the Multi-Layer SAE's code."""
     learning_rate: float = Field(gt=0)
     """Adam's rate between warm-up and decay."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
@@ -41,8 +49,17 @@ class TrainingConfig(Config):
     """Sparsity (K or coefficient) at the first step."""
     sparsity_warmup_steps: int = Field(default=0, ge=0)
     """Steps until the coder's own sparsity is reached."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Scale the coder's whole gradient down to this norm where it is longer; left out, never."""
+    average_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Save an exponential average of the weights, with this decay a step; left out, the last weights."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the products inside a step (torch.autocast); weights, moments and losses stay float32. float16 scales the
+    loss so that small gradients survive."""
     dead_window: int = Field(default=10_000_000, gt=0)
-    """A latent is called dead when it was not active on this many rows in a row."""
+    """A latent is called dead when it was not active on this many tokens in a row, at any of its sites."""
+    active_above: float = Field(default=0.0, ge=0)
+    """For the dead window, active means a value above this (Gao et al. and the Multi-Layer SAE: 1e-3)."""
 
 
 def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:

@@ -1,7 +1,8 @@
-"""Turn a TopK coder into a JumpReLU coder with one threshold for all latents (Llama Scope section 2.4).
+"""Turn a coder that selects into a JumpReLU coder, whose latents can each be computed without the others.
 
-The threshold lies midway between the (N K)-th and the next largest pre-activation over N rows of the training
-distribution, so that on average K latents are active on a row; afterwards a latent can be computed without the others.
+A BatchTopK coder already carries the threshold (`frozen`). A TopK coder gets one for all its latents (Llama Scope
+section 2.4): midway between the (N K)-th and the next largest pre-activation over N rows of the training distribution,
+so that on average K latents are active on a row.
 
 Shape letters: B rows of a batch, N rows in all, D input width, F latents, K active latents a row.
 """
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from panscope import coders
 from panscope.coders.base import Coder
+from panscope.coders.batchtopk import BatchTopKCoder
 from panscope.coders.jumprelu import JumpReLUConfig
 from panscope.coders.topk import TopKConfig
 from panscope.types import UserError
@@ -56,13 +58,26 @@ def to_jumprelu(coder: Coder, batches: Sequence[Tensor]) -> Coder:
     return with_threshold(coder, found.value())
 
 
+@torch.no_grad()
+def frozen(coder: BatchTopKCoder) -> Coder:
+    """The JumpReLU coder that BatchTopK's running threshold makes of it: the very codes that `encode` gives."""
+    return _jumprelu(coder, coder.thresholds().clone())
+
+
 def with_threshold(coder: Coder, threshold: float) -> Coder:
     """`coder` with JumpReLU at one threshold in place of TopK; raises UserError unless it is TopK ranked by value."""
     _check_convertible(coder)
-    config = coder.config
-    shared = {name: getattr(config, name) for name in coders.CoderConfig.model_fields if name != "architecture"}
-    jump = coders.build(JumpReLUConfig.read(shared | {"threshold_init": threshold}, "to_jumprelu"))
-    tensors = coder.tensors() | {"threshold": torch.full((config.width,), threshold)}
+    return _jumprelu(coder, torch.full((coder.config.width,), threshold))
+
+
+def _jumprelu(coder: Coder, threshold: Tensor) -> Coder:
+    """`coder` with thresholds [F]; its configuration keeps K as `sparsity`, and says it as `target_l0` too."""
+    smallest = torch.finfo(threshold.dtype).tiny
+    shared = {name: getattr(coder.config, name) for name in coders.CoderConfig.model_fields if name != "architecture"}
+    k = coder.config.sparsity
+    fields = {"threshold_init": max(smallest, float(threshold.mean())), "target_l0": k if k < shared["width"] else None}
+    jump = coders.build(JumpReLUConfig.read(shared | fields, "to_jumprelu"))
+    tensors = coder.tensors() | {"threshold": threshold.clamp_min(smallest).to(coder.W_enc)}
     return jump.to(coder.W_enc.device).load_tensors(tensors)
 
 

@@ -25,6 +25,18 @@ def test_every_text_row_once_in_order_with_its_provenance() -> None:
     assert torch.equal(rows.rows[MLP], torch.stack([-tokens, 2 * positions], dim=1))
 
 
+def test_special_tokens_can_be_rows_of_zeros() -> None:
+    """Every token that is not padding gives a row; BOS (0) a row of zeros, text the row it gives anyway."""
+    zeroed = ActivationBatch.concatenate(list(LiveActivations(FakeLm(), FakeTokens(8), (MLP, RESID), special="zero")))
+    dropped = ActivationBatch.concatenate(list(LiveActivations(FakeLm(), FakeTokens(8), (MLP, RESID))))
+    bos = zeroed.positions == 0
+    assert int(bos.sum()) == 8
+    for site in (MLP, RESID):
+        assert zeroed.rows[site][bos].count_nonzero() == 0
+        assert torch.equal(zeroed.rows[site][~bos], dropped.rows[site])
+    assert torch.equal(zeroed.token_ids[~bos], dropped.token_ids)
+
+
 def test_a_pass_without_text_is_left_out() -> None:
     class BosOnly(FakeTokens):
         def __next__(self) -> TokenBatch:

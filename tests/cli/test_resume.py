@@ -19,8 +19,9 @@ from panscope.records import JsonLines
 TABLES: list[dict[str, Any]] = [
     {"layers": 0, "width": 32, "sparsity": 4, "recipe": "llama_scope"},
     {"layers": 1, "width": 32, "sparsity": 0.05, "recipe": "gemma_scope"},
-    {"layers": 1, "width": 24, "sparsity": 0.1, "recipe": "relu_l1", "sites": "mlp_out"},
-    {"layers": 0, "width": 32, "sparsity": 4, "recipe": "topk", "wiring": "transcoder"},
+    {"layers": 1, "width": 24, "sparsity": 0.1, "recipe": "anthropic_relu", "sites": "mlp_out"},
+    {"layers": 0, "width": 32, "sparsity": 4, "recipe": "saebench", "wiring": "transcoder"},
+    {"width": 32, "sparsity": 4, "recipe": "multilayer_sae", "wiring": "multilayer", "average_decay": 0.9},
 ]
 SHUFFLES: list[dict[str, Any]] = [
     {"activations": {"shuffle": "buckets", "buffer_rows": 900}},
@@ -38,11 +39,15 @@ def suite(tiny: Tiny, folder: Path, fields: dict[str, Any]) -> Path:
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """Weights, configuration, evaluation, the last checkpoint and, but for speed, every logged figure."""
+    """Weights, configuration, evaluation, the last checkpoint and, but for speed, every logged figure.
+
+    A process that was killed may have left a temporary file, whose name begins with a dot.
+    """
     for pattern in ("suite.toml", "coders/*/*", "checkpoint/step_00000040/*.safetensors"):
         files = sorted(path.relative_to(a) for path in a.glob(pattern))
         assert files
-        assert files == sorted(path.relative_to(b) for path in b.glob(pattern))
+        found = sorted(path.relative_to(b) for path in b.glob(pattern) if not path.name.startswith("."))
+        assert files == found
         for file in files:
             assert (a / file).read_bytes() == (b / file).read_bytes(), file
     logs = [JsonLines(run / "train.jsonl").read() for run in (a, b)]
@@ -155,6 +160,22 @@ def test_a_finished_run_may_be_resumed_and_stays_as_it_is(
     assert panscope("train", "--resume", run).status == 0
     assert [path.read_bytes() for path in files] == before
     assert files == [path for path in sorted(run.rglob("*")) if path.is_file() and path.name != "status.json"]
+
+
+def test_a_run_of_a_device_that_is_gone_goes_on_with_another(panscope: Command, tiny: Tiny, tmp_path: Path):
+    """`--device` beside --resume and eval, where the one in suite.toml does not exist on this machine."""
+    path = tiny.suite(tmp_path / "s.toml", tokens=640, model={"path": str(tiny.model), "device": "cpu"})
+    assert panscope("train", path, "--out", "run").status == 0
+    for file in (tmp_path / "run" / "status.json", *(tmp_path / "run").glob("coders/*/eval.json")):
+        file.unlink()
+    written = tmp_path / "run" / "suite.toml"
+    written.write_text(written.read_text().replace('device = "cpu"', 'device = "cuda:77"'))
+    assert "device 'cuda:77' cannot be used" in panscope("train", "--resume", "run").sentence()
+    for command in (("train", "--resume", "run"), ("eval", "run")):
+        call = panscope(*command, "--device", "cpu")
+        assert call.status == 0, call.err
+    assert 'device = "cuda:77"' in written.read_text()
+    assert len(list((tmp_path / "run").glob("coders/*/eval.json"))) == 2
 
 
 DRIVER = """

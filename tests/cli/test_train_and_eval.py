@@ -111,7 +111,10 @@ def test_a_run_can_be_taken_up_from_another_folder(
 @pytest.fixture
 def run(panscope: Command, tiny: Tiny, tmp_path: Path) -> Path:
     """A finished run of two coders whose evaluation stops at 300 tokens."""
-    tables = {"width": 32, "sparsity": 4, "layers": 0}, {"width": 32, "sparsity": 0.1, "layers": 1, "recipe": "relu_l1"}
+    tables = (
+        {"width": 32, "sparsity": 4, "layers": 0},
+        {"width": 32, "sparsity": 0.1, "layers": 1, "recipe": "anthropic_relu"},
+    )
     assert panscope("train", tiny.suite(tmp_path / "s.toml", *tables), "--out", "run").status == 0
     return tmp_path / "run"
 

@@ -11,17 +11,24 @@ import torch
 from panscope import coders, records
 from panscope.coders import store
 from panscope.coders.base import Coder
-from panscope.coders.wiring import WiredCoder, Wiring
+from panscope.coders.batchtopk import BatchTopKCoder
+from panscope.coders.normaliser import Normaliser, Part
+from panscope.coders.wiring import UNIT, WiredCoder, Wiring
 from panscope.types import Site, UserError
 
 D, F = 5, 9
-SPARSITY = {"relu": 0.3, "topk": 2, "jumprelu": 0.2}
-SAE = Wiring(wiring="sae", reads=Site(1, "mlp_out"), predicts=Site(1, "mlp_out"))
-TRANSCODER = Wiring(wiring="transcoder", reads=Site(1, "mlp_in"), predicts=Site(1, "mlp_out"))
+SPARSITY = {"relu": 0.3, "topk": 2, "batchtopk": 2, "matryoshka": 2, "jumprelu": 0.2, "gated": 0.2}
+IN, OUT = Site(1, "mlp_in"), Site(1, "mlp_out")
+SAE = Wiring(wiring="sae", reads=(OUT,), predicts=(OUT,))
+TRANSCODER = Wiring(wiring="transcoder", reads=(IN,), predicts=(OUT,))
+MULTILAYER = Wiring(wiring="multilayer", reads=(IN, OUT), predicts=(IN, OUT))
+CROSSCODER = Wiring(wiring="crosscoder", reads=(IN, OUT), predicts=(IN, OUT))
+STANDARDISE = Normaliser(kind="standardise", scale_in=1, scale_out=1)
 
 
 def random_coder(architecture: str, d_out: int = D, **fields: Any) -> Coder:
     base = {"d_in": D, "d_out": d_out, "width": F, "sparsity": SPARSITY[architecture], "encoder_init": "own"}
+    base |= {"prefixes": (0.5, 1.0)} if architecture == "matryoshka" else {}
     coder = coders.build(coders.config_type(architecture).read(base | fields, "test"))
     coder.initialise(torch.Generator().manual_seed(3))
     with torch.no_grad():
@@ -39,17 +46,47 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("architecture", coders.ARCHITECTURES)
-@pytest.mark.parametrize("wiring", [SAE, TRANSCODER], ids=["sae", "transcoder"])
-def test_a_coder_read_back_computes_the_same(tmp_path: Path, architecture: str, wiring: Wiring) -> None:
-    coder = random_coder(architecture, d_out=D if wiring is SAE else D + 2)
-    store.save(tmp_path / "coder", WiredCoder(wiring, coder), coder, {"seed": 1})
+@pytest.mark.parametrize("wiring", [SAE, TRANSCODER, MULTILAYER, CROSSCODER], ids=lambda wiring: wiring.wiring)
+@pytest.mark.parametrize("normaliser", [UNIT, STANDARDISE], ids=lambda normaliser: normaliser.kind)
+def test_a_coder_read_back_computes_the_same(
+    tmp_path: Path, architecture: str, wiring: Wiring, normaliser: Normaliser
+) -> None:
+    transcoder = wiring is TRANSCODER
+    coder = random_coder(architecture, d_out=D + 2 if transcoder else D, skip=transcoder)
+    if isinstance(coder, BatchTopKCoder):
+        coder.threshold.fill_(0.2)
+    saved = WiredCoder(wiring, coder, normaliser)
+    store.save(tmp_path / "coder", saved, coder, {"seed": 1})
     found = store.load(tmp_path / "coder")
     assert found.wiring == wiring
+    assert found.normaliser == normaliser
     assert found.coder.config == coder.config
     assert type(found.coder) is type(coder)
     x = torch.randn(40, D, generator=torch.Generator().manual_seed(4))
-    assert found.encode(x).dense().equal(coder.encode(x).dense())
-    assert found.decode(found.encode(x)).equal(coder.decode(coder.encode(x)))
+    assert saved.encode(x).l0().sum() > 0
+    assert found.encode(x).dense().equal(saved.encode(x).dense())
+    assert found.decode(found.encode(x), x).equal(saved.decode(saved.encode(x), x))
+
+
+def test_parts_of_a_normaliser_that_applies_come_back(tmp_path: Path) -> None:
+    parts = (Part(width=2, scale=1), Part(width=3, scale=1))
+    normaliser = Normaliser(kind="token_norm", scale_in=1, scale_out=1, parts=parts)
+    coder = random_coder("topk")
+    store.save(tmp_path, WiredCoder(CROSSCODER, coder, normaliser), coder, {})
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["format"] == 2
+    assert config["applies"]["kind"] == "token_norm"
+    assert config["applies"]["parts"] == [{"width": 2, "scale": 1}, {"width": 3, "scale": 1}]
+    assert store.load(tmp_path).normaliser == normaliser
+
+
+def test_a_coder_of_the_first_format_is_refused_by_name(folder: Path) -> None:
+    """It had no `applies` and other wirings; reading it would have to guess."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | {"format": 1}
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="format 1, expected 2"):
+        store.load(folder)
 
 
 def test_the_weights_as_trained_and_the_provenance_are_kept(tmp_path: Path) -> None:
@@ -62,7 +99,7 @@ def test_the_weights_as_trained_and_the_provenance_are_kept(tmp_path: Path) -> N
     assert all(found[name].equal(tensor) for name, tensor in trained.tensors().items())
     config = json.loads((folder / "config.json").read_text())
     assert config["training"]["coder"]["selection"] == "decoder_norm"
-    assert config["wiring"] == {"wiring": "sae", "reads": "L01.mlp_out", "predicts": "L01.mlp_out"}
+    assert config["wiring"] == {"wiring": "sae", "reads": ["L01.mlp_out"], "predicts": ["L01.mlp_out"]}
     assert (config["normaliser"], config["tokens"]) == ({"kind": "none"}, 5)
 
 
@@ -95,15 +132,18 @@ Change = Callable[[dict[str, Any]], object]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(format=99), "format 99, expected 1"),
+        (lambda c: c.update(format=99), "format 99, expected 2"),
         (lambda c: c.pop("format"), "format None"),
         (lambda c: c.pop("coder"), "coder"),
         (lambda c: c.pop("wiring"), "wiring"),
         (lambda c: c["coder"].pop("architecture"), "architecture"),
         (lambda c: c["coder"].update(architecture="tokp"), r"'tokp' is unknown.*topk"),
         (lambda c: c["coder"].update(widht=3), r"'widht' is unknown.*'width'"),
-        (lambda c: c["wiring"].update(reads="L01.mlp"), "'mlp' is unknown"),
+        (lambda c: c["wiring"].update(reads=["L01.mlp"]), "'mlp' is unknown"),
         (lambda c: c.update(coder=[]), "coder"),
+        (lambda c: c.pop("applies"), "'applies' must be tables"),
+        (lambda c: c["applies"].update(kind="rms"), "kind is 'rms'"),
+        (lambda c: c["applies"].update(scale_in=-1), "scale_in is -1"),
     ],
 )
 def test_a_config_that_is_wrong_is_explained(folder: Path, change: Change, message: str) -> None:

@@ -1,7 +1,9 @@
-"""Every architecture finds the directions its rows were made of, in a few hundred plain Adam steps.
+"""Every architecture finds the directions its rows were made of, trained as a run trains it.
 
-Rows are sums of 3 of 32 random directions of a 16-dimensional space, with coefficients between 0.5 and 1.5. The coder
-has 48 latents and a unit decoder.
+Rows are sums of 3 of 32 random directions of a 16-dimensional space, with sizes between 0.5 and 1.5. The coder has 48
+latents and a unit decoder. The budget is 800 steps of 512 rows of Adam at 0.01, the last 30 % falling to 0.
+
+Shape letters: B rows, D width of a row, N planted directions, F latents.
 """
 
 from collections.abc import Iterator
@@ -13,60 +15,91 @@ from torch import Tensor, nn
 
 from panscope import coders
 from panscope.coders.base import Coder
+from panscope.coders.normaliser import Normaliser
+from panscope.coders.wiring import Wiring
+from panscope.train.schedule import TrainingConfig
+from panscope.train.trainee import Trainee
+from panscope.types import ActivationBatch, Site
 
 D, DIRECTIONS, ACTIVE, LATENTS = 16, 32, 3, 48
 STEPS, ROWS, RATE = 800, 512, 0.01
+SITE = Site(0, "resid_post")
 SETTINGS: dict[str, dict[str, Any]] = {
     "relu": {"sparsity": 0.5},
     "topk": {"sparsity": ACTIVE},
+    "topk_by_norm": {"sparsity": ACTIVE, "selection": "decoder_norm", "decoder_norm": "free"},
+    "topk_all": {"sparsity": ACTIVE, "auxk_coefficient": 1 / 32, "multi_coefficient": 1 / 8},
+    "batchtopk": {"sparsity": ACTIVE, "threshold_window": 100},
+    "matryoshka": {"sparsity": ACTIVE, "threshold_window": 100, "prefixes": (0.5, 1.0)},
     "jumprelu": {"sparsity": 0.2, "bandwidth": 0.5, "threshold_init": 0.1},
+    "jumprelu_target": {"sparsity": 10.0, "bandwidth": 0.5, "threshold_init": 0.1, "target_l0": ACTIVE},
+    "gated": {"sparsity": 1.0},
 }
+LEAST = {"matryoshka": 0.85}
+"""Asked of the mean cosine where it is not 0.9: half of the latents cannot name 32 directions, and are asked to."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small lose more time to waiting threads than to sums, tenfold on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def rows_of(directions: Tensor, generator: torch.Generator, count: int = ROWS) -> Tensor:
+    """[B, D]."""
+    chosen = torch.rand(count, DIRECTIONS, generator=generator).topk(ACTIVE, dim=1).indices
+    size = torch.rand(count, ACTIVE, generator=generator) + 0.5
+    return torch.zeros(count, DIRECTIONS).scatter(1, chosen, size) @ directions
 
 
-def rows_of(directions: Tensor, generator: torch.Generator) -> Tensor:
-    """[ROWS, D]."""
-    chosen = torch.rand(ROWS, DIRECTIONS, generator=generator).topk(ACTIVE, dim=1).indices
-    size = torch.rand(ROWS, ACTIVE, generator=generator) + 0.5
-    return torch.zeros(ROWS, DIRECTIONS).scatter(1, chosen, size) @ directions
+def batches(directions: Tensor, generator: torch.Generator) -> Iterator[ActivationBatch]:
+    index = torch.arange(ROWS)
+    for _ in range(STEPS):
+        yield ActivationBatch({SITE: rows_of(directions, generator)}, index, index, index)
 
 
-def train(coder: Coder, directions: Tensor, generator: torch.Generator) -> None:
-    """Adam, the penalty growing over the first 30 % and the rate falling over the last 30 %, decoder kept at norm 1."""
-    optimiser = torch.optim.Adam(coder.parameters(), lr=RATE)
-    part = 0.3 * STEPS
-    for step in range(STEPS):
-        warm = 1.0 if coder.config.architecture == "topk" else min(1.0, (step + 1) / part)
-        optimiser.param_groups[0]["lr"] = RATE * min(1.0, (STEPS - step) / part)
-        x = rows_of(directions, generator)
-        optimiser.zero_grad()
-        coder.objective(x, x, coder.config.sparsity * warm).loss.backward()
-        coder.project_gradient()
-        optimiser.step()
-        coder.constrain()
+def schedule(kind: str) -> TrainingConfig:
+    """K from the start; a penalty grows over the first 30 %."""
+    part = round(0.3 * STEPS)
+    fields = {"normaliser": "none", "learning_rate": RATE, "lr_decay_steps": part, "dead_window": 10 * ROWS}
+    if "topk" not in kind and kind != "matryoshka":
+        fields["sparsity_warmup_steps"] = part
+    return TrainingConfig.read(fields, "test")
 
 
-def found_share(coder: Coder, directions: Tensor) -> float:
-    """The share of directions that some latent's decoder vector meets with a cosine above 0.9."""
-    cosines = directions @ nn.functional.normalize(coder.W_dec.detach(), dim=1).T
-    return float((cosines.max(dim=1).values > 0.9).float().mean())
-
-
-@pytest.mark.parametrize("architecture", coders.ARCHITECTURES)
-def test_most_planted_directions_are_found(architecture: str) -> None:
-    generator = torch.Generator().manual_seed(0)
+def trained(kind: str, seed: int = 0, **changes: Any) -> tuple[Coder, Tensor, torch.Generator]:
+    """The coder, the planted directions [N, D], and the generator for fresh rows."""
+    generator = torch.Generator().manual_seed(seed)
     directions = nn.functional.normalize(torch.randn(DIRECTIONS, D, generator=generator), dim=1)
-    fields = {"d_in": D, "d_out": D, "width": LATENTS} | SETTINGS[architecture]
-    coder = coders.build(coders.config_type(architecture).read(fields, "test")).initialise(generator)
-    assert found_share(coder, directions) < 0.2
-    train(coder, directions, generator)
-    # The least over seeds 0 to 5: ReLU 0.94, TopK 0.97, JumpReLU 0.88.
-    assert found_share(coder, directions) >= 0.85
+    fields = {"d_in": D, "d_out": D, "width": LATENTS} | SETTINGS[kind] | changes
+    coder = coders.build(coders.config_type(kind.partition("_")[0]).read(fields, "test")).initialise(generator)
+    assert mean_max_cosine(coder, directions) < 0.75
+    wiring = Wiring(wiring="sae", reads=(SITE,), predicts=(SITE,))
+    plain = Normaliser(kind="none", scale_in=1, scale_out=1)
+    trainee = Trainee(kind, coder, wiring, plain, schedule(kind), steps=STEPS)
+    for step, batch in enumerate(batches(directions, generator)):
+        trainee.step(batch, step)
+    return trainee.finished(), directions, generator
+
+
+def mean_max_cosine(coder: Coder, directions: Tensor) -> float:
+    """For each direction the nearest decoder vector's cosine, averaged."""
+    cosines = directions @ nn.functional.normalize(coder.W_dec.detach(), dim=1).T
+    return cosines.max(dim=1).values.mean().item()
+
+
+def test_every_architecture_is_asked() -> None:
+    assert {kind.partition("_")[0] for kind in SETTINGS} == coders.ARCHITECTURES.keys()
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_the_planted_directions_are_found(kind: str) -> None:
+    coder, directions, generator = trained(kind)
+    # The least over seeds 0 to 5: ReLU 0.96, TopK 0.98, by norm 0.97, with AuxK and Multi-TopK 0.96, BatchTopK 0.93,
+    # Matryoshka 0.86, JumpReLU 0.96, with a target 0.94, Gated 0.96.
+    assert mean_max_cosine(coder, directions) > LEAST.get(kind, 0.9)
+    if kind == "jumprelu_target" or "topk" in kind or kind == "matryoshka":
+        l0 = coder.encode(rows_of(directions, generator, 4000)).l0().double().mean().item()
+        assert l0 == pytest.approx(ACTIVE, rel=0.1)
+
+
+def test_the_sparsity_of_jumprelu_follows_its_target() -> None:
+    """Twice the planted number, and half: not only where the data would have it."""
+    for target in (1.5, 6.0):
+        coder, directions, generator = trained("jumprelu_target", target_l0=target)
+        l0 = coder.encode(rows_of(directions, generator, 4000)).l0().double().mean().item()
+        assert l0 == pytest.approx(target, rel=0.1)

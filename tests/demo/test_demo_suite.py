@@ -7,18 +7,16 @@ import pytest
 
 from panscope import suites
 from panscope.config import read_toml
-from panscope.lms.load import load
 from panscope.suite import stages
-from panscope.suite.plan import SuiteConfig, plan
+from panscope.suite.plan import SuiteConfig
 from panscope.suite.reporter import Silent
 
 DEMO = read_toml(suites.FOLDER / "demo.toml")
 
 
 def test_the_demo_covers_every_layer_three_sites_and_two_architectures() -> None:
-    suite = SuiteConfig.read(DEMO, "demo")
-    planned = plan(suite, load(suite.model))
-    found = {(coder.coder.architecture, coder.wiring.reads.layer, coder.wiring.reads.kind) for coder in planned.coders}
+    planned = stages.planned_from(SuiteConfig.read(DEMO, "demo"))
+    found = {(c.coder.architecture, c.wiring.reads[0].layer, c.wiring.reads[0].kind) for c in planned.coders}
     kinds = ("resid_post", "attn_z", "mlp_out")
     assert found == {(a, layer, kind) for a in ("topk", "jumprelu") for layer in range(4) for kind in kinds}
     assert len(planned.coders) == len(found)

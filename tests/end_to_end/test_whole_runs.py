@@ -25,7 +25,7 @@ from panscope.suite.plan import SuiteConfig
 from panscope.suite.reporter import Silent
 from panscope.types import ActivationBatch, TokenBatch
 
-RECIPES = {"topk": 8, "llama_scope": 8, "gemma_scope": 3e-3, "relu_l1": 0.03}
+RECIPES = {"saebench": 8, "llama_scope": 8, "gemma_scope": 3e-3, "anthropic_relu": 0.03}
 TABLES = [
     {"recipe": recipe, "sparsity": sparsity, "wiring": wiring, "layers": 2, "expansion": 2}
     for recipe, sparsity in RECIPES.items()
@@ -36,7 +36,7 @@ TABLES = [
     # random encoders to grow into thresholds that start high.
     {"recipe": "gemma_scope", "sparsity": 1e-4, "wiring": "transcoder", "layers": 2, "expansion": 2}
     | {"threshold_init": 1e-3, "bandwidth": 1e-3},
-    {"recipe": "topk", "sparsity": 4, "width": 96, "layers": [0, 4], "sites": ["attn_z", "mlp_out"], "tag": "more"},
+    {"recipe": "saebench", "sparsity": 4, "width": 96, "layers": [0, 4], "sites": ["attn_z", "mlp_out"], "tag": "more"},
 ]
 NAMES = {
     *(f"L02{place}-2x-topk-k8{tag}" for place in ("R", "TC") for tag in ("", "-llama")),
@@ -208,7 +208,7 @@ def test_the_saved_coder_on_raw_rows_is_the_trained_one_on_normalised_rows(run: 
     trained = config["training"]["coder"]
     wiring = saved.wiring
     rows = rows_of(run, sorted(wiring.sites()))
-    x = rows[wiring.reads]
+    x = rows[wiring.reads[0]]
 
     z = x.double() * scales.scale_in
     if trained["pre_encoder_bias"]:
@@ -227,7 +227,7 @@ def test_the_saved_coder_on_raw_rows_is_the_trained_one_on_normalised_rows(run: 
         codes = torch.zeros_like(pre).scatter(1, best.indices, best.values)
     expected = (codes @ w["W_dec"] + w["b_dec"]) / scales.scale_out
 
-    found = saved.decode(saved.encode(x)).double()
+    found = saved.decode(saved.encode(x), x).double()
     # A pre-activation within fp32 rounding of a threshold or of the next largest may fall on the other side: rare.
     error = (found - expected).norm(dim=1) / expected.norm(dim=1)
     assert (error < 1e-4).double().mean() > 0.995

@@ -176,7 +176,7 @@ def a_coder(reads: Site, predicts: Site, architecture: str = "relu", **fields: A
 
 def wired(coder: Any, reads: Site, predicts: Site) -> WiredCoder:
     kind = "sae" if reads == predicts else "transcoder"
-    return WiredCoder(Wiring(wiring=kind, reads=reads, predicts=predicts), coder)
+    return WiredCoder(Wiring(wiring=kind, reads=(reads,), predicts=(predicts,)), coder)
 
 
 class Constant:
@@ -189,7 +189,7 @@ class Constant:
     def encode(self, x: Tensor) -> Latents:
         return Latents(x.new_zeros(len(x), 1), 1)
 
-    def decode(self, latents: Latents) -> Tensor:
+    def decode(self, latents: Latents, x: Tensor) -> Tensor:
         return self.row.expand(len(latents.values), -1)
 
 
@@ -199,7 +199,7 @@ class Identity(Constant):
     def encode(self, x: Tensor) -> Latents:
         return Latents(torch.cat([x.clamp(min=0), (-x).clamp(min=0)], dim=1), 2 * D)
 
-    def decode(self, latents: Latents) -> Tensor:
+    def decode(self, latents: Latents, x: Tensor) -> Tensor:
         return latents.values[:, :D] - latents.values[:, D:]
 
 

@@ -44,7 +44,7 @@ def plus_minus_identity(d: int, reads: Site, predicts: Site) -> WiredCoder:
     weights = {"W_enc": both, "W_dec": both, "b_enc": torch.zeros(2 * d), "b_dec": torch.zeros(d)}
     kind = "sae" if reads == predicts else "transcoder"
     coder = coders.build(config).load_tensors(weights)
-    return WiredCoder(Wiring(wiring=kind, reads=reads, predicts=predicts), coder)
+    return WiredCoder(Wiring(wiring=kind, reads=(reads,), predicts=(predicts,)), coder)
 
 
 def scaled(coder: WiredCoder, factor: float) -> WiredCoder:

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from panscope import demo
-from panscope.lms.load import LanguageModelConfig, load
+from panscope.lms.load import LanguageModelConfig, load, memory_bytes
 from panscope.lms.model import LanguageModel
 from panscope.types import Site, UserError
 
@@ -164,6 +164,18 @@ def test_flash_attention_wants_a_half_type_and_its_package(folder: Path, monkeyp
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
 def test_device_that_does_not_exist(folder: Path, device: str):
     assert f"device {device!r} cannot be used on this machine" in refusal(config(folder, device=device))
+
+
+def test_memory_is_that_of_the_device_and_needs_no_model():
+    """On the CPU, what /proc says the machine has."""
+    found = memory_bytes(config("./nothing"))
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        kib = int(meminfo.read_text().split("MemTotal:")[1].split()[0])
+        assert found == kib * 1024
+    assert found > 2**28
+    with pytest.raises(UserError, match="device 'cuda:99' cannot be used on this machine"):
+        memory_bytes(config("./nothing", device="cuda:99"))
 
 
 def test_tokenizer_adds_nothing(folder: Path):

@@ -4,7 +4,7 @@ import tomllib
 from typing import Any
 
 import pytest
-from paper_lm import HEADS, LAYERS, WIDE, PaperLm, planned, suite
+from paper_lm import HEADS, LAYERS, PAPER_LM, WIDE, planned, suite
 
 from panscope.config import write_toml
 from panscope.suite import recipe
@@ -12,7 +12,25 @@ from panscope.suite.plan import Plan, SuiteConfig
 from panscope.types import Site, UserError
 
 TABLE: dict[str, Any] = {"width": 64, "sparsity": 4, "layers": [1]}
-DECODER_INIT = {"gemma_scope": 1.0, "topk": 1.0, "relu_l1": 0.1, "llama_scope": 1.0}  # sqrt(2 * 32 / 64) = 1
+CELLS = [(name, architecture) for name in recipe.names() for architecture in recipe.load(name).architectures()]
+"""Every recipe with every architecture it is for."""
+WIRINGS = ("sae", "transcoder", "multilayer", "crosscoder")
+PER_ROW = ("multilayer_sae", "openai_topk")
+"""Recipes that standardise every row, which a transcoder cannot undo."""
+WHERE = {
+    "sae": {"layers": [1]},
+    "transcoder": {"layers": [1]},
+    "multilayer": {"layers": [[1, 2, 3]]},
+    "crosscoder": {"layers": [[1, 2, 3]]},
+}
+
+
+def impossible(name: str, wiring: str) -> bool:
+    """The Multi-Layer SAE's loss is taken in raw space, and a crosscoder's sites have no common size there."""
+    return (wiring == "transcoder" and name in PER_ROW) or (wiring == "crosscoder" and name == "multilayer_sae")
+
+
+POSSIBLE = [(*cell, wiring) for cell in CELLS for wiring in WIRINGS if not impossible(cell[0], wiring)]
 
 
 def again(first: Plan) -> Plan:
@@ -26,33 +44,47 @@ def names(*tables: dict[str, Any], **fields: Any) -> list[str]:
     return [coder.name for coder in planned(*tables, **fields).coders]
 
 
-@pytest.mark.parametrize("wiring", ["sae", "transcoder"])
-@pytest.mark.parametrize("name", recipe.names())
-def test_every_recipe_plans_in_every_wiring(name: str, wiring: str):
-    (one,) = planned(TABLE | {"recipe": name, "wiring": wiring}).coders
-    expected = recipe.load(name).fitted(1000, 256)
-    assert one.coder.architecture == expected["architecture"]
-    assert one.training.learning_rate == expected["learning_rate"]
-    assert one.training.lr_warmup_steps == expected["lr_warmup_steps"]
-    assert one.training.lr_decay_steps == expected.get("lr_decay_steps", 0)
-    assert one.training.sparsity_warmup_steps == expected.get("sparsity_warmup_steps", 0)
+def decoder_init(name: str, d_in: int) -> float:
+    known = {"anthropic_relu": 0.1, "llama_scope": (2 * d_in / 64) ** 0.5, "llama_scope_released_code": 0.5}
+    return known.get(name, 1.0)
+
+
+@pytest.mark.parametrize(("name", "architecture", "wiring"), POSSIBLE)
+def test_every_recipe_plans_in_every_wiring(name: str, architecture: str, wiring: str):
+    table = TABLE | WHERE[wiring] | {"recipe": name, "architecture": architecture, "wiring": wiring}
+    (one,) = planned(table).coders
+    expected = recipe.load(name).fitted(1000, 256, architecture)
+    assert (one.coder.architecture, one.steps) == (architecture, 1000)
+    for field in ("learning_rate", "lr_warmup_steps", "lr_decay_steps", "sparsity_warmup_steps", "clip_norm"):
+        assert getattr(one.training, field) == expected.get(field, 0 if "steps" in field else None), field
     assert one.training.adam_betas == tuple(expected["adam_betas"])
     assert one.training.dead_window == 25_600
-    assert one.coder.decoder_init_norm == DECODER_INIT[name]
-    assert one.coder.encoder_init == ("transpose" if wiring == "sae" else "own")
-    assert one.coder.pre_encoder_bias == (wiring == "sae" and expected["pre_encoder_bias"])
-    assert one.convert_to == ("jumprelu" if name == "llama_scope" else None)
-    reads = Site(1, "resid_post" if wiring == "sae" else "mlp_in_no_gain")
-    assert (one.wiring.reads, one.wiring.predicts) == (reads, reads if wiring == "sae" else Site(1, "mlp_out"))
+    d_in = 3 * WIDE if wiring == "crosscoder" else WIDE
+    assert (one.coder.d_in, one.coder.d_out, one.coder.width) == (d_in, d_in, 64)
+    assert one.coder.decoder_init_norm == pytest.approx(decoder_init(name, d_in))
+    assert one.coder.encoder_init == ("own" if wiring == "transcoder" else expected["encoder_init"])
+    assert one.coder.pre_encoder_bias == (wiring != "transcoder" and expected["pre_encoder_bias"])
+    assert one.convert_to == ("jumprelu" if name.startswith("llama_scope") else None)
+    if wiring == "transcoder":
+        assert (one.wiring.reads, one.wiring.predicts) == ((Site(1, "mlp_in_no_gain"),), (Site(1, "mlp_out"),))
+    else:
+        sites = tuple(Site(layer, "resid_post") for layer in (1, 2, 3)[: 1 if wiring == "sae" else 3])
+        assert one.wiring.reads == one.wiring.predicts == sites
+    assert again(planned(table)) == planned(table)
 
 
-@pytest.mark.parametrize("wiring", ["sae", "transcoder"])
+@pytest.mark.parametrize("wiring", WIRINGS)
 @pytest.mark.parametrize("name", recipe.names())
 @pytest.mark.parametrize("tokens", [3_000, 777_777, 4_000_000_000])
 def test_planning_a_planned_suite_changes_nothing(name: str, wiring: str, tokens: int):
+    where = WHERE[wiring] | {"wiring": wiring, "recipe": name}
+    if impossible(name, wiring):
+        where = WHERE["sae"] | {"wiring": "sae", "recipe": name}
+    several = "target_l0" if name == "gemma_scope_2" else "sparsity"
     tables = (
-        TABLE | {"recipe": name, "wiring": wiring, "sparsity": [4, 7]},
+        TABLE | where | {several: [4, 7]},
         {"expansion": 1.7, "sparsity": 3, "tag": "b", "adam_betas": [0.5, 0.9], "recipe": name},
+        TABLE | where | {"tokens": tokens // 2, "tag": "c"},
     )
     first = planned(*tables, tokens=tokens)
     second = again(first)
@@ -103,13 +135,16 @@ def test_all_layers_and_the_default_site_unless_said_otherwise():
 
 
 def test_the_architecture_alone_chooses_its_recipe():
-    for architecture, name in (("jumprelu", "gemma_scope"), ("topk", "topk"), ("relu", "relu_l1")):
-        table = TABLE | {"architecture": architecture}
-        assert planned(table).suite.coders[0]["recipe"] == name
+    known = {"jumprelu": "gemma_scope", "relu": "anthropic_relu"}
+    for architecture in ("relu", "topk", "batchtopk", "matryoshka", "jumprelu", "gated"):
+        (table,) = planned(TABLE | {"architecture": architecture}).suite.coders
+        assert (table["recipe"], table["architecture"]) == (known.get(architecture, "saebench"), architecture)
+    (table,) = planned(TABLE).suite.coders
+    assert (table["recipe"], table["architecture"]) == ("saebench", "topk")
 
 
 def test_a_list_of_recipes_is_a_choice():
-    assert names(TABLE | {"recipe": ["topk", "gemma_scope"]}) == ["L01R-2x-topk-k4", "L01R-2x-jumprelu-l4"]
+    assert names(TABLE | {"recipe": ["saebench", "gemma_scope"]}) == ["L01R-2x-topk-k4", "L01R-2x-jumprelu-l4"]
 
 
 def test_the_width_may_be_a_multiple_of_the_input():
@@ -175,21 +210,20 @@ def test_the_batch_leaves_a_thousand_steps_where_it_can(tokens: int, batch: int,
     assert (first.batch, first.steps) == (batch, steps)
 
 
-def test_the_buffer_holds_a_million_rows_or_a_quarter_of_the_memory(monkeypatch: pytest.MonkeyPatch):
+def test_the_buffer_holds_a_million_rows_or_a_quarter_of_the_memory():
     assert planned(TABLE, tokens=10_000_000).buffer_rows == 1_000_000
     everywhere = {"width": 64, "sparsity": 2, "sites": ["resid_post", "attn_z", "mlp_out"]}
     row_bytes = 4 * LAYERS * (WIDE + HEADS + WIDE)
-    monkeypatch.setattr(PaperLm, "memory_bytes", lambda _: 1 << 30)
-    assert planned(everywhere, tokens=10_000_000).buffer_rows == 2**28 // row_bytes
-    monkeypatch.setattr(PaperLm, "memory_bytes", lambda _: 1 << 20)
-    assert planned(everywhere, tokens=10_000_000).buffer_rows == 16 * 4096
+    assert planned(everywhere, tokens=10_000_000, memory=1 << 30).buffer_rows == 2**28 // row_bytes
+    assert planned(everywhere, tokens=10_000_000, memory=1 << 20).buffer_rows == 4096  # one batch
+    halves = planned(everywhere, tokens=10_000_000, memory=1 << 30, model={"dtype": "bfloat16"})
+    assert halves.buffer_rows == 2**28 // (row_bytes // 2)
+    together = TABLE | {"wiring": ["multilayer", "crosscoder"], "layers": [[0, 1, 2]]}
+    assert planned(together, tokens=10_000_000, memory=1 << 30).buffer_rows == min(10**6, 2**28 // (4 * 3 * WIDE))
 
 
 def test_the_context_is_the_models_at_most_1024():
-    class Long(PaperLm):
-        context = 4096
-
-    assert planned(TABLE, lm=Long()).suite.data.context == 1024
+    assert planned(TABLE, lm=PAPER_LM.replace(context=4096)).suite.data.context == 1024
     assert planned(TABLE).suite.data.context == 512
     assert planned(TABLE, data={"context": 100}).suite.data.context == 100
 
@@ -214,11 +248,11 @@ def refused(expected: str, *tables: dict[str, Any], **fields: Any) -> None:
     [
         ({"widht": 64}, "the key 'widht' is unknown; did you mean 'width'?"),
         ({"d_in": 64}, "the key 'd_in' is unknown"),
-        ({"architecture": "topkk"}, "architecture 'topkk' is unknown: use one of relu, topk, jumprelu"),
-        ({"recipe": "gemma"}, "recipe 'gemma' is unknown: use one of gemma_scope"),
+        ({"architecture": "topkk"}, "architecture 'topkk' is unknown: use one of relu, topk, batchtopk, matryoshka"),
+        ({"recipe": "gemma"}, "recipe 'gemma' is unknown: use one of anthropic_relu, gemma_scope"),
         (
             {"recipe": "gemma_scope", "architecture": "topk"},
-            "architecture 'topk' does not go with recipe 'gemma_scope'",
+            "architecture 'topk' does not go with recipe 'gemma_scope', which is for jumprelu",
         ),
         ({"sites": "resid_pre"}, "site kind 'resid_pre' is unknown: use one of resid_post"),
         ({"sites": ["resid_post", "mlp"]}, "site kind 'mlp' is unknown"),
@@ -227,7 +261,7 @@ def refused(expected: str, *tables: dict[str, Any], **fields: Any) -> None:
         ({"layers": ["x"]}, "layer 'x' does not exist"),
         ({"layers": 1.0}, "layer 1.0 does not exist"),
         ({"layers": []}, "layers"),
-        ({"wiring": "crosscoder"}, "wiring is 'crosscoder'"),
+        ({"wiring": "pair"}, "wiring is 'pair': use one of sae, transcoder, multilayer, crosscoder"),
         ({"sites": "mlp_in -> mlp_out"}, "names two sites, which wiring 'sae' cannot"),
         ({"wiring": "transcoder", "sites": "mlp_in"}, "names one site"),
         ({"wiring": "transcoder", "sites": "mlp_in -> nowhere"}, "site kind 'nowhere' is unknown"),
@@ -255,7 +289,7 @@ def refused(expected: str, *tables: dict[str, Any], **fields: Any) -> None:
         ({"learning_rate": 0}, "learning_rate is 0"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast'"),
         ({"lr_warmup": "square"}, "lr_warmup is 'square'"),
-        ({"bandwidth": 0.1}, "'bandwidth'"),  # a field of another architecture
+        ({"bandwidth": 0.1}, "bandwidth is 0.1, but architecture 'topk' has no bandwidth; it goes with jumprelu"),
         ({"adam_betas": [0.9]}, "adam_betas"),
         ({"adam_betas": []}, "adam_betas"),
         ({"adam_betas": 0.9}, "adam_betas"),

@@ -13,6 +13,8 @@ import torch
 from planted import ARCHITECTURES, PREDICTS, READS, SCALES, STEPS, TRAINING, WIDTH, batch, trainee
 from torch import Tensor
 
+from panscope.coders.base import Rows
+from panscope.coders.batchtopk import BatchTopKConfig
 from panscope.coders.normaliser import Normaliser
 from panscope.train.checkpoint import Checkpoints
 from panscope.train.meters import DeadClock
@@ -46,13 +48,36 @@ def rate_of(step: int) -> float:
     return 0.01 * min(1.0, step / 4, (STEPS - step) / 10)
 
 
-def gradients_of(learner: Trainee, weights: dict[str, Tensor], rows: ActivationBatch) -> dict[str, Tensor]:
+class HandWrittenClock:
+    """Rows since each latent was last active, and a running threshold where a batch has a least activation."""
+
+    def __init__(self) -> None:
+        self.silent = [0] * WIDTH
+        self.threshold = torch.zeros((), dtype=torch.float64)
+
+    def dead(self) -> Tensor:
+        return torch.tensor([rows >= TRAINING["dead_window"] for rows in self.silent])
+
+    def see(self, codes: Tensor, least: Tensor | None, window: int) -> None:
+        for i in range(WIDTH):
+            self.silent[i] = 0 if bool((codes[:, i] > 0).any()) else self.silent[i] + len(codes)
+        if least is not None:
+            first = float(self.threshold) == 0
+            self.threshold = least if first else (1 - 1 / window) * self.threshold + least / window
+
+
+def gradients_of(
+    learner: Trainee, weights: dict[str, Tensor], rows: ActivationBatch, clock: HandWrittenClock
+) -> dict[str, Tensor]:
     """The loss's gradients at `weights`, by autograd through a copy of the coder in float64."""
     coder = copy.deepcopy(learner.coder).double()
     coder.load_tensors({name: w.clone() for name, w in weights.items()})
     x = rows.rows[READS].double() * SCALES.scale_in
     y = rows.rows[PREDICTS].double() * SCALES.scale_out
-    coder.objective(x, y, coder.config.sparsity).loss.backward()
+    seen = coder.objective(Rows.mean(x, y, clock.dead()), coder.config.sparsity)
+    seen.loss.backward()
+    window = coder.config.threshold_window if isinstance(coder.config, BatchTopKConfig) else 1
+    clock.see(seen.latents.dense().detach(), seen.least, window)
     return {name: p.grad for name, p in coder.named_parameters() if p.grad is not None}
 
 
@@ -60,9 +85,9 @@ def by_hand(learner: Trainee, steps: int, *, project: bool) -> dict[str, Tensor]
     """The weights after `steps` steps: scale, differentiate, project, Adam, unit norm."""
     weights = {name: w.double() for name, w in learner.coder.tensors().items()}
     beta1, beta2 = TRAINING["adam_betas"]
-    adam = HandWrittenAdam(beta1, beta2, TRAINING["adam_eps"])
+    adam, clock = HandWrittenAdam(beta1, beta2, TRAINING["adam_eps"]), HandWrittenClock()
     for step in range(steps):
-        gradients = gradients_of(learner, weights, batch(step))
+        gradients = gradients_of(learner, weights, batch(step), clock)
         if project and learner.coder.config.decoder_norm == "unit":
             for i in range(WIDTH):
                 direction = weights["W_dec"][i] / weights["W_dec"][i].norm()
@@ -71,6 +96,8 @@ def by_hand(learner: Trainee, steps: int, *, project: bool) -> dict[str, Tensor]
         if learner.coder.config.decoder_norm == "unit":
             for i in range(WIDTH):
                 weights["W_dec"][i] /= weights["W_dec"][i].norm()
+        if learner.coder.config.architecture in ("batchtopk", "matryoshka"):
+            weights["threshold"] = clock.threshold
     return weights
 
 
@@ -143,7 +170,7 @@ def test_the_meter_is_brute_force_in_float64(kind: str):
         rows = batch(step, rows=7 + step)
         x = rows.rows[READS] * SCALES.scale_in
         y = rows.rows[PREDICTS] * SCALES.scale_out
-        seen = learner.coder.objective(x, y, learner.coder.config.sparsity)
+        seen = learner.coder.objective(Rows.mean(x, y, learner.clock.dead()), learner.coder.config.sparsity)
         losses.append(seen.loss.item())
         y_all.append(y.double())
         y_hat_all.append(seen.y_hat.detach().double())

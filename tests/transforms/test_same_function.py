@@ -14,6 +14,7 @@ from torch import Tensor
 
 from panscope import coders
 from panscope.coders.base import Coder
+from panscope.coders.gated import GatedCoder
 from panscope.coders.jumprelu import JumpReLUCoder, JumpReLUConfig
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.topk import TopKConfig
@@ -27,11 +28,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "topk_value": {"architecture": "topk", "sparsity": 4, "decoder_norm": "unit"},
     "topk_norm": {"architecture": "topk", "sparsity": 4, "selection": "decoder_norm"},
     "jumprelu": {"architecture": "jumprelu", "sparsity": 0.2, "bandwidth": 0.05},
+    "gated": {"architecture": "gated", "sparsity": 0.2},
 }
 WIRINGS: dict[str, dict[str, Any]] = {
     "sae": {"d_out": D},
     "sae_pre_bias": {"d_out": D, "pre_encoder_bias": True},
     "transcoder": {"d_out": D + 3, "encoder_init": "own"},
+    "transcoder_skip": {"d_out": D + 3, "encoder_init": "own", "skip": True},
 }
 SCALES = [(0.05, 0.05), (12.0, 12.0), (0.03, 2.5)]
 every_coder = pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -63,16 +66,24 @@ def random_rows() -> Tensor:
 def compute(coder: Coder, x: Tensor) -> tuple[Tensor, Tensor]:
     """(codes [B, F], reconstruction [B, E]) in float64 from the stored tensors, by the papers' formulas."""
     w = {name: tensor.double() for name, tensor in coder.tensors().items()}
-    x = x.double() - w["b_dec"] if coder.config.pre_encoder_bias else x.double()
-    pre = torch.einsum("bd,fd->bf", x, w["W_enc"]) + w["b_enc"]
+    centred = x.double() - w["b_dec"] if coder.config.pre_encoder_bias else x.double()
+    along = torch.einsum("bd,fd->bf", centred, w["W_enc"])
+    pre = along + w["b_enc"]
     codes = pre.clamp(min=0)
+    if isinstance(coder, GatedCoder):
+        codes = torch.where(pre > 0, (w["r_mag"].exp() * along + w["b_mag"]).clamp(min=0), 0.0)
     if isinstance(coder.config, JumpReLUConfig):
         codes = torch.where(pre > w["threshold"], pre, 0.0)
     if isinstance(coder.config, TopKConfig):
-        norms = w["W_dec"].square().sum(dim=1).sqrt() if coder.config.selection == "decoder_norm" else torch.ones(F)
+        norms = (
+            w["W_dec"].square().sum(dim=1).sqrt()
+            if coder.config.selection == "decoder_norm"
+            else torch.ones(coder.config.width)
+        )
         rank = (codes * norms).argsort(dim=1, descending=True).argsort(dim=1)
         codes = codes * (rank < int(coder.config.sparsity))
-    return codes, torch.einsum("bf,fe->be", codes, w["W_dec"]) + w["b_dec"]
+    y_hat = torch.einsum("bf,fe->be", codes, w["W_dec"]) + w["b_dec"]
+    return codes, y_hat + torch.einsum("bd,ed->be", x.double(), w["W_skip"]) if coder.config.skip else y_hat
 
 
 def assert_near(found: Tensor, expected: Tensor, share: float = 1e-5) -> None:
@@ -84,7 +95,7 @@ def assert_same(new: Coder, rows: Tensor, codes: Tensor, y_hat: Tensor) -> None:
     active = codes > 0
     assert 0.02 < active.double().mean() < 0.98
     for found_codes, found_y, share in (
-        (new.encode(rows).dense().detach(), new.decode(new.encode(rows)).detach(), 1e-5),
+        (new.encode(rows).dense().detach(), new.decode(new.encode(rows), rows).detach(), 1e-5),
         # Here only the rounding of the weights to float32 is left.
         (*compute(new, rows), 2e-6),
     ):
@@ -167,7 +178,7 @@ def test_ranking_by_value_is_taken_where_norms_agree_but_are_not_one() -> None:
     assert_same(unit_decoder(coder), x, codes * 3, y_hat)
 
 
-@pytest.mark.parametrize("kind", ["relu", "topk_norm", "jumprelu"])
+@pytest.mark.parametrize("kind", ["relu", "topk_norm", "jumprelu", "gated"])
 def test_a_latent_with_a_zero_vector_keeps_having_no_effect(kind: str) -> None:
     """A strong encoder must not let it take a place that it could not take when norms ranked."""
     coder, x = random_coder(kind, "sae"), random_rows()
@@ -178,7 +189,7 @@ def test_a_latent_with_a_zero_vector_keeps_having_no_effect(kind: str) -> None:
     unit = unit_decoder(coder)
     assert unit.W_dec[5].count_nonzero() == 0
     assert all(tensor.isfinite().all() for tensor in unit.tensors().values())
-    assert_near(unit.decode(unit.encode(x)).detach(), y_hat)
+    assert_near(unit.decode(unit.encode(x), x).detach(), y_hat)
 
 
 @every_coder

@@ -149,7 +149,7 @@ def test_the_output_is_that_of_topk_where_the_code_is_clear() -> None:
     jump = to_jumprelu(coder, [rows[:20], rows[20:]])
     assert jump.encode(rows).l0().tolist() == [3] * 50
     # The same weights, the same latents: float32 rounding of sums of a dozen terms near 1.
-    assert torch.allclose(jump.decode(jump.encode(rows)), coder.decode(coder.encode(rows)), atol=1e-5)
+    assert torch.allclose(jump.decode(jump.encode(rows), rows), coder.decode(coder.encode(rows), rows), atol=1e-5)
 
 
 def test_the_output_is_close_to_that_of_topk_where_it_is_not() -> None:
@@ -161,7 +161,7 @@ def test_the_output_is_close_to_that_of_topk_where_it_is_not() -> None:
     jump = to_jumprelu(coder, [rows])
 
     def explained(x: Coder) -> float:
-        left = (x.decode(x.encode(rows)) - rows).square().sum().item()
+        left = (x.decode(x.encode(rows), rows) - rows).square().sum().item()
         return 1 - left / rows.square().sum().item()
 
     assert explained(coder) > 0.3

@@ -1,0 +1,70 @@
+"""BatchTopK coders: the B K largest activations of a batch of B rows are its codes, so rows share K unevenly.
+
+A single row cannot be encoded that way, so the least activation that a training batch kept is averaged over steps, and
+that running threshold takes the place of the batch: the coder is then a JumpReLU coder (Bussmann et al. 2024).
+
+Shape letters: B rows, D input width, E output width, F latents, K active latents a row on average.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from panscope.coders.auxk import auxk_loss
+from panscope.coders.base import Coder, Objective, Rows
+from panscope.coders.topk import SelectingConfig, selection_norms
+from panscope.kernels import reference
+from panscope.types import Latents
+
+
+class BatchTopKConfig(SelectingConfig):
+    """A BatchTopK coder."""
+
+    architecture: Literal["batchtopk", "matryoshka"] = "batchtopk"
+    threshold_window: int = Field(default=1000, gt=0)
+    """Steps over which the running threshold averages: it decays by 1 - 1 / window a step."""
+
+
+class BatchTopKCoder(Coder):
+    """K active latents a row on average; `threshold` [] is what `encode` cuts at, 0 before the first step."""
+
+    config: BatchTopKConfig
+    threshold: Tensor
+
+    def __init__(self, config: BatchTopKConfig) -> None:
+        super().__init__(config)
+        self.register_buffer("threshold", torch.zeros(()))
+
+    def encode(self, x: Tensor) -> Latents:
+        """[B, D] -> dense codes: what exceeds the running threshold, whatever the other rows are."""
+        pre = self.preactivations(x)
+        return Latents(pre * (pre > self.thresholds()), self.config.width)
+
+    def thresholds(self) -> Tensor:
+        """[F] the running threshold as each latent's pre-activation meets it."""
+        norms = selection_norms(self, self.config.selection)
+        threshold = self.threshold.expand(self.config.width)
+        return threshold if norms is None else threshold / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+
+    def objective(self, rows: Rows, sparsity: float) -> Objective:
+        """The reconstruction loss with B round(sparsity) activations kept, and AuxK where it is switched on."""
+        config, pre = self.config, self.preactivations(rows.x)
+        norms = selection_norms(self, config.selection)
+        codes, least = reference.batch_topk(pre, max(1, round(sparsity)), norms)
+        latents = Latents(codes, config.width)
+        loss, y_hat = self.reconstruction(latents, rows)
+        if config.auxk_coefficient:
+            error = (rows.y - y_hat).detach()
+            loss = loss + config.auxk_coefficient * auxk_loss(config, pre, self.W_dec, self.b_dec, error, rows)
+        return Objective(loss, latents, y_hat, least.detach())
+
+    @torch.no_grad()
+    def track(self, objective: Objective) -> None:
+        """Move the running threshold towards the least activation this batch kept; the first batch sets it."""
+        assert objective.least is not None
+        least = objective.least.to(self.threshold)
+        moved = self.threshold + (least - self.threshold) / self.config.threshold_window
+        new = torch.where(self.threshold > 0, moved, least)
+        self.threshold.copy_(torch.where(least.isfinite(), new, self.threshold))

@@ -1,0 +1,60 @@
+"""Gated coders: one path decides which latents are active, another how large they are (Rajamanoharan et al. 2024a).
+
+pi = W_enc x + b_enc is the gate; f = H(pi) * ReLU(exp(r_mag) W_enc x + b_mag). The loss is the reconstruction from f,
+an L1 penalty on ReLU(pi), and the reconstruction from ReLU(pi) through a frozen copy of the decoder, by which alone the
+gate learns. With free decoder norms the penalty weighs each latent by its norm ("RI-L1", their appendix).
+
+Shape letters: B rows, D input width, E output width, F latents.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from panscope.coders.base import Coder, CoderConfig, Objective, Rows, squared_error
+from panscope.coders.relu import l1_penalty
+from panscope.kernels import reference
+from panscope.types import Latents
+
+
+class GatedConfig(CoderConfig):
+    """A Gated coder; `sparsity` is lambda."""
+
+    architecture: Literal["gated"] = "gated"
+
+
+class GatedCoder(Coder):
+    """Gated codes: parameters r_mag [F] and b_mag [F] beside those of every coder; b_enc is the gate's bias."""
+
+    in_code_units = ("b_enc", "b_mag")
+
+    def __init__(self, config: GatedConfig) -> None:
+        super().__init__(config)
+        self.r_mag = nn.Parameter(torch.zeros(config.width))
+        self.b_mag = nn.Parameter(torch.zeros(config.width))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> "GatedCoder":
+        """As every coder, with both paths alike."""
+        self.r_mag.zero_()
+        self.b_mag.zero_()
+        super().initialise(generator)
+        return self
+
+    def encode(self, x: Tensor) -> Latents:
+        """[B, D] -> dense codes."""
+        return self._codes(self.preactivations(x))
+
+    def objective(self, rows: Rows, sparsity: float) -> Objective:
+        """Reconstruction + sparsity * L1 of the gate + reconstruction from the gate through the frozen decoder."""
+        pre = self.preactivations(rows.x)
+        latents = self._codes(pre)
+        loss, y_hat = self.reconstruction(latents, rows)
+        gate = torch.relu(pre)
+        from_gate = reference.decode(gate, self.W_dec.detach(), self._base(rows.x).detach())
+        loss = loss + sparsity * l1_penalty(gate, self.W_dec) + squared_error(from_gate, rows)
+        return Objective(loss, latents, y_hat)
+
+    def _codes(self, pre: Tensor) -> Latents:
+        return Latents(reference.gated(pre, self.b_enc, self.r_mag, self.b_mag), self.config.width)

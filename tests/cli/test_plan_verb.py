@@ -1,0 +1,118 @@
+"""`panscope plan`: the coders, their cost, no weights and no network, and one sentence for every mistake."""
+
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_lm import Command, Tiny
+
+from panscope import suites
+
+JUMP = '[[coders]]\nrecipe = "gemma_scope"\nsparsity = [3e-4, 6e-4]\n'
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise AssertionError(f"a network call: {arguments}")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def line(text: str, start: str) -> str:
+    """The one line that begins so, its spaces reduced."""
+    lines = [" ".join(found.split()) for found in text.splitlines()]
+    (found,) = [found for found in lines if found.startswith(start)]
+    return found
+
+
+@pytest.fixture
+def gemma(tmp_path: Path) -> Path:
+    """Two cells of Gemma Scope's table on 9B."""
+    file = tmp_path / "gemma.toml"
+    file.write_text(
+        'name = "two-cells"\ntokens = 8_000_000_000\n[model]\npath = "google/gemma-2-9b"\n[train]\nbatch = 4096\n'
+        f'{JUMP}sites = ["resid_post"]\nlayers = [20]\nwidth = 131_072\n'
+        f'{JUMP}sites = ["attn_z", "mlp_out"]\nlayers = [0, 1, 2, 9]\nwidth = 16_384\ntokens = 4_000_000_000\n'
+    )
+    return file
+
+
+def test_the_cells_of_a_table(panscope: Command, gemma: Path):
+    out = panscope("plan", gemma, "--gpus", 8).out
+    assert line(out, "resid_post ") == "resid_post 20 131,072 jumprelu lambda 3e-4 6e-4 8B 2"
+    assert line(out, "attn_z ") == "attn_z 0-2, 9 16,384 jumprelu lambda 3e-4 6e-4 4B 8"
+    assert line(out, "mlp_out ") == "mlp_out 0-2, 9 16,384 jumprelu lambda 3e-4 6e-4 4B 8"
+    assert line(out, "in all 18") == "in all 18"
+    assert "two-cells on google/gemma-2-9b (42 layers, 9.24B parameters): 1,953,125 steps of 4,096 rows" in out
+
+
+def test_what_it_costs(panscope: Command, gemma: Path):
+    """Two coders 131,072 wide and sixteen 16,384; one site of 8B tokens in 32 bits is Gemma Scope's 100 TiB."""
+    out = panscope("plan", gemma, "--gpus", 8, "--gpu", "A100-80").out
+    dense = 12 * (2 * 3584 * 131_072 * 8e9 + 8 * (4096 + 3584) * 16_384 * 4e9)
+    assert line(out, "coders, dense (").split()[4] == f"{dense:.3g}"
+    assert "to 104 TiB (L20.resid_post)" in line(out, "a site")
+    parameters = 2 * 2 * 3584 * 131_072 + 8 * 2 * (4096 + 3584) * 16_384
+    assert line(out, "coders 3").startswith(f"coders {parameters / 1e9:.3g}B parameters, ")
+    assert "34.4 GiB in float32" in line(out, "language model 34")
+    assert "coders dealt out whole" in line(out, "fewest")
+    assert "rows in 1, latents in 8" in line(out, "L20R-36.57x-jumprelu-l3e-4 rows")
+    assert "assumed" in out
+    assert "L0 100 where only a penalty is given" in out
+
+
+def test_every_coder_by_name(panscope: Command, gemma: Path):
+    out = panscope("plan", gemma, "--coders").out
+    names = [text.split()[0] for text in out.splitlines() if text.startswith("L")]
+    assert len(names) == 18
+    assert names[0] == "L20R-36.57x-jumprelu-l3e-4"
+    assert "L09Z-4x-jumprelu-l6e-4 attn_z 9 16,384 jumprelu lambda 6e-4 4B" in " ".join(out.split())
+
+
+def test_keeping_longer_needs_more_readings(panscope: Command, gemma: Path):
+    few, many = (
+        int(line(panscope("plan", gemma, "--days", days).out, "whole suite").split()[-4].replace(",", ""))
+        for days in (10, 1000)
+    )
+    assert many >= 50 * few
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in suites.FOLDER.glob("*.toml")))
+def test_every_built_in_suite_can_be_planned(panscope: Command, name: str):
+    done = panscope("plan", name, "--gpus", 8)
+    assert done.status == 0
+    assert line(done.out, "in all, dense")
+
+
+def test_a_model_without_its_weights(panscope: Command, tiny: Tiny, tmp_path: Path):
+    shutil.copytree(tiny.model, tmp_path / "lm", ignore=shutil.ignore_patterns("*.safetensors"))
+    suite = tiny.suite(tmp_path / "s.toml", model={"path": str(tmp_path / "lm")})
+    out = panscope("plan", suite).out
+    assert line(out, "resid_post ") == "resid_post 0-1 32 topk K 4 2.56K 2"
+    assert "a coder" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("demo", "--gpu", "Z80"), "gpu 'Z80' is unknown: use one of A100-40GB, A100-80GB, H100-SXM"),
+        (("demo", "--gpu", "A100"), "gpu 'A100' could be any of several"),
+        (("demo", "--gpus", "0"), "--gpus is 0: give how many there are"),
+        (("demo", "--days", "0"), "--days is 0: give a number of days above 0"),
+        (("demo", "--days", "nan"), "--days is nan"),
+        (("demon",), "suite 'demon' is neither a file nor a built-in suite"),
+        (("gone.toml",), "'gone.toml' does not exist"),
+    ],
+)
+def test_mistakes(panscope: Command, arguments: tuple[str, ...], expected: str):
+    assert expected in panscope("plan", *arguments).sentence()
+
+
+def test_a_layer_the_model_lacks_is_refused_without_loading_it(panscope: Command, gemma: Path):
+    gemma.write_text(gemma.read_text().replace("[20]", "[42]"))
+    assert "layer 42 does not exist: the model has 42 layers" in panscope("plan", gemma).sentence()
