@@ -6,6 +6,7 @@ Shape letters: N rows to train on, M rows to measure on, B rows a step, D width 
 """
 
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,15 +23,18 @@ from panscope.train.trainee import Trainee
 from panscope.types import ActivationBatch, Site
 
 VERSION = __version__
-RECIPES = {"topk": "llama_scope", "jumprelu": "gemma_scope", "gated": "saebench"}
-"""The recipe that is taken for each architecture."""
 
 
-def train(
-    architecture: str, site: Site, rows: Rows, *, lm: ModelFacts, sparsity: float, budget: Budget
-) -> tuple[Quality, float]:
+def point(recipe: str, architecture: str, sparsity: float) -> dict[str, Any]:
+    """The fields of a `[[coders]]` table; `sparsity` is K, the L0 that JumpReLU is asked for, or the coefficient."""
+    value = int(sparsity) if architecture == "topk" else sparsity
+    fields = {"recipe": recipe, "architecture": architecture, "convert_to": "none"}
+    return fields | {"target_l0" if architecture == "jumprelu" else "sparsity": value}
+
+
+def train(point: dict[str, Any], site: Site, rows: Rows, *, lm: ModelFacts, budget: Budget) -> tuple[Quality, float]:
     """Train one coder on the first `steps` batches; its quality on the held-out rows, and the seconds training took."""
-    planned = _plan(architecture, site, lm, sparsity, budget)
+    planned = _plan(point, site, lm, budget)
     start = time.perf_counter()
     norms = measure_norms((_batch(site, x) for x in rows.batches(budget)), budget.steps * budget.batch)
     coder = coders.build(planned.coder).initialise(torch.Generator().manual_seed(budget.seed))
@@ -43,16 +47,9 @@ def train(
     return measure(lambda x: _code_and_reconstruction(trainee, x), rows.held_out), seconds
 
 
-def _plan(architecture: str, site: Site, lm: ModelFacts, sparsity: float, budget: Budget) -> PlannedCoder:
-    point = {
-        "wiring": Wiring(wiring="sae", reads=(site,), predicts=(site,)),
-        "recipe": RECIPES[architecture],
-        "architecture": architecture,
-        "width": budget.width,
-        "sparsity": int(sparsity) if architecture == "topk" else sparsity,
-        "convert_to": "none",
-    }
-    return plan_coder(point, lm, budget.steps * budget.batch, budget.batch)[0]
+def _plan(point: dict[str, Any], site: Site, lm: ModelFacts, budget: Budget) -> PlannedCoder:
+    where = {"wiring": Wiring(wiring="sae", reads=(site,), predicts=(site,)), "width": budget.width}
+    return plan_coder(where | point, lm, budget.steps * budget.batch, budget.batch)[0]
 
 
 def _batch(site: Site, x: Tensor) -> ActivationBatch:

@@ -2,9 +2,10 @@
 
 Run from the repository's root: python -m benchmarks.quality_vs_saelens --text STORIES.jsonl (pip group `bench`).
 
-Panscope trains its recipe as it is fitted to this run. SAELens trains every setting of `saelens_side.RECIPES` at every
-rate of a grid, and each point of ours is compared with the best of its curves at our L0: it is tuned on the very rows
-it is measured on, and we are not. `defaults` is the curve of what SAELens does where nothing is said.
+Panscope trains its recipes as they are fitted to this run. SAELens trains every setting of `saelens_side.RECIPES` at
+every rate of a grid, and each point of ours is compared with the best of its curves at our L0. Both were tuned on these
+very rows: our recipes `panscope` and `panscope_standardised` once for all sites and sparsities (docs/LOG.md), SAELens by
+taking the best curve at each point. `defaults` is the curve of what SAELens does where nothing is said.
 
 A run that is in the file of results is not done again; delete its line, or the file, to measure it anew.
 """
@@ -31,17 +32,19 @@ from panscope.lms.load import LanguageModelConfig, load
 from panscope.records import JsonLines
 from panscope.types import Site
 
+_K = (8, 16, 32)
+_TARGETS = (8, 12, 16, 24)
 LADDERS = {
-    "topk": (8, 16, 32),
-    "jumprelu": (5e-4, 8e-4, 1.2e-3, 2e-3, 3e-3),
-    "gated": (0.04, 0.06, 0.09, 0.13, 0.2),
+    "topk": {"panscope": _K, "panscope_standardised": _K, "llama_scope": _K},
+    "jumprelu": {"panscope": _TARGETS, "panscope_standardised": _TARGETS},
+    "gated": {"panscope": (0.05, 0.08, 0.12, 0.2), "panscope_standardised": (0.01, 0.015, 0.02, 0.03)},
 }
-"""Panscope's K or coefficient, in the units of its recipe's normaliser."""
+"""Panscope's recipes and the K, target L0 or coefficient that each is trained at."""
 
 SAELENS_LADDERS = {
-    "topk": LADDERS["topk"],
-    "topk-default": LADDERS["topk"],
-    "jumprelu-step": (0.06, 0.1, 0.16, 0.25, 0.4),
+    "topk": _K,
+    "topk-default": _K,
+    "jumprelu-step": (0.06, 0.1, 0.16, 0.25, 0.4, 0.6),
     "jumprelu-default": (0.1, 0.3, 1.0),
     "gated": (0.35, 0.6, 0.9, 1.3, 2.0),
     "gated-default": (1.0, 2.0, 4.0),
@@ -114,9 +117,9 @@ def _runs(options: Options) -> Iterator[Run]:
     for architecture in options.architectures:
         for site in options.sites:
             if "panscope" in options.tools:
-                recipe = panscope_side.RECIPES[architecture]
-                for sparsity in LADDERS[architecture]:
-                    yield Run("panscope", architecture, recipe, site, sparsity, None)
+                for recipe, ladder in LADDERS[architecture].items():
+                    for sparsity in ladder:
+                        yield Run("panscope", architecture, recipe, site, sparsity, None)
             if "saelens" in options.tools:
                 yield from _saelens_runs(architecture, site)
 
@@ -139,8 +142,8 @@ def _rows(options: Options, lm_config: LanguageModelConfig) -> dict[Site, Rows]:
 
 def _train(run: Run, rows: Rows, budget: Budget, lm: ModelFacts) -> tuple[Quality, float]:
     if run.learning_rate is None:
-        site = Site.parse(run.site)
-        return panscope_side.train(run.architecture, site, rows, lm=lm, sparsity=run.sparsity, budget=budget)
+        point = panscope_side.point(run.recipe, run.architecture, run.sparsity)
+        return panscope_side.train(point, Site.parse(run.site), rows, lm=lm, budget=budget)
     return saelens_side.train(run.recipe, rows, sparsity=run.sparsity, learning_rate=run.learning_rate, budget=budget)
 
 
@@ -174,22 +177,23 @@ def _said(line: dict[str, Any]) -> str:
 
 
 def _table(architecture: str, options: Options, lines: list[dict[str, Any]]) -> Table:
-    """A row for each of our coders, and the geometric mean of a site's ratios; Markdown, for docs/LOG.md."""
+    """A row for each of our coders, and the geometric mean of each curve's ratios; Markdown, for docs/LOG.md."""
     table = Table(title=f"{architecture}: held-out FVU at equal L0", box=box.MARKDOWN)
     for name in _COLUMNS:
         table.add_column(name, no_wrap=True)
     for site in options.sites:
         here = [line for line in lines if (line["architecture"], line["site"]) == (architecture, site)]
         curves = _curves(here)
-        ours = sorted((line for line in here if line["tool"] == "panscope"), key=lambda line: line["l0"])
-        ratios = [_add_row(table, line, curves) for line in ours]
-        means = [_number(_geometric_mean(column), 3) for column in zip(*ratios, strict=True)]
-        if means:
-            table.add_row(site, "mean", "", "", "", means[0], "", means[1])
+        for recipe in LADDERS[architecture]:
+            ours = sorted((line for line in here if line["recipe"] == recipe), key=lambda line: line["l0"])
+            ratios = [_add_row(table, line, curves) for line in ours]
+            means = [_number(_geometric_mean(column), 3) for column in zip(*ratios, strict=True)]
+            if means:
+                table.add_row(site, recipe, "mean", "", "", "", means[0], "", means[1])
     return table
 
 
-_COLUMNS = ("site", "L0", "Panscope", "SAELens, best", "by", "ratio", "SAELens, defaults", "ratio")
+_COLUMNS = ("site", "recipe", "L0", "Panscope", "SAELens, best", "by", "ratio", "SAELens, defaults", "ratio")
 
 
 def _add_row(table: Table, line: dict[str, Any], curves: Curves) -> tuple[float, float]:
@@ -200,6 +204,7 @@ def _add_row(table: Table, line: dict[str, Any], curves: Curves) -> tuple[float,
     ratios = fvu / best, fvu / default
     table.add_row(
         line["site"],
+        line["recipe"],
         f"{l0:.1f}",
         f"{fvu:.4f}",
         _number(best, 4),

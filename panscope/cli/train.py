@@ -48,7 +48,8 @@ class Train:
     """all, or layer numbers from 0."""
     recipe: Annotated[str | None, flag("NAME")] = None
     """The hyper-parameters of a paper: gemma_scope, gemma_scope_transcoder, gemma_scope_2, llama_scope,
-    llama_scope_released_code, multilayer_sae, openai_topk, anthropic_relu or saebench."""
+    llama_scope_released_code, multilayer_sae, openai_topk, anthropic_relu, saebench; or ours: panscope,
+    panscope_standardised."""
     architecture: Annotated[str | None, flag("NAME")] = None
     """topk, batchtopk, matryoshka, jumprelu, gated or relu."""
     width: Annotated[tuple[int, ...] | None, flag("N ...")] = None

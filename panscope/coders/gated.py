@@ -2,7 +2,8 @@
 
 pi = W_enc x + b_enc is the gate; f = H(pi) * ReLU(exp(r_mag) W_enc x + b_mag). The loss is the reconstruction from f,
 an L1 penalty on ReLU(pi), and the reconstruction from ReLU(pi) through a frozen copy of the decoder, by which alone the
-gate learns. With free decoder norms the penalty weighs each latent by its norm ("RI-L1", their appendix).
+gate learns. With free decoder norms the penalty weighs each latent by its norm ("RI-L1", their appendix), which gets no
+gradient from it: it would shrink, r_mag would make up for it, and the penalty would come to nothing.
 
 Shape letters: B rows, D input width, E output width, F latents.
 """
@@ -53,7 +54,7 @@ class GatedCoder(Coder):
         loss, y_hat = self.reconstruction(latents, rows)
         gate = torch.relu(pre)
         from_gate = reference.decode(gate, self.W_dec.detach(), self._base(rows.x).detach())
-        loss = loss + sparsity * l1_penalty(gate, self.W_dec) + squared_error(from_gate, rows)
+        loss = loss + sparsity * l1_penalty(gate, self.W_dec.detach()) + squared_error(from_gate, rows)
         return Objective(loss, latents, y_hat)
 
     def _codes(self, pre: Tensor) -> Latents:

@@ -20,8 +20,8 @@ from panscope.suite.wirings import layers_of, site_text
 from panscope.train.schedule import TrainingConfig
 from panscope.types import UserError
 
-_DEFAULT_RECIPES = {"jumprelu": "gemma_scope", "relu": "anthropic_relu"}
-_DEFAULT_RECIPE = "saebench"
+_DEFAULT_RECIPES = {"matryoshka": "saebench", "relu": "anthropic_relu"}
+_DEFAULT_RECIPE = "panscope"
 _TARGET_PRICE = 1.0
 """The coefficient of a target's penalty where the table gives none, as in SAEBench's suite."""
 

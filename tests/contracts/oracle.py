@@ -102,7 +102,7 @@ class Oracle:
         if self.c.architecture == "gated":
             gate = self.pre.clamp(min=0)
             frozen = torch.einsum("bf,fe->be", gate, self.w["W_dec"].detach()) + self.base().detach()
-            return self.sparsity * (gate * self.norms).sum() / len(codes) + self.error(frozen, self.y)
+            return self.sparsity * (gate * self.norms.detach()).sum() / len(codes) + self.error(frozen, self.y)
         total = torch.zeros(()).double()
         if getattr(self.c, "multi_coefficient", 0):
             more = self.pre * self.kept(max(1, round(self.sparsity)) * self.c.multi_factor)

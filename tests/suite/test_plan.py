@@ -15,7 +15,7 @@ TABLE: dict[str, Any] = {"width": 64, "sparsity": 4, "layers": [1]}
 CELLS = [(name, architecture) for name in recipe.names() for architecture in recipe.load(name).architectures()]
 """Every recipe with every architecture it is for."""
 WIRINGS = ("sae", "transcoder", "multilayer", "crosscoder")
-PER_ROW = ("multilayer_sae", "openai_topk")
+PER_ROW = ("multilayer_sae", "openai_topk", "panscope_standardised")
 """Recipes that standardise every row, which a transcoder cannot undo."""
 WHERE = {
     "sae": {"layers": [1]},
@@ -26,8 +26,9 @@ WHERE = {
 
 
 def impossible(name: str, wiring: str) -> bool:
-    """The Multi-Layer SAE's loss is taken in raw space, and a crosscoder's sites have no common size there."""
-    return (wiring == "transcoder" and name in PER_ROW) or (wiring == "crosscoder" and name == "multilayer_sae")
+    """Two recipes take the loss in raw space, and a crosscoder's sites have no common size there."""
+    raw = ("multilayer_sae", "panscope_standardised")
+    return (wiring == "transcoder" and name in PER_ROW) or (wiring == "crosscoder" and name in raw)
 
 
 POSSIBLE = [(*cell, wiring) for cell in CELLS for wiring in WIRINGS if not impossible(cell[0], wiring)]
@@ -44,9 +45,10 @@ def names(*tables: dict[str, Any], **fields: Any) -> list[str]:
     return [coder.name for coder in planned(*tables, **fields).coders]
 
 
-def decoder_init(name: str, d_in: int) -> float:
-    known = {"anthropic_relu": 0.1, "llama_scope": (2 * d_in / 64) ** 0.5, "llama_scope_released_code": 0.5}
-    return known.get(name, 1.0)
+def decoder_init(name: str, architecture: str, d_in: int) -> float:
+    by_width = name == "llama_scope" or (name.startswith("panscope") and architecture in ("topk", "batchtopk"))
+    known = {"anthropic_relu": 0.1, "llama_scope_released_code": 0.5}
+    return (2 * d_in / 64) ** 0.5 if by_width else known.get(name, 1.0)
 
 
 @pytest.mark.parametrize(("name", "architecture", "wiring"), POSSIBLE)
@@ -61,7 +63,7 @@ def test_every_recipe_plans_in_every_wiring(name: str, architecture: str, wiring
     assert one.training.dead_window == 25_600
     d_in = 3 * WIDE if wiring == "crosscoder" else WIDE
     assert (one.coder.d_in, one.coder.d_out, one.coder.width) == (d_in, d_in, 64)
-    assert one.coder.decoder_init_norm == pytest.approx(decoder_init(name, d_in))
+    assert one.coder.decoder_init_norm == pytest.approx(decoder_init(name, architecture, d_in))
     assert one.coder.encoder_init == ("own" if wiring == "transcoder" else expected["encoder_init"])
     assert one.coder.pre_encoder_bias == (wiring != "transcoder" and expected["pre_encoder_bias"])
     assert one.convert_to == ("jumprelu" if name.startswith("llama_scope") else None)
@@ -135,12 +137,12 @@ def test_all_layers_and_the_default_site_unless_said_otherwise():
 
 
 def test_the_architecture_alone_chooses_its_recipe():
-    known = {"jumprelu": "gemma_scope", "relu": "anthropic_relu"}
+    known = {"matryoshka": "saebench", "relu": "anthropic_relu"}
     for architecture in ("relu", "topk", "batchtopk", "matryoshka", "jumprelu", "gated"):
         (table,) = planned(TABLE | {"architecture": architecture}).suite.coders
-        assert (table["recipe"], table["architecture"]) == (known.get(architecture, "saebench"), architecture)
+        assert (table["recipe"], table["architecture"]) == (known.get(architecture, "panscope"), architecture)
     (table,) = planned(TABLE).suite.coders
-    assert (table["recipe"], table["architecture"]) == ("saebench", "topk")
+    assert (table["recipe"], table["architecture"]) == ("panscope", "topk")
 
 
 def test_a_list_of_recipes_is_a_choice():

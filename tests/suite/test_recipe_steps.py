@@ -97,7 +97,7 @@ def learns(found: Plan) -> None:
 @pytest.mark.parametrize("wiring", WIRINGS)
 @pytest.mark.parametrize(("name", "architecture"), RECIPES)
 def test_every_recipe_learns_in_every_wiring_it_can_have(name: str, architecture: str, wiring: str) -> None:
-    per_row = recipe.load(name).fields["normaliser"] in PER_ROW
+    per_row = recipe.load(name).fitted(STEPS, ROWS, architecture)["normaliser"] in PER_ROW
     if per_row and wiring == "transcoder":
         with pytest.raises(UserError, match="a transcoder's output cannot be brought back"):
             planned(name, architecture, wiring)

@@ -126,7 +126,7 @@ def test_what_no_wiring_can_be_is_one_sentence(change: dict[str, Any], expected:
 def test_a_table_may_train_for_fewer_or_more_tokens_than_the_suite():
     """Steps, schedules and short-run rules follow the coder's own length; the run lasts for the longest."""
     lengths: tuple[dict[str, Any], ...] = ({"tokens": 25_600}, {}, {"tokens": 512_000})
-    tables = [TABLE | {"layers": layer} | more for layer, more in enumerate(lengths)]
+    tables = [TABLE | {"layers": layer, "recipe": "saebench"} | more for layer, more in enumerate(lengths)]
     plan = planned(*tables, tokens=256_000, train={"batch": 256})
     assert [coder.steps for coder in plan.coders] == [100, 1000, 2000]
     assert [coder.training.lr_decay_steps for coder in plan.coders] == [20, 200, 400]
