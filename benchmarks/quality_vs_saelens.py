@@ -4,8 +4,8 @@ Run from the repository's root: python -m benchmarks.quality_vs_saelens --text S
 
 Panscope trains its recipes as they are fitted to this run. SAELens trains every setting of `saelens_side.RECIPES` at
 every rate of a grid, and each point of ours is compared with the best of its curves at our L0. Both were tuned on these
-very rows: our recipes `panscope` and `panscope_standardised` once for all sites and sparsities (docs/LOG.md), SAELens by
-taking the best curve at each point. `defaults` is the curve of what SAELens does where nothing is said.
+very rows: our recipes `panscope` and `panscope_standardised` once for all sites and sparsities (docs/LOG.md), SAELens
+by taking the best curve at each point. `defaults` is the curve of what SAELens does where nothing is said.
 
 A run that is in the file of results is not done again; delete its line, or the file, to measure it anew.
 """
@@ -96,7 +96,7 @@ class Run:
 def main(options: Options) -> None:
     """Train what is missing, then print the table."""
     torch.set_num_threads(options.threads)
-    console, results = Console(width=120), JsonLines(options.out)
+    console, results = Console(width=160), JsonLines(options.out)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     lines = _lines(results, options)
     missing = [run for run in _runs(options) if _key(asdict(run)) not in lines]

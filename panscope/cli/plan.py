@@ -1,4 +1,4 @@
-"""`panscope plan`: which coders a suite has and what they cost, before anything is downloaded or trained."""
+"""`panscope plan`: which coders a suite has and what they cost, before any weight is downloaded or trained."""
 
 from dataclasses import dataclass
 from typing import Annotated

@@ -114,7 +114,7 @@ class Train:
 
 def _bare_suite(flags: Mapping[str, Any]) -> dict[str, Any]:
     """What a suite made of flags starts from."""
-    needed = ("width", "sparsity") if "target_l0" not in flags else ("width",)
+    needed = ("width", "sparsity") if not flags.keys() & {"target_l0", "recipe"} else ("width",)
     for name in needed:
         if name not in flags:
             raise UserError(f"--{name} is missing: give it, or name a suite such as `panscope train demo`")
@@ -161,6 +161,8 @@ def _overridden(table: dict[str, Any], over: dict[str, Any], own: set[str]) -> d
     `own` are a table's own values that a flag for the whole suite takes the place of.
     """
     excluded = {"width": "expansion", "architecture": "recipe", "recipe": "architecture"}
+    if "target_l0" in over and "target_l0" not in table:
+        own = own | {"sparsity"}
     gone = own | {excluded[name] for name in over if name in excluded and excluded[name] not in over}
     return {key: value for key, value in table.items() if key not in gone} | over
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from panscope.coders.base import CoderConfig, Rows, squared_error
+from panscope.coders.base import Coder, CoderConfig, Rows, squared_error
 from panscope.kernels import reference
 from panscope.types import Latents
 
@@ -42,21 +42,35 @@ class AuxKConfig(CoderConfig):
         return min(self.width, self.auxk or nearest)
 
 
-def auxk_loss(config: AuxKConfig, pre: Tensor, W_dec: Tensor, b_dec: Tensor, error: Tensor, rows: Rows) -> Tensor:
+def auxiliary(coder: Coder, config: AuxKConfig, pre: Tensor, latents: Latents, y_hat: Tensor, rows: Rows) -> Tensor:
+    """[] what AuxK adds to the loss of a batch with pre-activations [B, F], codes and reconstruction y_hat [B, E].
+
+    A latent that this very batch woke is dead no longer: both published codes update their counts first.
+    """
+    if not config.auxk_coefficient:
+        return y_hat.new_zeros(())
+    assert rows.dead is not None, "AuxK needs to know which latents are dead"
+    dead = rows.dead & (latents.firings() == 0)
+    error = (rows.y - y_hat).detach()
+    still = Rows(rows.x, error, rows.weights, dead)
+    return config.auxk_coefficient * auxk_loss(config, pre, coder.W_dec, coder.b_dec, still)
+
+
+def auxk_loss(config: AuxKConfig, pre: Tensor, W_dec: Tensor, b_dec: Tensor, errors: Rows) -> Tensor:
     """[] the share of the error's variance that dead latents leave; 0 where none is dead or nothing varies.
 
-    pre [B, F], W_dec [F, E], b_dec [E]; `error` [B, E] carries no gradient.
+    pre [B, F], W_dec [F, E], b_dec [E]; the targets of `errors` are the main path's error, without gradient.
     """
+    error, dead = errors.y, errors.dead
+    assert dead is not None
     assert not error.requires_grad, "the error must be cut off from the main path"
-    assert rows.dead is not None, "AuxK needs to know which latents are dead"
-    values, indices = reference.topk(pre.masked_fill(~rows.dead, -math.inf), config.auxk_latents())
+    values, indices = reference.topk(pre.masked_fill(~dead, -math.inf), config.auxk_latents())
     base = b_dec if config.auxk_bias else torch.zeros_like(b_dec)
     found = reference.decode(Latents(values, config.width, indices).dense(), W_dec, base)
-    mean = error.mean(dim=1, keepdim=True) if config.auxk_bias else _weighted_mean(error, rows.weights)
-    of_error = Rows(rows.x, error, rows.weights)
-    variance = squared_error(mean, of_error)
-    divisor = torch.where((variance > 0) & rows.dead.any(), variance, math.inf)
-    return squared_error(found, of_error) / divisor
+    mean = error.mean(dim=1, keepdim=True) if config.auxk_bias else _weighted_mean(error, errors.weights)
+    variance = squared_error(mean, errors)
+    divisor = torch.where((variance > 0) & dead.any(), variance, math.inf)
+    return squared_error(found, errors) / divisor
 
 
 def _weighted_mean(error: Tensor, weights: Tensor) -> Tensor:

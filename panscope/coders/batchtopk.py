@@ -12,11 +12,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from panscope.coders.auxk import auxk_loss
+from panscope.coders.auxk import auxiliary
 from panscope.coders.base import Coder, Objective, Rows
 from panscope.coders.topk import SelectingConfig, selection_norms
 from panscope.kernels import reference
 from panscope.types import Latents
+
+_UNREACHABLE = 1e30
+"""The threshold of a latent whose decoder vector is zero: ranked by its norm, it is never chosen."""
 
 
 class BatchTopKConfig(SelectingConfig):
@@ -46,7 +49,7 @@ class BatchTopKCoder(Coder):
         """[F] the running threshold as each latent's pre-activation meets it."""
         norms = selection_norms(self, self.config.selection)
         threshold = self.threshold.expand(self.config.width)
-        return threshold if norms is None else threshold / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+        return threshold if norms is None else (threshold / norms).nan_to_num(nan=0.0, posinf=_UNREACHABLE)
 
     def objective(self, rows: Rows, sparsity: float) -> Objective:
         """The reconstruction loss with B round(sparsity) activations kept, and AuxK where it is switched on."""
@@ -55,9 +58,7 @@ class BatchTopKCoder(Coder):
         codes, least = reference.batch_topk(pre, max(1, round(sparsity)), norms)
         latents = Latents(codes, config.width)
         loss, y_hat = self.reconstruction(latents, rows)
-        if config.auxk_coefficient:
-            error = (rows.y - y_hat).detach()
-            loss = loss + config.auxk_coefficient * auxk_loss(config, pre, self.W_dec, self.b_dec, error, rows)
+        loss = loss + auxiliary(self, config, pre, latents, y_hat, rows)
         return Objective(loss, latents, y_hat, least.detach())
 
     @torch.no_grad()

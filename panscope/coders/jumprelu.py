@@ -43,7 +43,7 @@ class JumpReLUConfig(CoderConfig):
     frequency_penalty: float = Field(default=0.0, ge=0)
     """What the penalty on frequent latents counts; 0 leaves it out."""
     frequency_limit: float = Field(default=0.1, gt=0, le=1)
-    """The frequency at which that penalty equals the linear one."""
+    """The frequency at which that penalty, at a weight of 1, equals the linear one."""
 
     @model_validator(mode="after")
     def _target_fits(self) -> Self:

@@ -14,7 +14,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from panscope.coders.auxk import AuxKConfig, auxk_loss
+from panscope.coders.auxk import AuxKConfig, auxiliary
 from panscope.coders.base import Coder, Objective, Rows
 from panscope.kernels import reference
 from panscope.types import Latents
@@ -66,9 +66,7 @@ class TopKCoder(Coder):
         if config.multi_coefficient:
             more, _ = self.reconstruction(self._select(pre, config.multi_factor * k), rows)
             loss = loss + config.multi_coefficient * more
-        if config.auxk_coefficient:
-            error = (rows.y - y_hat).detach()
-            loss = loss + config.auxk_coefficient * auxk_loss(config, pre, self.W_dec, self.b_dec, error, rows)
+        loss = loss + auxiliary(self, config, pre, latents, y_hat, rows)
         return Objective(loss, latents, y_hat)
 
     def _select(self, pre: Tensor, k: int) -> Latents:

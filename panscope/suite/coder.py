@@ -152,9 +152,24 @@ def _check_wiring(wiring: Wiring, coder: CoderConfig, training: TrainingConfig, 
         )
     if kind != "transcoder" and coder.skip:
         raise UserError(f"{where}: skip is true, but wiring {kind!r} could then copy its input: leave it out")
+    _check_spaces(training, where)
     if kind == "crosscoder" and training.loss_space == "raw" and training.normaliser in PER_ROW:
         raise UserError(
             f"{where}: loss_space is 'raw', but a crosscoder's sites have no common size: set it to 'normalised'"
+        )
+
+
+def _check_spaces(training: TrainingConfig, where: str) -> None:
+    """Raise UserError for a raw space where one fixed factor makes it the same as the normalised one."""
+    if training.normaliser not in PER_ROW and training.loss_space == "raw":
+        raise UserError(
+            f"{where}: loss_space is 'raw', which goes with a normaliser that differs by row, but normaliser is "
+            f"{training.normaliser!r}: leave loss_space out"
+        )
+    if training.normaliser not in PER_ROW and training.b_dec_init == "geometric_median_raw":
+        raise UserError(
+            f"{where}: b_dec_init is 'geometric_median_raw', which goes with normaliser 'standardise', not "
+            f"{training.normaliser!r}: use 'geometric_median'"
         )
 
 

@@ -84,7 +84,7 @@ def _go_on(
     if epochs > 1:
         reporter.say(f"the text was gone through {epochs} times; more text would be better than more passes")
     run.write_status("saving")
-    save_coders(planned, state, run, reporter)
+    save_coders(planned, lm, state, run, reporter)
     run.write_status("evaluating")
     results = evaluate_run(run, planned.suite, lm, reporter)
     run.write_status("done")

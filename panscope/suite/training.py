@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from panscope import coders
+from panscope.activations.buffer import RowLine
 from panscope.activations.live import LiveActivations
 from panscope.activations.norms import measure_norms
 from panscope.activations.shuffle import SHUFFLES, BucketShuffle, PoolShuffle
@@ -131,10 +132,10 @@ class _Observer:
         return bool(self._stop)
 
 
-def save_coders(plan: Plan, state: TrainingState, run: RunFolder, reporter: Reporter) -> None:
+def save_coders(plan: Plan, lm: LanguageModel, state: TrainingState, run: RunFolder, reporter: Reporter) -> None:
     """Fold, convert and write every coder: what is saved works on raw activations."""
     folded = {trainee.name: _fold(trainee) for trainee in state.trainees}
-    thresholds = _thresholds(plan, state, folded)
+    thresholds = _thresholds(plan, lm, state, folded)
     for planned, trainee in zip(plan.coders, state.trainees, strict=True):
         coder = folded[planned.name]
         if planned.name in thresholds:
@@ -167,17 +168,19 @@ def _converted(name: str, coder: Coder, found: MeanL0Threshold, reporter: Report
 
 
 @torch.no_grad()
-def _thresholds(plan: Plan, state: TrainingState, folded: dict[str, Coder]) -> dict[str, MeanL0Threshold]:
-    """JumpReLU thresholds of the TopK coders to convert, from the rows that training would have seen next."""
+def _thresholds(
+    plan: Plan, lm: LanguageModel, state: TrainingState, folded: dict[str, Coder]
+) -> dict[str, MeanL0Threshold]:
+    """JumpReLU thresholds of the TopK coders to convert, from the first rows of the training text."""
     converting = [c for c in plan.coders if c.convert_to == "jumprelu" and isinstance(c.coder, TopKConfig)]
     if not converting:
         return {}
-    batches = -(-CALIBRATION_ROWS // plan.batch)
-    rows = {c.name: batches * plan.batch * c.wiring.stacks for c in converting}
+    rows = {c.name: CALIBRATION_ROWS * c.wiring.stacks for c in converting}
     found = {c.name: MeanL0Threshold(int(c.coder.sparsity), rows[c.name]) for c in converting}
     normalisers = {trainee.name: trainee.normaliser for trainee in state.trainees}
-    for _ in range(batches):
-        batch = next(state.source)
+    line, left = RowLine(LiveActivations(lm, _tokens(plan, lm), plan.sites())), CALIBRATION_ROWS
+    while left and (batch := line.take(left)) is not None:
+        left -= len(batch)
         for planned in converting:
             x, _ = planned.wiring.rows(batch)
             x, _ = normalisers[planned.name].left_after_folding().input(x.float())

@@ -56,9 +56,6 @@ def _wiring(kind: str, text: str, layers: list[int], lm: ModelFacts) -> Wiring:
     predicts = [Site(layers[0], predicts_text)] if arrow else reads
     if kind in _SEVERAL and len(reads) < 2:
         raise UserError(f"coders: wiring {kind!r} needs several sites, and layers {layers} give one: name more layers")
-    widths = {site: lm.width(site) for site in reads}
-    if kind == "multilayer" and len(set(widths.values())) > 1:
-        raise UserError(f"coders: wiring 'multilayer' needs sites of one width, and {text!r} has {widths}")
     return Wiring.read({"wiring": kind, "reads": reads, "predicts": predicts}, "coders")
 
 

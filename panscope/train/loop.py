@@ -72,9 +72,9 @@ def train(
         stop = observer.wants_stop() and done < steps
         if done % log_every == 0 or done == steps:
             now = time.monotonic()
-            shared = {"step": done, "rows": done * len(batch), "rows_per_second": rows / (now - clock)}
+            rate = {"rows_per_second": rows / (now - clock)}
             learned = [trainee for trainee in trainees if trainee.steps > logged]
-            observer.logged([shared | trainee.read(min(done, trainee.steps)) for trainee in learned])
+            observer.logged([_line(trainee, min(done, trainee.steps), len(batch)) | rate for trainee in learned])
             clock, rows, logged = now, 0, done
         if stop or done % checkpoint_every == 0 or done == steps:
             observer.checkpoint(done)
@@ -82,3 +82,8 @@ def train(
         if stop:
             return False
     return True
+
+
+def _line(trainee: Trainee, step: int, batch: int) -> dict[str, Any]:
+    """What is logged of one trainee after its `step` steps of `batch` rows."""
+    return {"step": step, "rows": step * batch} | trainee.read(step)

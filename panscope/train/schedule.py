@@ -6,13 +6,15 @@ the end (Llama Scope). Sparsity: linear from a starting value over the first ste
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from panscope.coders.normaliser import Kind
 from panscope.config import Config
 from panscope.train.losses import Loss
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainingConfig(Config):
@@ -31,7 +33,7 @@ class TrainingConfig(Config):
     et al.; Multi-Layer SAE). Legacy, `_raw`: of the rows before a per-row normaliser, as the Multi-Layer SAE's code."""
     learning_rate: float = Field(gt=0)
     """Adam's rate between warm-up and decay."""
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: tuple[Share, Share] = (0.9, 0.999)
     """Decay of the first and second moments."""
     adam_eps: float = Field(default=1e-8, gt=0)
     """Adam's epsilon."""

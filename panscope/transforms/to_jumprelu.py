@@ -75,7 +75,10 @@ def _jumprelu(coder: Coder, threshold: Tensor) -> Coder:
     smallest = torch.finfo(threshold.dtype).tiny
     shared = {name: getattr(coder.config, name) for name in coders.CoderConfig.model_fields if name != "architecture"}
     k = coder.config.sparsity
-    fields = {"threshold_init": max(smallest, float(threshold.mean())), "target_l0": k if k < shared["width"] else None}
+    fields = {
+        "threshold_init": max(smallest, float(threshold.median())),
+        "target_l0": k if k < shared["width"] else None,
+    }
     jump = coders.build(JumpReLUConfig.read(shared | fields, "to_jumprelu"))
     tensors = coder.tensors() | {"threshold": threshold.clamp_min(smallest).to(coder.W_enc)}
     return jump.to(coder.W_enc.device).load_tensors(tensors)

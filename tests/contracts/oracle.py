@@ -113,7 +113,8 @@ class Oracle:
 
     def auxk(self, e: Tensor) -> Tensor:
         """The share of the error e [B, E] that the largest dead latents leave."""
-        dead = [f for f in range(self.c.width) if self.dead[f]]
+        woken = (self.pre * self.kept(self.sparsity) > 0).any(dim=0)
+        dead = [f for f in range(self.c.width) if self.dead[f] and not woken[f]]
         if not dead:
             return torch.zeros(()).double()
         nearest = min((2**n for n in range(12)), key=lambda power: (abs(power - self.c.d_in / 2), -power))

@@ -117,12 +117,20 @@ class TestAuxK:
         assert all(with_it[1][name].equal(gradient) for name, gradient in without[1].items())
 
     def test_it_moves_dead_latents_only(self, architecture: str, legacy: bool) -> None:
-        """The main path would be moved through the error; it is not, so living latents learn as without AuxK."""
-        dead = (1, 4, 5, 8)
-        with_it = gradients(architecture, self.fields(legacy), {"dead": dead})
-        without = gradients(architecture, {"prefixes": (0.5, 1.0)}, {"dead": dead})
+        """The main path would be moved through the error; it is not, so living latents learn as without AuxK.
+
+        A latent that was dead before the batch and is active in it counts as living.
+        """
+        few = {"sparsity": 1}
+        with_it = gradients(architecture, self.fields(legacy) | few, {"dead": tuple(range(F))})
+        without = gradients(architecture, {"prefixes": (0.5, 1.0)} | few, {"dead": ()})
         assert with_it[0] > without[0]
-        living = [f for f in range(F) if f not in dead]
+        coder = random_coder(architecture, {"d_in": D, "d_out": D, "decoder_norm": "free"} | self.fields(legacy) | few)
+        rows = random_rows(coder, dead=tuple(range(F)))
+        woken = coder.objective(rows, 1).latents.firings() > 0
+        living = woken.nonzero().flatten().tolist()
+        dead = [f for f in range(F) if f not in living]
+        assert 0 < len(dead) < F
         for name in ("W_enc", "b_enc", "W_dec"):
             found, main = with_it[1][name], without[1][name]
             assert_close(found[living], main[living])

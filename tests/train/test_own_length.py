@@ -72,10 +72,12 @@ def test_its_last_line_says_its_own_last_rates_and_there_is_none_after():
     go(three(), spy)
     lines = [(r["step"], r["coder"]) for r in spy.records]
     every = ("topk", "relu", "batchtopk")
-    assert lines == [(step, coder) for step in (5, 10) for coder in every] + [(15, "relu"), (20, "relu")]
+    ends = [(7, "topk"), (10, "relu"), (10, "batchtopk")]
+    assert lines == [*((5, coder) for coder in every), *ends, (15, "relu"), (20, "relu")]
+    assert all(r["rows"] == r["step"] * len(batch(0)) for r in spy.records)
     rates = {(r["step"], r["coder"]): r["learning_rate"] for r in spy.records}
     # Falling over the last 3 of 7, 10 and 20 steps: a third is left at the last one.
-    assert rates[10, "topk"] == pytest.approx(0.01 / 3)
+    assert rates[7, "topk"] == pytest.approx(0.01 / 3)
     assert rates[10, "batchtopk"] == pytest.approx(0.01 / 3)
     assert rates[10, "relu"] == rates[15, "relu"] == pytest.approx(0.01)
     assert rates[20, "relu"] == pytest.approx(0.01 / 3)
@@ -91,7 +93,7 @@ def test_the_figures_of_its_last_line_are_of_its_own_rows():
             alone.read(5)
         alone.step(batch(step), step)
     expected = alone.read(SHORT)
-    (line,) = [r for r in spy.records if (r["step"], r["coder"]) == (10, "topk")]
+    (line,) = [r for r in spy.records if (r["step"], r["coder"]) == (7, "topk")]
     assert {key: line[key] for key in expected} == expected
 
 
