@@ -1,6 +1,8 @@
 """What many tests need: the folder of trained models and texts, and one seed for every test."""
 
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,3 +29,15 @@ def one_thread() -> None:
 def seeded() -> None:
     """Every test starts from the same random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any network call fails the test."""
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise AssertionError(f"a network call: {arguments}")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)

@@ -177,8 +177,8 @@ def assumptions(whole: Cost) -> list[str]:
         f"every sequence is full: {plan.suite.data.context} tokens; measuring norms and evaluation are not counted",
         f"memory: {USABLE:.0%} of a device is used; the language model lies whole on each, a dense step holds "
         f"{WORKING_TENSORS} matrices of rows x latents",
-        "several devices, and a step whose rows are taken in parts, are arithmetic: `panscope train` uses one device and "
-        "takes a step's rows at once today",
+        "several devices, and steps whose rows are taken in parts, are arithmetic: `panscope train` uses one device "
+        "and takes a step's rows at once today",
         f"prices: ${prices.gpu_hour:.2f} an accelerator-hour, ${prices.tib_month:.2f} a TiB and month (object store)",
     ]
     if any(l0_is_assumed(coder) for coder in plan.coders):

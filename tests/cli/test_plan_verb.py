@@ -1,9 +1,7 @@
 """`panscope plan`: the coders, their cost, no weights and no network, and one sentence for every mistake."""
 
 import shutil
-import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tiny_lm import Command, Tiny
@@ -13,14 +11,7 @@ from panscope import suites
 JUMP = '[[coders]]\nrecipe = "gemma_scope"\nsparsity = [3e-4, 6e-4]\n'
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: Any, **options: Any) -> None:
-        raise AssertionError(f"a network call: {arguments}")
-
-    for name in ("connect", "connect_ex"):
-        monkeypatch.setattr(socket.socket, name, refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def line(text: str, start: str) -> str:

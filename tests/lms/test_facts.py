@@ -1,6 +1,5 @@
 """Facts of language models: derived counts against the hub's published totals and against transformers' own modules."""
 
-import socket
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -50,14 +49,7 @@ CONFIGS: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: Any, **options: Any) -> None:
-        raise AssertionError(f"a network call: {arguments}")
-
-    for name in ("connect", "connect_ex"):
-        monkeypatch.setattr(socket.socket, name, refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def facts_at(path: str | Path) -> ModelFacts:
