@@ -117,7 +117,8 @@ def _bare_suite(flags: Mapping[str, Any]) -> dict[str, Any]:
     needed = ("width", "sparsity") if not flags.keys() & {"target_l0", "recipe"} else ("width",)
     for name in needed:
         if name not in flags:
-            raise UserError(f"--{name} is missing: give it, or name a suite such as `panscope train demo`")
+            other = " (for jumprelu, --target-l0 does too)" if name == "sparsity" else ""
+            raise UserError(f"--{name} is missing: give it{other}, or name a suite such as `panscope train demo`")
     if "text" not in flags and flags.get("model", "panscope://demo") != "panscope://demo":
         raise UserError(f"--text is missing: say what text the model {flags['model']!r} should read")
     return {"coders": [{}]}
