@@ -1,4 +1,4 @@
-"""Live activations: the language model reads text as rows are asked for, one pass for all sites (Llama Scope, L41).
+"""Live activations: the language model reads text as rows are asked for, one pass for all sites (Llama Scope, app. A).
 
 Only text tokens become rows; BOS, EOS, other special tokens and padding do not.
 

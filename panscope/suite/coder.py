@@ -89,7 +89,7 @@ def _fields(point: dict[str, Any], wiring: Wiring, steps: int, batch: int) -> tu
     if point.get("decoder_norm") == "unit":
         fields |= {"decoder_init_norm": 1.0}
     if point.get("auxk_coefficient") == 0:
-        fields = {name: value for name, value in fields.items() if name not in ("auxk", "auxk_bias")}
+        fields = {field: value for field, value in fields.items() if field not in ("auxk", "auxk_bias")}
     return name, fields | point
 
 
@@ -107,13 +107,12 @@ def _put_sparsity(fields: dict[str, Any], where: str) -> None:
 
 def _put_formulas(fields: dict[str, Any], d_in: int, width: int) -> None:
     """Replace the values that recipes give as formulas."""
-    least = max(min(d_in, width), fields["sparsity"])
     formulas: Mapping[tuple[str, Any], Any] = {
         ("decoder_init_norm", "sqrt(2 d_in / width)"): (2 * d_in / max(1, width)) ** 0.5,
-        ("sparsity_from", "d_in"): float(least),
+        ("sparsity_from", "d_in"): float(max(min(d_in, width), fields["sparsity"])),
         ("sparsity_from", "d_in / 2"): float(max(min(d_in // 2, width), fields["sparsity"])),
-        ("target_factor", "target_l0 / 2"): _times(fields.get("target_l0"), 0.5),
         ("auxk", "d_in / 2"): max(1, d_in // 2),
+        ("target_factor", "target_l0 / 2"): _times(fields.get("target_l0"), 0.5),
         ("target_factor", "2 target_l0"): _times(fields.get("target_l0"), 2.0),
     }
     for name, value in fields.items():
