@@ -129,38 +129,82 @@ class ActivationBatch:
 
 @dataclass(frozen=True)
 class Latents:
-    """The codes of B rows: dense (`indices` is None, values [B, F]) or sparse (K places a row, unused ones hold 0)."""
+    """The codes of B rows: every place of a row, K places of each row, or N places in all.
+
+    Dense: values [B, F] alone. Even: values and indices [B, K]. Ragged: values and indices [N] with `starts` [B + 1],
+    those of row b being `starts[b]` to `starts[b + 1]` - 1. Places that are stored and not used hold 0.
+    """
 
     values: Tensor
-    """[B, F] or [B, K], never negative; a latent is active where its value is above 0."""
+    """[B, F], [B, K] or [N], never negative; a latent is active where its value is above 0."""
     width: int
     """F."""
     indices: Tensor | None = None
-    """[B, K] int64, or None for dense codes."""
+    """int64, shaped as `values`; None for dense codes."""
+    starts: Tensor | None = None
+    """[B + 1] int64 of ragged codes, else None."""
+
+    def __len__(self) -> int:
+        return len(self.values) if self.starts is None else len(self.starts) - 1
+
+    def with_values(self, values: Tensor) -> "Latents":
+        """Other values at the same places."""
+        return Latents(values, self.width, self.indices, self.starts)
+
+    def ragged(self) -> "Latents":
+        """Even codes as ragged ones; ragged ones as they are."""
+        assert self.indices is not None
+        if self.starts is not None:
+            return self
+        rows, k = self.indices.shape
+        starts = torch.arange(0, rows * k + 1, max(1, k), device=self.values.device)[: rows + 1]
+        return Latents(self.values.flatten(), self.width, self.indices.flatten(), starts)
 
     def dense(self) -> Tensor:
         """[B, F]."""
         if self.indices is None:
             return self.values
-        codes = self.values.new_zeros(len(self.values), self.width)
-        return codes.scatter_add(1, self.indices, self.values)
+        codes = self.values.new_zeros(len(self), self.width)
+        if self.starts is None:
+            return codes.scatter_add(1, self.indices, self.values)
+        places = self.rows() * self.width + self.indices
+        return codes.flatten().index_add(0, places, self.values).view_as(codes)
+
+    def rows(self) -> Tensor:
+        """[N] the row of each place of ragged codes."""
+        assert self.starts is not None
+        every = torch.arange(len(self), device=self.starts.device)
+        return every.repeat_interleave(self.starts.diff(), output_size=len(self.values))
+
+    def each(self, parameter: Tensor) -> Tensor:
+        """`parameter` [F] as it meets the values: [F] beside dense ones, else one number for each place."""
+        return parameter if self.indices is None else parameter[self.indices]
+
+    def over_latents(self, values: Tensor) -> Tensor:
+        """[B] the sum within each row of something shaped as the values."""
+        if self.starts is None:
+            return values.sum(dim=1)
+        return values.new_zeros(len(self)).index_add(0, self.rows(), values)
+
+    def over_rows(self, values: Tensor) -> Tensor:
+        """[F] the sum for each latent of something shaped as the values."""
+        if self.indices is None:
+            return values.sum(dim=0)
+        return values.new_zeros(self.width).index_add(0, self.indices.flatten(), values.flatten())
 
     def select(self, index: Tensor | slice) -> "Latents":
-        """The codes of the rows at `index`."""
+        """The codes of the rows at `index`; of dense or even codes."""
+        assert self.starts is None
         return Latents(self.values[index], self.width, None if self.indices is None else self.indices[index])
 
     def l0(self) -> Tensor:
         """[B] how many latents are active: values > 0."""
-        return (self.values > 0).sum(dim=1)
+        return self.over_latents((self.values > 0).long())
 
     def l1(self) -> Tensor:
         """[B] sum of the values."""
-        return self.values.sum(dim=1)
+        return self.over_latents(self.values)
 
     def firings(self, above: float = 0.0) -> Tensor:
         """[F] int64: how many of the B rows each latent is active on, with a value over `above`."""
-        active = self.values > above
-        if self.indices is None:
-            return active.sum(dim=0)
-        counts = torch.zeros(self.width, dtype=torch.int64, device=self.values.device)
-        return counts.scatter_add(0, self.indices.flatten(), active.flatten().long())
+        return self.over_rows((self.values > above).long())

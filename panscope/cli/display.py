@@ -47,9 +47,7 @@ class TerminalReporter:
         sites = sorted({str(site.kind) for site in plan.sites()})
         self.say(f"{suite.name}: {len(plan.coders)} coders ({', '.join(kinds)}) at {', '.join(sites)}")
         self.say(f"model {suite.model.path}; text {', '.join(suite.data.text)}; context {suite.data.context}")
-        self.say(
-            f"{plan.steps * plan.batch:,} tokens = {plan.steps:,} steps of {plan.batch:,} rows; kernels: reference"
-        )
+        self.say(f"{plan.steps * plan.batch:,} tokens = {plan.steps:,} steps of {plan.batch:,} rows")
         self.say(f"rows are gathered and shuffled {plan.buffer_rows:,} at a time ({suite.activations.shuffle})")
 
     def training(self, start: int, steps: int, batch: int) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from panscope.cli.doctor import Doctor
 from panscope.cli.evaluate import Eval
 from panscope.cli.plan import PlanSuite
 from panscope.cli.train import Train
@@ -18,6 +19,7 @@ _Command = (
     Annotated[PlanSuite, tyro.conf.subcommand("plan")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
 

@@ -70,10 +70,14 @@ class Train:
     """auto, cpu, cuda, cuda:1 ..."""
     dtype: Annotated[str | None, flag("NAME")] = None
     """float32, bfloat16 or float16: the language model's precision."""
+    kernels: Annotated[str | None, flag("NAME")] = None
+    """auto, sparse (touch active latents only) or reference; `panscope doctor` says what this machine has."""
+    profile: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Say once where the time of a step goes, after 15 steps."""
     out: Annotated[Path | None, flag("DIR")] = None
     """The run folder to make; by default runs/NAME, numbered where that exists."""
     resume: Annotated[Path | None, flag("RUN")] = None
-    """A run folder to go on with; only --device may be given beside it."""
+    """A run folder to go on with; only --device and --profile may be given beside it."""
 
     def run(self, console: Console) -> int:
         """Do it; the exit status."""
@@ -81,11 +85,11 @@ class Train:
         if self.resume is not None:
             self._check_alone()
             folder = RunFolder.open(self.resume)
-            results = stages.resume(folder, reporter, self.device)
+            results = stages.resume(folder, reporter, self.device, profile=self.profile)
         else:
             suite = self._suite()
             folder = RunFolder(self.out or _free_folder(suite.name))
-            results = stages.start(suite, folder.path, reporter)
+            results = stages.start(suite, folder.path, reporter, profile=self.profile)
         if results is None:
             reporter.say(f"Stopped; everything is saved. Go on with: panscope train --resume {folder.path}")
             return 130
@@ -94,7 +98,8 @@ class Train:
         return 0
 
     def _check_alone(self) -> None:
-        beside = [name for name, value in vars(self).items() if value is not None and name not in ("resume", "device")]
+        allowed = ("resume", "device", "profile")
+        beside = [name for name, value in vars(self).items() if value is not None and name not in allowed]
         if beside:
             raise UserError(
                 f"--resume goes on with a run exactly as it was begun, so --{beside[0]} cannot stand beside it: "
@@ -105,6 +110,7 @@ class Train:
         """The suite file or built-in suite with the flags on top, or a suite made of flags alone."""
         flags = {name: value for name, value in vars(self).items() if value is not None}
         flags.pop("out", None)
+        flags.pop("profile")
         name = flags.pop("suite", None)
         if name is None and flags.keys() & {"model", "text", *_CODER_FLAGS}:
             return SuiteConfig.read(_merged(_bare_suite(flags), flags), "the flags")
@@ -134,6 +140,7 @@ def _merged(tables: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     merged["model"] = _table(tables, "model") | _renamed(flags, models)
     data = {name: name for name in ("text", "context", "packing")}
     merged["data"] = _table(tables, "data") | _renamed(flags, data)
+    merged["train"] = _table(tables, "train") | _renamed(flags, {"kernels": "kernels"})
     over = {name: flags[name] for name in _CODER_FLAGS if name in flags}
     if "layers" in over:
         over["layers"] = _layers(over["layers"])

@@ -14,8 +14,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from panscope.coders.base import Coder, CoderConfig, Rows, squared_error
+from panscope.coders.base import Coder, CoderConfig, squared_error
 from panscope.kernels import reference
+from panscope.ops.base import Encoder, Ops, Rows
+from panscope.ops.dense import DenseOps
 from panscope.types import Latents
 
 
@@ -42,35 +44,37 @@ class AuxKConfig(CoderConfig):
         return min(self.width, self.auxk or nearest)
 
 
-def auxiliary(coder: Coder, config: AuxKConfig, pre: Tensor, latents: Latents, y_hat: Tensor, rows: Rows) -> Tensor:
-    """[] what AuxK adds to the loss of a batch with pre-activations [B, F], codes and reconstruction y_hat [B, E].
+def auxiliary(coder: Coder, config: AuxKConfig, latents: Latents, y_hat: Tensor, rows: Rows, ops: Ops) -> Tensor:
+    """[] what AuxK adds to the loss of a batch with codes `latents` and reconstruction y_hat [B, E].
 
-    A latent that this very batch woke is dead no longer: both published codes update their counts first.
+    Only the dead latents are computed. A latent that this very batch woke is dead no longer: both published codes
+    update their counts first.
     """
     if not config.auxk_coefficient:
         return y_hat.new_zeros(())
     assert rows.dead is not None, "AuxK needs to know which latents are dead"
-    dead = rows.dead & (latents.firings() == 0)
-    error = (rows.y - y_hat).detach()
-    still = Rows(rows.x, error, rows.weights, dead)
-    return config.auxk_coefficient * auxk_loss(config, pre, coder.W_dec, coder.b_dec, still)
+    dead = (rows.dead & (latents.firings() == 0)).nonzero().squeeze(1)
+    encoder = coder.encoder()
+    few = Encoder(ops.take(encoder.W, dead), encoder.b[dead], encoder.centre)
+    errors = Rows(rows.x, (rows.y - y_hat).detach(), rows.weights)
+    base = coder.b_dec if config.auxk_bias else torch.zeros_like(coder.b_dec)
+    return config.auxk_coefficient * auxk_loss(config, few, ops.take(coder.W_dec, dead), base, errors)
 
 
-def auxk_loss(config: AuxKConfig, pre: Tensor, W_dec: Tensor, b_dec: Tensor, errors: Rows) -> Tensor:
+def auxk_loss(config: AuxKConfig, encoder: Encoder, W_dec: Tensor, base: Tensor, errors: Rows) -> Tensor:
     """[] the share of the error's variance that dead latents leave; 0 where none is dead or nothing varies.
 
-    pre [B, F], W_dec [F, E], b_dec [E]; the targets of `errors` are the main path's error, without gradient.
+    `encoder` and W_dec [n, E] are those of the n dead latents; the targets of `errors` are the main path's error,
+    without gradient.
     """
-    error, dead = errors.y, errors.dead
-    assert dead is not None
+    error, k = errors.y, min(config.auxk_latents(), len(W_dec))
     assert not error.requires_grad, "the error must be cut off from the main path"
-    values, indices = reference.topk(pre.masked_fill(~dead, -math.inf), config.auxk_latents())
-    base = b_dec if config.auxk_bias else torch.zeros_like(b_dec)
-    found = reference.decode(Latents(values, config.width, indices).dense(), W_dec, base)
+    found = DenseOps().topk(encoder, errors, k, None)
+    y_hat = reference.decode(found.dense(), W_dec, base)
     mean = error.mean(dim=1, keepdim=True) if config.auxk_bias else _weighted_mean(error, errors.weights)
     variance = squared_error(mean, errors)
-    divisor = torch.where((variance > 0) & dead.any(), variance, math.inf)
-    return squared_error(found, errors) / divisor
+    divisor = torch.where((variance > 0) & (len(W_dec) > 0), variance, math.inf)
+    return squared_error(y_hat, errors) / divisor
 
 
 def _weighted_mean(error: Tensor, weights: Tensor) -> Tensor:

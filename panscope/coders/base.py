@@ -1,7 +1,8 @@
 """What every sparse coder is: an encoder, a decoder and a loss over rows, in the space its normaliser put them in.
 
 A coder knows nothing of language models, sites, devices or schedules. The sparsity in force (K, or the penalty's
-coefficient) is an argument of the loss, so that schedules stay outside.
+coefficient) is an argument of the loss, so that schedules stay outside; so are the verbs it is computed with (`ops`),
+so that the same lines train with the reference and with sparse kernels.
 
 Shape letters: B rows, D input width (d_in), E output width (d_out), F latents (width).
 """
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from panscope.config import Config
 from panscope.kernels import reference
+from panscope.ops.base import Decoded, Encoder, Ops, Rows
+from panscope.ops.dense import DenseOps
 from panscope.types import Latents, UserError
 
 _MATCHING_ROWS = 256
@@ -87,25 +90,6 @@ class CoderConfig(Config):
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What a coder learns from in one step, in its normalised space."""
-
-    x: Tensor
-    """[B, D]."""
-    y: Tensor
-    """[B, E]."""
-    weights: Tensor
-    """[B] what the squared error of each row counts in the loss; 1/B is the mean over rows."""
-    dead: Tensor | None = None
-    """[F] bool, True for latents silent for the dead window; None where nobody keeps count."""
-
-    @classmethod
-    def mean(cls, x: Tensor, y: Tensor, dead: Tensor | None = None) -> "Rows":
-        """Rows that all count the same."""
-        return cls(x, y, x.new_full((len(x),), 1 / len(x)), dead)
-
-
-@dataclass(frozen=True)
 class Objective:
     """What one look at a batch gives: the loss to minimise and the parts that metrics need."""
 
@@ -114,6 +98,8 @@ class Objective:
     latents: Latents
     y_hat: Tensor
     """[B, E]."""
+    errors: Tensor
+    """[B] squared distance of y_hat from the targets, without gradient."""
     least: Tensor | None = None
     """[] the least score a batch-wide selection kept; None where there is no such selection."""
 
@@ -152,7 +138,7 @@ class Coder(nn.Module, ABC):
         if self.config.encoder_init == "transpose_matched":
             x = _directions(self.W_enc[:1].expand(_MATCHING_ROWS, -1), generator)
             none_dead = torch.zeros(self.config.width, dtype=torch.bool, device=x.device)
-            y_hat = self.objective(Rows.mean(x, x, none_dead), self.config.sparsity).y_hat
+            y_hat = self.objective(Rows.mean(x, x, none_dead), self.config.sparsity, DenseOps()).y_hat
             size = y_hat.norm(dim=1).mean()
             if not size > 0:
                 raise UserError(
@@ -160,6 +146,10 @@ class Coder(nn.Module, ABC):
                 )
             self.W_enc.div_(size)
         return self
+
+    def encoder(self) -> Encoder:
+        """What turns rows into pre-activations."""
+        return Encoder(self.W_enc, self.b_enc, self.b_dec if self.config.pre_encoder_bias else None)
 
     def preactivations(self, x: Tensor) -> Tensor:
         """[B, D] -> [B, F]."""
@@ -172,41 +162,40 @@ class Coder(nn.Module, ABC):
 
     def decode(self, latents: Latents, x: Tensor) -> Tensor:
         """The rows [B, E] that the codes of x [B, D] stand for; x itself matters only to a coder with a skip."""
-        return reference.decode(latents.dense(), self.W_dec, self._base(x))
+        return reference.decode(latents.dense(), self.W_dec, self.base(x))
 
     @abstractmethod
-    def objective(self, rows: Rows, sparsity: float) -> Objective:
-        """The training loss on rows, at the sparsity now in force."""
+    def objective(self, rows: Rows, sparsity: float, ops: Ops) -> Objective:
+        """The training loss on rows, at the sparsity now in force, computed with `ops`."""
 
     def track(self, objective: Objective) -> None:
         """Note what a training batch gave, once a step; only an architecture with a running figure does anything."""
 
-    def reconstruction(self, latents: Latents, rows: Rows) -> tuple[Tensor, Tensor]:
-        """The reconstruction loss [] and the reconstruction y_hat [B, E].
+    def reconstruction(self, latents: Latents, rows: Rows, ops: Ops) -> Decoded:
+        """The reconstruction loss and the reconstruction.
 
         The loss is the rows' weighted squared error; with `prefixes`, its mean over the reconstructions by the first
         latents alone, each with b_dec (Bussmann et al. 2025, Matryoshka).
         """
-        codes, y_hat, losses = latents.dense(), self._base(rows.x), []
-        start = 0
-        for end in self.config.prefix_ends():
-            y_hat = reference.decode(codes[:, start:end], self.W_dec[start:end], y_hat)
-            losses.append(squared_error(y_hat, rows))
-            start = end
-        return torch.stack(losses).mean(), y_hat
+        return ops.reconstruct(latents, self.W_dec, self.base(rows.x), rows, self.config.prefix_ends())
 
-    def _base(self, x: Tensor) -> Tensor:
+    def base(self, x: Tensor) -> Tensor:
         """What is there without any latent: b_dec [E], or b_dec + W_skip x [B, E]."""
         return torch.addmm(self.b_dec, x, self.W_skip.T) if self.config.skip else self.b_dec
 
     @torch.no_grad()
     def constrain(self) -> None:
         """Bring the parameters back to where they may be; called after every update."""
-        smallest = torch.finfo(self.W_dec.dtype).tiny
         if self.config.decoder_norm == "unit":
-            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(smallest))
+            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
+        self.keep_positive()
+
+    @torch.no_grad()
+    def keep_positive(self) -> None:
+        """Bring the parameters in `positive` back above 0."""
         for name in self.positive:
-            self.get_parameter(name).clamp_(min=smallest)
+            parameter = self.get_parameter(name)
+            parameter.clamp_(min=torch.finfo(parameter.dtype).tiny)
 
     @torch.no_grad()
     def project_gradient(self) -> None:

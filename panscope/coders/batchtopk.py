@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor
 
 from panscope.coders.auxk import auxiliary
-from panscope.coders.base import Coder, Objective, Rows
+from panscope.coders.base import Coder, Objective
 from panscope.coders.topk import SelectingConfig, selection_norms
-from panscope.kernels import reference
+from panscope.ops.base import Ops, Rows
 from panscope.types import Latents
 
 _UNREACHABLE = 1e30
@@ -47,19 +47,18 @@ class BatchTopKCoder(Coder):
 
     def thresholds(self) -> Tensor:
         """[F] the running threshold as each latent's pre-activation meets it."""
-        norms = selection_norms(self, self.config.selection)
+        norms = selection_norms(self.config, self.W_dec.norm(dim=1))
         threshold = self.threshold.expand(self.config.width)
         return threshold if norms is None else (threshold / norms).nan_to_num(nan=0.0, posinf=_UNREACHABLE)
 
-    def objective(self, rows: Rows, sparsity: float) -> Objective:
+    def objective(self, rows: Rows, sparsity: float, ops: Ops) -> Objective:
         """The reconstruction loss with B round(sparsity) activations kept, and AuxK where it is switched on."""
-        config, pre = self.config, self.preactivations(rows.x)
-        norms = selection_norms(self, config.selection)
-        codes, least = reference.batch_topk(pre, max(1, round(sparsity)), norms)
-        latents = Latents(codes, config.width)
-        loss, y_hat = self.reconstruction(latents, rows)
-        loss = loss + auxiliary(self, config, pre, latents, y_hat, rows)
-        return Objective(loss, latents, y_hat, least.detach())
+        config, k = self.config, max(1, round(sparsity))
+        norms = selection_norms(config, ops.norms(self.W_dec))
+        latents, least = ops.batch_topk(self.encoder(), rows, k, norms, self.threshold)
+        found = self.reconstruction(latents, rows, ops)
+        loss = found.loss + auxiliary(self, config, latents, found.y_hat, rows, ops)
+        return Objective(loss, latents, found.y_hat, found.errors, least)
 
     @torch.no_grad()
     def track(self, objective: Objective) -> None:

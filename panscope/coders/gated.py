@@ -13,9 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from panscope.coders.base import Coder, CoderConfig, Objective, Rows, squared_error
+from panscope.coders.base import Coder, CoderConfig, Objective
 from panscope.coders.relu import l1_penalty
 from panscope.kernels import reference
+from panscope.ops.base import Ops, Rows
 from panscope.types import Latents
 
 
@@ -45,17 +46,19 @@ class GatedCoder(Coder):
 
     def encode(self, x: Tensor) -> Latents:
         """[B, D] -> dense codes."""
-        return self._codes(self.preactivations(x))
+        return self._codes(Latents(self.preactivations(x), self.config.width))
 
-    def objective(self, rows: Rows, sparsity: float) -> Objective:
+    def objective(self, rows: Rows, sparsity: float, ops: Ops) -> Objective:
         """Reconstruction + sparsity * L1 of the gate + reconstruction from the gate through the frozen decoder."""
-        pre = self.preactivations(rows.x)
+        pre = ops.above(self.encoder(), rows, torch.zeros_like(self.b_enc))
         latents = self._codes(pre)
-        loss, y_hat = self.reconstruction(latents, rows)
-        gate = torch.relu(pre)
-        from_gate = reference.decode(gate, self.W_dec.detach(), self._base(rows.x).detach())
-        loss = loss + sparsity * l1_penalty(gate, self.W_dec.detach()) + squared_error(from_gate, rows)
-        return Objective(loss, latents, y_hat)
+        found = self.reconstruction(latents, rows, ops)
+        gate = pre.with_values(torch.relu(pre.values))
+        frozen = self.base(rows.x).detach()
+        from_gate = ops.reconstruct(gate, self.W_dec.detach(), frozen, rows, [self.config.width])
+        loss = found.loss + sparsity * l1_penalty(gate, ops.norms(self.W_dec).detach()) + from_gate.loss
+        return Objective(loss, latents, found.y_hat, found.errors)
 
-    def _codes(self, pre: Tensor) -> Latents:
-        return Latents(reference.gated(pre, self.b_enc, self.r_mag, self.b_mag), self.config.width)
+    def _codes(self, pre: Latents) -> Latents:
+        b_gate, r_mag, b_mag = (pre.each(parameter) for parameter in (self.b_enc, self.r_mag, self.b_mag))
+        return pre.with_values(reference.gated(pre.values, b_gate, r_mag, b_mag))

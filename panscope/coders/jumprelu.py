@@ -21,8 +21,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from panscope.coders.base import Coder, CoderConfig, Objective, Rows
+from panscope.coders.base import Coder, CoderConfig, Objective
 from panscope.kernels import reference
+from panscope.ops.base import Ops, Rows
 from panscope.types import Latents
 
 
@@ -68,23 +69,25 @@ class JumpReLUCoder(Coder):
         pre = self.preactivations(x)
         return Latents(reference.jumprelu(pre, self.threshold, self.config.bandwidth), self.config.width)
 
-    def objective(self, rows: Rows, sparsity: float) -> Objective:
+    def objective(self, rows: Rows, sparsity: float, ops: Ops) -> Objective:
         """The reconstruction loss + sparsity * the penalty on L0."""
-        pre, threshold = self.preactivations(rows.x), self.threshold
-        latents = Latents(reference.jumprelu(pre, threshold, self.config.bandwidth), self.config.width)
-        loss, y_hat = self.reconstruction(latents, rows)
-        steps = reference.step(pre, threshold, self.config.bandwidth)
-        return Objective(loss + sparsity * self._penalty(steps), latents, y_hat)
+        bandwidth = self.config.bandwidth
+        pre = ops.above(self.encoder(), rows, self.threshold - bandwidth / 2)
+        threshold = pre.each(self.threshold)
+        latents = pre.with_values(reference.jumprelu(pre.values, threshold, bandwidth))
+        found = self.reconstruction(latents, rows, ops)
+        steps = pre.with_values(reference.step(pre.values, threshold, bandwidth))
+        return Objective(found.loss + sparsity * self._penalty(steps), latents, found.y_hat, found.errors)
 
-    def _penalty(self, steps: Tensor) -> Tensor:
-        """[] from steps [B, F], 1 where a latent is active."""
-        config, l0 = self.config, steps.sum(dim=1)
+    def _penalty(self, steps: Latents) -> Tensor:
+        """[] from the steps, 1 where a latent is active."""
+        config, l0 = self.config, steps.l1()
         if config.target_l0 is None:
             penalty = l0.mean()
         else:
             measured = l0.mean() if config.target_of == "batch" else l0
             penalty = config.target_factor * (measured / config.target_l0 - 1).square().mean()
         if config.frequency_penalty:
-            frequencies = steps.mean(dim=0)
+            frequencies = steps.over_rows(steps.values) / len(steps)
             penalty = penalty + config.frequency_penalty * frequencies.square().sum() / config.frequency_limit
         return penalty

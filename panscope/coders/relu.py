@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from panscope.coders.base import Coder, CoderConfig, Objective, Rows
+from panscope.coders.base import Coder, CoderConfig, Objective
+from panscope.ops.base import Ops, Rows
 from panscope.types import Latents
 
 
@@ -28,13 +29,15 @@ class ReLUCoder(Coder):
         """[B, D] -> dense codes."""
         return Latents(torch.relu(self.preactivations(x)), self.config.width)
 
-    def objective(self, rows: Rows, sparsity: float) -> Objective:
+    def objective(self, rows: Rows, sparsity: float, ops: Ops) -> Objective:
         """The reconstruction loss + sparsity * sum_i f_i |W_dec_i|, mean over rows."""
-        latents = self.encode(rows.x)
-        loss, y_hat = self.reconstruction(latents, rows)
-        return Objective(loss + sparsity * l1_penalty(latents.values, self.W_dec), latents, y_hat)
+        pre = ops.above(self.encoder(), rows, torch.zeros_like(self.b_enc))
+        latents = pre.with_values(torch.relu(pre.values))
+        found = self.reconstruction(latents, rows, ops)
+        penalty = l1_penalty(latents, ops.norms(self.W_dec))
+        return Objective(found.loss + sparsity * penalty, latents, found.y_hat, found.errors)
 
 
-def l1_penalty(codes: Tensor, W_dec: Tensor) -> Tensor:
-    """[] sum_i f_i |W_dec_i| of codes [B, F], mean over rows."""
-    return (codes * W_dec.norm(dim=1)).sum(dim=1).mean()
+def l1_penalty(codes: Latents, norms: Tensor) -> Tensor:
+    """[] sum_i f_i |W_dec_i| for decoder norms [F], mean over rows."""
+    return codes.over_latents(codes.values * codes.each(norms)).mean()

@@ -15,8 +15,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from panscope.coders.auxk import AuxKConfig, auxiliary
-from panscope.coders.base import Coder, Objective, Rows
+from panscope.coders.base import Coder, Objective
 from panscope.kernels import reference
+from panscope.ops.base import Ops, Rows
 from panscope.types import Latents
 
 
@@ -56,25 +57,35 @@ class TopKCoder(Coder):
 
     def encode(self, x: Tensor) -> Latents:
         """[B, D] -> K codes a row."""
-        return self._select(self.preactivations(x), int(self.config.sparsity))
-
-    def objective(self, rows: Rows, sparsity: float) -> Objective:
-        """The reconstruction loss with round(sparsity) latents kept, and what is switched on of Multi-TopK and AuxK."""
-        config, pre, k = self.config, self.preactivations(rows.x), max(1, round(sparsity))
-        latents = self._select(pre, k)
-        loss, y_hat = self.reconstruction(latents, rows)
-        if config.multi_coefficient:
-            more, _ = self.reconstruction(self._select(pre, config.multi_factor * k), rows)
-            loss = loss + config.multi_coefficient * more
-        loss = loss + auxiliary(self, config, pre, latents, y_hat, rows)
-        return Objective(loss, latents, y_hat)
-
-    def _select(self, pre: Tensor, k: int) -> Latents:
-        norms = selection_norms(self, self.config.selection)
-        values, indices = reference.topk(pre, min(k, self.config.width), norms)
+        norms = selection_norms(self.config, self.W_dec.norm(dim=1))
+        values, indices = reference.topk(self.preactivations(x), int(self.config.sparsity), norms)
         return Latents(values, self.config.width, indices)
 
+    def objective(self, rows: Rows, sparsity: float, ops: Ops) -> Objective:
+        """The reconstruction loss with round(sparsity) latents kept, and what is switched on of Multi-TopK and AuxK."""
+        config, k = self.config, max(1, round(sparsity))
+        norms = selection_norms(config, ops.norms(self.W_dec).detach())
+        if not config.multi_coefficient:
+            latents = ops.topk(self.encoder(), rows, min(k, config.width), norms)
+            found = self.reconstruction(latents, rows, ops)
+            loss = found.loss
+        else:
+            more = ops.topk(self.encoder(), rows, min(config.multi_factor * k, config.width), norms)
+            latents = best(more, min(k, config.width), norms)
+            found = self.reconstruction(latents, rows, ops)
+            loss = found.loss + config.multi_coefficient * self.reconstruction(more, rows, ops).loss
+        loss = loss + auxiliary(self, config, latents, found.y_hat, rows, ops)
+        return Objective(loss, latents, found.y_hat, found.errors)
 
-def selection_norms(coder: Coder, selection: str) -> Tensor | None:
-    """[F] what pre-activations are multiplied by before they are ranked, without gradient; None for 1."""
-    return coder.W_dec.detach().norm(dim=1) if selection == "decoder_norm" else None
+
+def selection_norms(config: SelectingConfig, norms: Tensor) -> Tensor | None:
+    """[F] what pre-activations are multiplied by before they are ranked: the decoder's norms, or None for 1."""
+    return norms.detach() if config.selection == "decoder_norm" else None
+
+
+def best(codes: Latents, k: int, norms: Tensor | None) -> Latents:
+    """The k places of each row of even codes with the largest value, or value * norms."""
+    assert codes.indices is not None
+    scores = codes.values.detach() if norms is None else codes.values.detach() * codes.each(norms)
+    places = scores.topk(k, dim=1, sorted=False).indices
+    return Latents(codes.values.gather(1, places), codes.width, codes.indices.gather(1, places))

@@ -56,7 +56,7 @@ def gated(pre: Tensor, b_gate: Tensor, r_mag: Tensor, b_mag: Tensor) -> Tensor:
 
 
 def jumprelu(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """pre * H(pre - threshold) with a strict H (Gemma Scope Eq. 3): [B, F], threshold [F] -> [B, F].
+    """pre * H(pre - threshold) with a strict H (Gemma Scope Eq. 3): [B, F], threshold [F] -> [B, F]; or [N] both.
 
     The gradient for `threshold` is the straight-through estimate of Rajamanoharan et al. 2024b: -threshold / bandwidth
     where |pre - threshold| < bandwidth / 2, else 0.
@@ -91,7 +91,7 @@ class _JumpReLU(torch.autograd.Function):
         (gradient,) = gradients
         pre, threshold = ctx.saved_tensors
         inside = _window(pre, threshold, ctx.bandwidth)
-        for_threshold = (gradient * inside).sum(dim=0) * (-threshold / ctx.bandwidth)
+        for_threshold = (gradient * inside).sum_to_size(threshold.shape) * (-threshold / ctx.bandwidth)
         return gradient * (pre > threshold), for_threshold, None
 
 
@@ -109,4 +109,4 @@ class _Step(torch.autograd.Function):
         (gradient,) = gradients
         pre, threshold = ctx.saved_tensors
         inside = _window(pre, threshold, ctx.bandwidth)
-        return None, (gradient * inside).sum(dim=0) * (-1 / ctx.bandwidth), None
+        return None, (gradient * inside).sum_to_size(threshold.shape) * (-1 / ctx.bandwidth), None

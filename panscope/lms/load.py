@@ -72,6 +72,11 @@ def memory_bytes(config: LanguageModelConfig) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def device_of(config: LanguageModelConfig) -> torch.device:
+    """The device that `config` names; raises UserError if there is no such device."""
+    return _device(config.device)
+
+
 def _device(name: str) -> torch.device:
     """The torch device; raises UserError if it is misspelt or this machine has none."""
     if name == "auto":

@@ -184,7 +184,7 @@ def assumptions(whole: Cost) -> list[str]:
     if any(l0_is_assumed(coder) for coder in plan.coders):
         said.append(f"L0 {ASSUMED_L0:g} where only a penalty is given (bears on the sparse count alone)")
     if any(isinstance(coder.coder, AuxKConfig) and coder.coder.auxk_coefficient for coder in plan.coders):
-        said.append("AuxK: dense as the reference computes it at every step; sparse as if no latent were dead")
+        said.append("AuxK: as if no latent were dead")
     if any(coder.coder.architecture == "jumprelu" for coder in plan.coders):
         said.append("sparse JumpReLU: without the latents inside the estimator's window, and L0 from the first step on")
     return said

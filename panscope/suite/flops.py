@@ -21,7 +21,6 @@ Shape letters: B rows, D input width, E output width, F latents, k active latent
 
 from collections.abc import Sequence
 
-from panscope.coders.auxk import AuxKConfig
 from panscope.coders.base import CoderConfig
 from panscope.coders.jumprelu import JumpReLUConfig
 from panscope.coders.topk import SelectingConfig, TopKConfig
@@ -34,23 +33,23 @@ ASSUMED_L0 = 100.0
 
 
 def dense_flops(coder: CoderConfig, rows: int) -> float:
-    """One step's FLOPs over all latents; AuxK, Multi-TopK and the gate's own reconstruction each decode once more.
+    """One step's FLOPs over all latents; Multi-TopK and the gate's own reconstruction each decode once more.
 
-    Multi-TopK and AuxK: 6 B E F each. Gated: 4 B E F, since that decoder is frozen (Rajamanoharan et al. 2024a). An
-    affine skip: 4 B D E. Matryoshka's nested reconstructions are sums of the same products and cost nothing more.
+    Multi-TopK: 6 B E F. Gated: 4 B E F, since that decoder is frozen (Rajamanoharan et al. 2024a). An affine skip:
+    4 B D E. Matryoshka's nested reconstructions are sums of the same products and cost nothing more. AuxK computes the
+    dead latents only; it is left out, since there should be few.
     """
     into, out = rows * coder.d_in * coder.width, rows * coder.d_out * coder.width
     encoder = 6 * into if coder.pre_encoder_bias else 4 * into
-    decoders = 6 * out * (1 + _multi(coder) + _has_auxk(coder)) + 4 * out * (coder.architecture == "gated")
+    decoders = 6 * out * (1 + _multi(coder)) + 4 * out * (coder.architecture == "gated")
     return float(encoder + decoders + _skip(coder, rows))
 
 
 def sparse_flops(coder: CoderConfig, rows: int, active: float) -> float:
     """One step's FLOPs where only `active` latents a row are touched after the encoder.
 
-    Multi-TopK's second code has `multi_factor` times as many. AuxK is left out: its cost is that of the dead latents,
-    of which there should be few. A JumpReLU's latents just below their threshold, which the estimator's window also
-    reaches, are left out too: their number is not known.
+    Multi-TopK's second code has `multi_factor` times as many. AuxK is left out as above. A JumpReLU's latents just
+    below their threshold, which the estimator's window also reaches, are left out too: their number is not known.
     """
     d_in, d_out = coder.d_in, coder.d_out
     codes, wide = active, active
@@ -136,10 +135,6 @@ def tokens_per_row(plan: Plan) -> float:
 
 def _multi(coder: CoderConfig) -> bool:
     return isinstance(coder, TopKConfig) and coder.multi_coefficient > 0
-
-
-def _has_auxk(coder: CoderConfig) -> bool:
-    return isinstance(coder, AuxKConfig) and coder.auxk_coefficient > 0
 
 
 def _skip(coder: CoderConfig, rows: int) -> int:

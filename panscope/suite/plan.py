@@ -93,7 +93,7 @@ def plan(suite: SuiteConfig, lm: ModelFacts, memory_bytes: int) -> Plan:
         data=suite.data.model_dump()
         | {"context": _context(suite, lm), "text": tuple(_absolute(text) for text in suite.data.text)},
         activations=suite.activations.model_dump() | {"buffer_rows": buffer_rows},
-        train={"batch": batch, "log_every": log_every, "checkpoint_every": checkpoint_every},
+        train=loop.model_dump() | {"batch": batch, "log_every": log_every, "checkpoint_every": checkpoint_every},
         coders=tuple(table for _, table in points),
     )
     return Plan(resolved, steps, batch, log_every, checkpoint_every, buffer_rows, planned)

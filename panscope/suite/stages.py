@@ -11,11 +11,13 @@ from panscope.data.tokens import TokenStream
 from panscope.evals.run import evaluate
 from panscope.evals.table import write_results
 from panscope.lms.facts import facts_of
-from panscope.lms.load import load, memory_bytes
+from panscope.lms.load import device_of, load, memory_bytes
 from panscope.lms.model import LanguageModel
 from panscope.records import RunFolder, read_json, write_json, write_text
+from panscope.suite.kernels import KernelChoice, choose_kernels
 from panscope.suite.plan import Plan, SuiteConfig, plan
 from panscope.suite.reporter import Reporter
+from panscope.suite.room import check_room, need
 from panscope.suite.signals import StopRequest
 from panscope.suite.training import TrainingState, fresh, restored, save_coders, train_suite
 from panscope.types import UserError
@@ -23,23 +25,25 @@ from panscope.types import UserError
 Results = dict[str, dict[str, Any]]
 
 
-def start(suite: SuiteConfig, out: Path, reporter: Reporter) -> Results | None:
+def start(suite: SuiteConfig, out: Path, reporter: Reporter, *, profile: bool = False) -> Results | None:
     """Train, save and evaluate a suite in the new folder `out`; None if it was asked to stop (then it can resume).
 
-    Nothing is written before model, text and plan have proved good.
+    `profile` says once where the time of a step goes. Nothing is written before model, text and plan have proved good.
     """
     RunFolder.check_free(out)
     planned = planned_from(suite)
+    kernels = _kernels(planned)
     lm = load(suite.model)
     reporter.planned(planned)
+    reporter.say(kernels.line)
     _check_held_out(planned.suite, lm)
-    state = fresh(planned, lm, reporter)
+    state = fresh(planned, lm, kernels, reporter)
     run = RunFolder.create(out)
     write_text(run.suite_file, write_toml(planned.suite.model_dump(mode="json")))
-    return _go_on(run, planned, lm, state, reporter)
+    return _go_on(run, planned, lm, state, reporter, profile=profile)
 
 
-def resume(run: RunFolder, reporter: Reporter, device: str | None = None) -> Results | None:
+def resume(run: RunFolder, reporter: Reporter, device: str | None = None, *, profile: bool = False) -> Results | None:
     """Go on with a run from its newest checkpoint, bit for bit as if it had never stopped (on the same device).
 
     A finished run is left as it is, and its stored results are returned.
@@ -51,14 +55,24 @@ def resume(run: RunFolder, reporter: Reporter, device: str | None = None) -> Res
     if device is not None:
         suite = suite.replace(model=suite.model.replace(device=device))
     planned = planned_from(suite)
+    kernels = _kernels(planned)
     lm = load(suite.model)
     reporter.planned(planned)
-    return _go_on(run, planned, lm, restored(planned, lm, run, reporter), reporter)
+    reporter.say(kernels.line)
+    return _go_on(run, planned, lm, restored(planned, lm, run, kernels, reporter), reporter, profile=profile)
 
 
 def planned_from(suite: SuiteConfig) -> Plan:
     """The plan of a suite, from configuration alone: no weight is read."""
     return plan(suite, facts_of(suite.model), memory_bytes(suite.model))
+
+
+def _kernels(planned: Plan) -> KernelChoice:
+    """The kernels in force here; raises UserError where the suite does not fit into this device's memory."""
+    model = planned.suite.model
+    kernels = choose_kernels(planned, device_of(model))
+    check_room(planned, need(planned, facts_of(model), kernels.of), memory_bytes(model))
+    return kernels
 
 
 def read_suite(path: Path) -> SuiteConfig:
@@ -73,11 +87,11 @@ def _check_held_out(suite: SuiteConfig, lm: LanguageModel) -> None:
 
 
 def _go_on(
-    run: RunFolder, planned: Plan, lm: LanguageModel, state: TrainingState, reporter: Reporter
+    run: RunFolder, planned: Plan, lm: LanguageModel, state: TrainingState, reporter: Reporter, *, profile: bool
 ) -> Results | None:
     with StopRequest(lambda: reporter.say("stopping after this step; everything is saved first")) as stop:
         run.write_status("training", steps=planned.steps)
-        if not train_suite(planned, state, run, reporter, stop):
+        if not train_suite(planned, state, run, reporter, stop, profile=profile):
             run.write_status("stopped", steps=planned.steps)
             return None
     epochs = 1 + state.tokens.epoch

@@ -1,6 +1,7 @@
 """The training stage of a run: language model -> activations -> trainees -> finished coders on disk."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,10 @@ from panscope.data.tokens import TokenStream
 from panscope.lms.model import LanguageModel
 from panscope.records import JsonLines, RunFolder
 from panscope.suite.coder import PlannedCoder
+from panscope.suite.kernels import KernelChoice
 from panscope.suite.normalisers import normaliser_of
 from panscope.suite.plan import Plan
+from panscope.suite.profile import profiling
 from panscope.suite.reporter import Reporter
 from panscope.suite.signals import StopRequest
 from panscope.train.checkpoint import Checkpoints
@@ -48,25 +51,25 @@ class TrainingState:
     step: int
 
 
-def fresh(plan: Plan, lm: LanguageModel, reporter: Reporter) -> TrainingState:
+def fresh(plan: Plan, lm: LanguageModel, kernels: KernelChoice, reporter: Reporter) -> TrainingState:
     """Trainees at their first step, their normalisers measured on the first rows."""
     reporter.say("measuring the size of the activations")
     first_rows = LiveActivations(lm, _tokens(plan, lm), plan.sites())
     norms = measure_norms(first_rows, plan.suite.activations.norm_rows)
-    trainees = [_trainee(coder, plan, lm, normaliser_of(coder, norms)) for coder in plan.coders]
+    trainees = [_trainee(coder, plan, lm, normaliser_of(coder, norms), kernels) for coder in plan.coders]
     tokens = _tokens(plan, lm)
     return TrainingState(trainees, tokens, _source(plan, lm, tokens), 0)
 
 
-def restored(plan: Plan, lm: LanguageModel, run: RunFolder, reporter: Reporter) -> TrainingState:
+def restored(plan: Plan, lm: LanguageModel, run: RunFolder, kernels: KernelChoice, reporter: Reporter) -> TrainingState:
     """Everything as it was at the newest checkpoint, or fresh where none was written yet."""
     checkpoints, log = Checkpoints(run.checkpoints), JsonLines(run.train_log)
     if not checkpoints.steps():
         log.truncate(0)
-        return fresh(plan, lm, reporter)
+        return fresh(plan, lm, kernels, reporter)
     step = checkpoints.steps()[-1]
     parts = checkpoints.load(step)
-    trainees = [_trainee(coder, plan, lm, UNIT) for coder in plan.coders]
+    trainees = [_trainee(coder, plan, lm, UNIT, kernels) for coder in plan.coders]
     for trainee in trainees:
         if trainee.name not in parts:
             raise UserError(
@@ -82,19 +85,22 @@ def restored(plan: Plan, lm: LanguageModel, run: RunFolder, reporter: Reporter) 
     return TrainingState(trainees, tokens, source, step)
 
 
-def train_suite(plan: Plan, state: TrainingState, run: RunFolder, reporter: Reporter, stop: StopRequest) -> bool:
+def train_suite(
+    plan: Plan, state: TrainingState, run: RunFolder, reporter: Reporter, stop: StopRequest, *, profile: bool = False
+) -> bool:
     """Train to the end; True when all steps are done, False when `stop` asked to leave earlier (all is saved)."""
     reporter.training(state.step, plan.steps, plan.batch)
     try:
-        return train(
-            state.trainees,
-            state.source,
-            _Observer(state, run, reporter, stop),
-            start=state.step,
-            steps=plan.steps,
-            log_every=plan.log_every,
-            checkpoint_every=plan.checkpoint_every,
-        )
+        with profiling(profile, reporter.say) as profiled:
+            return train(
+                state.trainees,
+                state.source,
+                _Observer(state, run, reporter, stop, profiled),
+                start=state.step,
+                steps=plan.steps,
+                log_every=plan.log_every,
+                checkpoint_every=plan.checkpoint_every,
+            )
     finally:
         reporter.finished()
 
@@ -102,8 +108,11 @@ def train_suite(plan: Plan, state: TrainingState, run: RunFolder, reporter: Repo
 class _Observer:
     """Joins the loop to the run folder, the reporter and the signals."""
 
-    def __init__(self, state: TrainingState, run: RunFolder, reporter: Reporter, stop: StopRequest) -> None:
+    def __init__(
+        self, state: TrainingState, run: RunFolder, reporter: Reporter, stop: StopRequest, profiled: Callable[[], None]
+    ) -> None:
         self._state = state
+        self._profiled = profiled
         self._log = JsonLines(run.train_log)
         self._checkpoints = Checkpoints(run.checkpoints)
         self._reporter = reporter
@@ -111,6 +120,7 @@ class _Observer:
 
     def stepped(self, step: int) -> None:
         self._reporter.stepped(step)
+        self._profiled()
 
     def logged(self, records: list[dict[str, Any]]) -> None:
         self._log.append(records)
@@ -199,8 +209,18 @@ def _source(plan: Plan, lm: LanguageModel, tokens: TokenStream) -> BucketShuffle
     return shuffle(rows, rows=plan.buffer_rows, batch=plan.batch, seed=plan.suite.seed)
 
 
-def _trainee(planned: PlannedCoder, plan: Plan, lm: LanguageModel, scales: Normaliser) -> Trainee:
+def _trainee(
+    planned: PlannedCoder, plan: Plan, lm: LanguageModel, scales: Normaliser, kernels: KernelChoice
+) -> Trainee:
     digest = hashlib.sha256(f"{plan.suite.seed}/{planned.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     coder = coders.build(planned.coder).initialise(generator).to(lm.device)
-    return Trainee(planned.name, coder, planned.wiring, scales, planned.training, steps=planned.steps)
+    return Trainee(
+        planned.name,
+        coder,
+        planned.wiring,
+        scales,
+        planned.training,
+        steps=planned.steps,
+        kernels=kernels.of(planned.name),
+    )

@@ -6,11 +6,13 @@ learning (log lines, checkpoints, a progress bar, a request to stop) comes in as
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import Field
+from torch.profiler import record_function
 
 from panscope.config import Config
+from panscope.train.shared import SharedBatch
 from panscope.train.trainee import Trainee
 from panscope.types import ActivationBatch
 
@@ -24,6 +26,9 @@ class LoopConfig(Config):
     """Steps between two lines of train.jsonl; left out, a fiftieth of the run."""
     checkpoint_every: int | None = Field(default=None, gt=0)
     """Steps between two checkpoints; left out, a fifth of the run, at most 5,000."""
+    kernels: Literal["auto", "sparse", "reference"] = "auto"
+    """What computes a step: "reference" is every latent of every row, by autograd; "sparse" touches active latents only
+    and fails where this machine cannot; "auto" is sparse for each coder it pays for, where this machine can."""
 
 
 class Observer(Protocol):
@@ -62,10 +67,12 @@ def train(
     """
     clock, rows, logged = time.monotonic(), 0, start - start % log_every
     for step in range(start, steps):
-        batch = next(batches)
+        with record_function("panscope::activations"):
+            batch = next(batches)
+        shared = SharedBatch(batch)
         for trainee in trainees:
             if step < trainee.steps:
-                trainee.step(batch, step)
+                trainee.learn(shared, step)
 
         rows += len(batch)
         done = step + 1

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from panscope.coders.base import Objective
+from panscope.train.shared import TargetSums
 
 
 class DeadClock:
@@ -51,18 +52,18 @@ class Meter:
         self.sum_y = torch.zeros(d_out, dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def update(self, y: Tensor, objective: Objective) -> None:
-        """Add a batch: targets y [B, E] and what the coder made of it."""
+    def update(self, targets: TargetSums, objective: Objective) -> None:
+        """Add a batch: the sums of its targets and what the coder made of it."""
         parts = (
-            torch.tensor(float(len(y))),
+            torch.tensor(float(len(objective.errors))),
             torch.tensor(1.0),
             objective.loss,
-            (objective.y_hat - y).square().sum(dtype=torch.float64),
-            y.square().sum(dtype=torch.float64),
-            objective.latents.l0().sum(),
+            objective.errors.sum(dtype=torch.float64),
+            targets.squares,
+            (objective.latents.values > 0).sum(),
         )
         self.sums += torch.stack([part.to(self.sums.device, torch.float64) for part in parts])
-        self.sum_y += y.sum(dim=0, dtype=torch.float64)
+        self.sum_y += targets.total
 
     def read(self) -> dict[str, float]:
         """The figures since the last reading; the sums start again at 0. One transfer from the device."""

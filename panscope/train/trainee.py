@@ -2,7 +2,7 @@
 
 A step is: rows of its sites, normalised -> loss -> gradients -> (parallel part taken out) -> Adam -> (unit norm again).
 
-Shape letters: B rows of a batch, S stacks of rows (1, but for multilayer coders), D input width, E output width.
+Shape letters: B rows of a batch, E output width.
 """
 
 import contextlib
@@ -11,25 +11,37 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from panscope import coders
-from panscope.coders.base import Coder, Objective, Rows
-from panscope.coders.normaliser import Normaliser, RowStats
+from panscope.coders.base import Coder, Objective
+from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import Wiring
+from panscope.kernels.backend import Kernels
+from panscope.ops.base import Rows
 from panscope.train import schedule
-from panscope.train.losses import row_weights
 from panscope.train.median import geometric_median
 from panscope.train.meters import DeadClock, Meter
 from panscope.train.optimiser import Optimiser
 from panscope.train.schedule import TrainingConfig
+from panscope.train.shared import SharedBatch
+from panscope.train.way import Way
 from panscope.types import ActivationBatch, NonFiniteError
 
 
 class Trainee:
-    """A coder on its way; `steps` is how many steps it learns for."""
+    """A coder on its way; `steps` is how many steps it learns for, `kernels` what sparse steps are computed with."""
 
     def __init__(
-        self, name: str, coder: Coder, wiring: Wiring, normaliser: Normaliser, config: TrainingConfig, *, steps: int
+        self,
+        name: str,
+        coder: Coder,
+        wiring: Wiring,
+        normaliser: Normaliser,
+        config: TrainingConfig,
+        *,
+        steps: int,
+        kernels: Kernels | None = None,
     ) -> None:
         self.name = name
         self.coder = coder
@@ -38,50 +50,53 @@ class Trainee:
         self.config = config
         self.steps = steps
         device = coder.W_enc.device
-        self._optimiser = Optimiser(coder, config)
+        self._way = Way(kernels)
+        self._optimiser = Optimiser(coder, config, scaled=kernels is None)
+        self._autocast = None if kernels is not None or config.precision == "float32" else config.precision
         self.clock = DeadClock(coder.config.width, config.dead_window, device)
         self.meter = Meter(coder.config.d_out, device)
 
     def step(self, batch: ActivationBatch, step: int) -> None:
-        """Learn from one batch; `step` counts from 0. Nothing is read back from the device (but by float16's scale)."""
-        rows = self._rows(batch)
+        """Learn from one batch alone; `step` counts from 0."""
+        self.learn(SharedBatch(batch), step)
+
+    def learn(self, batch: SharedBatch, step: int) -> None:
+        """Learn from a batch that other coders learn from too; `step` counts from 0.
+
+        Nothing is read back from the device, but for float16's scale and the number of entries of a ragged code.
+        """
+        with record_function("panscope::rows"):
+            shared = batch.normalised(self.wiring, self.normaliser)
+            weights = batch.weights(self.wiring, self.normaliser, self.config)
+        rows = Rows(shared.x, shared.y, weights, self.clock.dead(), shared.prepared)
         if step == 0:
-            self._begin(batch, rows)
+            self._begin(shared.raw_y, rows)
         with self._precision():
-            objective = self.coder.objective(rows, schedule.sparsity(self.config, self.coder.config.sparsity, step))
-        self._optimiser.step(objective.loss, schedule.learning_rate(self.config, step, self.steps))
-        self.coder.track(objective)
-        self._count(rows, objective)
-
-    def _rows(self, batch: ActivationBatch) -> Rows:
-        raw_x, raw_y = (side.float() for side in self.wiring.rows(batch))
-        x, stats = self.normaliser.input(raw_x)
-        y = self.normaliser.target(raw_y, stats)
-        return Rows(x, y, self._weights(raw_y, y, stats), self.clock.dead())
-
-    def _weights(self, raw_y: Tensor, y: Tensor, stats: RowStats | None) -> Tensor:
-        """[S B]. A raw error is the normalised one times the row's size, so its square weighs size^2."""
-        if self.config.loss_space == "normalised" or stats is None:
-            return row_weights(self.config.loss, y, self.wiring.stacks)
-        assert stats.size.shape[1] == 1, "concatenated sites have no one size a row; the plan refuses them"
-        return row_weights(self.config.loss, raw_y, self.wiring.stacks) * stats.size.squeeze(1).square()
+            sparsity = schedule.sparsity(self.config, self.coder.config.sparsity, step)
+            objective = self._way.objective(self.coder, rows, sparsity)
+        rate = schedule.learning_rate(self.config, step, self.steps)
+        self._optimiser.step(objective.loss, rate, self._way.sparse)
+        self._way.stepped()
+        with record_function("panscope::meters"):
+            self.coder.track(objective)
+            self._count(batch, objective)
 
     @torch.no_grad()
-    def _begin(self, batch: ActivationBatch, rows: Rows) -> None:
+    def _begin(self, raw_y: Tensor, rows: Rows) -> None:
         """What depends on the first batch."""
         if self.config.b_dec_init != "zero":
             raw = self.config.b_dec_init == "geometric_median_raw"
-            self.coder.b_dec.copy_(geometric_median(self.wiring.rows(batch)[1].float() if raw else rows.y))
+            self.coder.b_dec.copy_(geometric_median(raw_y if raw else rows.y))
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        if self.config.precision == "float32":
+        """Of the reference's products; sparse kernels decide in float32 whatever they screen with."""
+        if self._autocast is None:
             return contextlib.nullcontext()
-        return torch.autocast(self.coder.W_enc.device.type, getattr(torch, self.config.precision))
+        return torch.autocast(self.coder.W_enc.device.type, getattr(torch, self._autocast))
 
-    def _count(self, rows: Rows, objective: Objective) -> None:
-        tokens = len(rows.x) // self.wiring.stacks
-        self.clock.update(objective.latents.firings(self.config.active_above), tokens)
-        self.meter.update(rows.y, objective)
+    def _count(self, batch: SharedBatch, objective: Objective) -> None:
+        self.clock.update(objective.latents.firings(self.config.active_above), len(batch))
+        self.meter.update(batch.sums(self.wiring, self.normaliser), objective)
 
     def read(self, step: int) -> dict[str, Any]:
         """The figures to log after `step` steps, rates as of the last of them.
@@ -97,6 +112,7 @@ class Trainee:
         now = {
             "dead_fraction": self.clock.dead_fraction(),
             "dead_window": self.clock.window,
+            "way": self._way.name,
             "learning_rate": schedule.learning_rate(self.config, step - 1, self.steps),
             "sparsity": schedule.sparsity(self.config, self.coder.config.sparsity, step - 1),
         }
@@ -123,6 +139,7 @@ class Trainee:
             "tensors": self.coder.tensors(),
             "optimiser": self._optimiser.state_dict(),
             "normaliser": self.normaliser.model_dump(mode="json"),
+            "way": self._way.state_dict(),
             "clock": self.clock.state_dict(),
             "meter": self.meter.state_dict(),
         }
@@ -132,5 +149,6 @@ class Trainee:
         self.coder.load_tensors(state["tensors"])
         self._optimiser.load_state_dict(state["optimiser"])
         self.normaliser = Normaliser.model_validate(state["normaliser"])
+        self._way.load_state_dict(state["way"])
         self.clock.load_state_dict(state["clock"])
         self.meter.load_state_dict(state["meter"])

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from panscope import coders
-from panscope.coders.base import Coder, CoderConfig, Rows
+from panscope.coders.base import Coder, CoderConfig
 from panscope.coders.jumprelu import JumpReLUCoder
+from panscope.ops.base import Rows
 
 B, D, F = 7, 6, 10
 SPARSITY = {"relu": 0.3, "topk": 3, "batchtopk": 3, "matryoshka": 3, "jumprelu": 0.2, "gated": 0.25}

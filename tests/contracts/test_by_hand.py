@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from panscope import coders
-from panscope.coders.base import Coder, Objective, Rows
+from panscope.coders.base import Coder, Objective
+from panscope.ops.base import Rows
+from panscope.ops.dense import DenseOps
 
 ONE, TWO = [[2.0, 1.0]], [[2.0, 1.0], [1.0, -2.0]]
 
@@ -35,7 +37,7 @@ def set_to(coder: Coder, **values: Any) -> None:
 
 def step(coder: Coder, x: list[list[float]], dead: list[bool] | None = None) -> Objective:
     rows = torch.tensor(x, dtype=torch.float64)
-    found = coder.objective(Rows.mean(rows, rows, torch.tensor(dead or [False] * 3)), coder.config.sparsity)
+    found = coder.objective(Rows.mean(rows, rows, torch.tensor(dead or [False] * 3)), coder.config.sparsity, DenseOps())
     found.loss.backward()
     return found
 
@@ -191,7 +193,7 @@ def test_an_affine_skip() -> None:
     set_to(coder, W_enc=[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], W_skip=[[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     set_to(coder, W_dec=[[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
     x, y = torch.tensor(ONE).double(), torch.tensor([[0.0, 0.0, 2.0]]).double()
-    found = coder.objective(Rows.mean(x, y), 1)
+    found = coder.objective(Rows.mean(x, y), 1, DenseOps())
     found.loss.backward()
     assert found.y_hat.tolist() == [[4, 2, 3]]
     assert found.loss.item() == 16 + 4 + 1

@@ -13,10 +13,11 @@ from coder_cases import AUXK, D, F, assert_close, config_of, every_shape, random
 from torch import Tensor
 
 from panscope import coders
-from panscope.coders.base import Rows
 from panscope.coders.batchtopk import BatchTopKCoder
 from panscope.coders.gated import GatedCoder
 from panscope.coders.jumprelu import JumpReLUCoder
+from panscope.ops.base import Rows
+from panscope.ops.dense import DenseOps
 from panscope.types import Latents, UserError
 
 BATCHWIDE = ("batchtopk", "matryoshka")
@@ -35,7 +36,7 @@ def test_encode_gives_the_codes_of_the_objective(architecture: str, fields: dict
     """BatchTopK's objective chooses over the batch; with the least value it kept as threshold, `encode` does too."""
     coder = random_coder(architecture, fields)
     rows = random_rows(coder)
-    objective = coder.objective(rows, coder.config.sparsity)
+    objective = coder.objective(rows, coder.config.sparsity, DenseOps())
     if isinstance(coder, BatchTopKCoder):
         coder.threshold.copy_(objective.latents.values[objective.latents.values > 0].min() * (1 - 1e-9))
     codes = coder.encode(rows.x)
@@ -96,7 +97,7 @@ def test_a_matched_encoder_gives_random_unit_vectors_the_norm_one(architecture: 
     coder = coders.build(coders.config_type(architecture).read(fields, "test"))
     coder.initialise(torch.Generator().manual_seed(5))
     x = torch.nn.functional.normalize(torch.randn(2000, 64, generator=torch.Generator().manual_seed(6)), dim=1)
-    y_hat = coder.objective(Rows.mean(x, x, torch.zeros(256, dtype=torch.bool)), 4).y_hat
+    y_hat = coder.objective(Rows.mean(x, x, torch.zeros(256, dtype=torch.bool)), 4, DenseOps()).y_hat
     assert abs(y_hat.norm(dim=1).mean().item() - 1) < 0.05
     cosines = torch.nn.functional.cosine_similarity(coder.W_enc, coder.W_dec, dim=1)
     assert torch.allclose(cosines, torch.ones(256))
@@ -195,7 +196,7 @@ def test_the_constraint_keeps_thresholds_above_zero() -> None:
 def test_a_small_step_along_the_projected_gradient_keeps_unit_norms(architecture: str, fields: dict[str, Any]) -> None:
     """The squared norm of w + h g is 1 + h^2 |g|^2 where g is orthogonal to w; a free decoder's gradient stays."""
     coder = random_coder(architecture, fields)
-    coder.objective(random_rows(coder), coder.config.sparsity).loss.backward()
+    coder.objective(random_rows(coder), coder.config.sparsity, DenseOps()).loss.backward()
     assert coder.W_dec.grad is not None
     before = coder.W_dec.grad.clone()
     others = {name: p.grad.clone() for name, p in coder.named_parameters() if p.grad is not None and name != "W_dec"}
@@ -213,7 +214,7 @@ def test_a_small_step_along_the_projected_gradient_keeps_unit_norms(architecture
 def track(coder: BatchTopKCoder, pre: list[list[float]], k: int) -> float:
     """One step on rows whose pre-activations are `pre` (W_enc is the identity), and the threshold after it."""
     x = torch.tensor(pre, dtype=torch.float64)
-    coder.track(coder.objective(Rows.mean(x, x), k))
+    coder.track(coder.objective(Rows.mean(x, x), k, DenseOps()))
     return coder.threshold.item()
 
 

@@ -13,7 +13,8 @@ from coder_cases import AUXK, SPARSITY, B, D, F, assert_close, every_case, every
 from oracle import Oracle
 
 from panscope import coders
-from panscope.coders.base import Rows
+from panscope.ops.base import Rows
+from panscope.ops.dense import DenseOps
 
 
 def test_the_contract_covers_every_architecture() -> None:
@@ -26,7 +27,7 @@ def test_values_and_gradients_are_the_papers(architecture: str, fields: dict[str
     coder = random_coder(architecture, fields)
     rows = random_rows(coder, weighted=True)
     expected = Oracle(coder, rows, coder.config.sparsity).expected()
-    found = coder.objective(rows, coder.config.sparsity)
+    found = coder.objective(rows, coder.config.sparsity, DenseOps())
     assert found.loss.shape == ()
     assert_close(found.loss.detach(), expected.loss)
     assert_close(found.latents.dense().detach(), expected.codes)
@@ -54,7 +55,7 @@ def test_the_sparsity_in_force_is_an_argument(architecture: str, fields: dict[st
     coder = random_coder(architecture, fields)
     rows, sparsity = random_rows(coder), coder.config.sparsity * factor
     expected = Oracle(coder, rows, sparsity).expected()
-    found = coder.objective(rows, sparsity)
+    found = coder.objective(rows, sparsity, DenseOps())
     assert_close(found.loss.detach(), expected.loss)
     assert_close(found.latents.dense().detach(), expected.codes)
 
@@ -66,7 +67,7 @@ def test_k_may_be_anything_above_zero_while_it_anneals(architecture: str, sparsi
     coder = random_coder(architecture, {"d_in": D, "d_out": D, "prefixes": (0.5, 1.0)})
     rows = random_rows(coder)
     positive = (coder.preactivations(rows.x) > 0).sum(dim=1)
-    k, found = max(1, round(sparsity)), coder.objective(rows, sparsity).latents.l0()
+    k, found = max(1, round(sparsity)), coder.objective(rows, sparsity, DenseOps()).latents.l0()
     if architecture == "topk":
         assert found.tolist() == positive.clamp(max=k).tolist()
     else:
@@ -77,7 +78,7 @@ def test_k_may_be_anything_above_zero_while_it_anneals(architecture: str, sparsi
 def test_norms_that_rank_get_no_gradient_from_ranking(architecture: str) -> None:
     """Eq. 5 chooses by the norms; a latent that nobody used has a decoder gradient of exactly zero."""
     coder = random_coder(architecture, {"d_in": D, "d_out": D, "selection": "decoder_norm", "decoder_norm": "free"})
-    found = coder.objective(random_rows(coder), 1)
+    found = coder.objective(random_rows(coder), 1, DenseOps())
     found.loss.backward()
     unused = found.latents.firings() == 0
     assert 0 < unused.sum() < F
@@ -91,13 +92,13 @@ def test_loss_and_codes_follow_the_coders_precision(architecture: str, fields: d
     rows = random_rows(coder)
     for dtype in (torch.float64, torch.float32):
         these = Rows(rows.x.to(dtype), rows.y.to(dtype), rows.weights.to(dtype), rows.dead)
-        found = coder.to(dtype).objective(these, coder.config.sparsity)
+        found = coder.to(dtype).objective(these, coder.config.sparsity, DenseOps())
         assert found.loss.dtype == found.y_hat.dtype == found.latents.values.dtype == dtype
 
 
 def gradients(architecture: str, fields: dict[str, Any], rows_of: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     coder = random_coder(architecture, {"d_in": D, "d_out": D, "decoder_norm": "free"} | fields)
-    loss = coder.objective(random_rows(coder, **rows_of), coder.config.sparsity).loss
+    loss = coder.objective(random_rows(coder, **rows_of), coder.config.sparsity, DenseOps()).loss
     loss.backward()
     return loss.item(), {name: p.grad for name, p in coder.named_parameters()}
 
@@ -127,7 +128,7 @@ class TestAuxK:
         assert with_it[0] > without[0]
         coder = random_coder(architecture, {"d_in": D, "d_out": D, "decoder_norm": "free"} | self.fields(legacy) | few)
         rows = random_rows(coder, dead=tuple(range(F)))
-        woken = coder.objective(rows, 1).latents.firings() > 0
+        woken = coder.objective(rows, 1, DenseOps()).latents.firings() > 0
         living = woken.nonzero().flatten().tolist()
         dead = [f for f in range(F) if f not in living]
         assert 0 < len(dead) < F
@@ -144,7 +145,7 @@ class TestAuxK:
         coder = random_coder(architecture, fields)
         x = torch.tensor([[30.0]]).double()
         for dead in (torch.zeros(F, dtype=torch.bool), torch.ones(F, dtype=torch.bool)):
-            loss = coder.objective(Rows.mean(x, x, dead), 3).loss
+            loss = coder.objective(Rows.mean(x, x, dead), 3, DenseOps()).loss
             loss.backward()
             assert loss.isfinite()
             assert all(p.grad is not None and p.grad.isfinite().all() for p in coder.parameters())
@@ -160,7 +161,7 @@ def test_the_gate_learns_nothing_from_the_main_reconstruction() -> None:
     x = random_rows(coder).x
     with torch.no_grad():
         from_gate = coder.preactivations(x).clamp(min=0) @ coder.W_dec + coder.b_dec
-    found = coder.objective(Rows.mean(x, from_gate), 0.0)
+    found = coder.objective(Rows.mean(x, from_gate), 0.0, DenseOps())
     found.loss.backward()
     assert found.loss.item() > 0.1
     assert coder.b_enc.grad is not None
@@ -177,7 +178,7 @@ def test_the_decoder_learns_nothing_from_the_auxiliary_reconstruction() -> None:
     x = random_rows(coder).x
     with torch.no_grad():
         y = coder.decode(coder.encode(x), x)
-    found = coder.objective(Rows.mean(x, y), 0.0)
+    found = coder.objective(Rows.mean(x, y), 0.0, DenseOps())
     found.loss.backward()
     assert found.loss.item() > 0.1
     for name in ("W_dec", "b_dec", "W_skip", "r_mag", "b_mag"):

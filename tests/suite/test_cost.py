@@ -11,8 +11,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from panscope import coders
-from panscope.coders.base import CoderConfig, Rows
+from panscope.coders.base import CoderConfig
 from panscope.lms.facts import ModelFacts, tabled
+from panscope.ops.base import Rows
+from panscope.ops.dense import DenseOps
 from panscope.suite import disk, flops, memory, pace
 from panscope.suite.coder import PlannedCoder
 from panscope.suite.cost import assumptions, cost, kinds
@@ -76,8 +78,8 @@ def assert_counted(architecture: str, extra: dict[str, Any]) -> None:
     x = torch.randn(rows, config.d_in)
     y = x if config.d_out == config.d_in else torch.randn(rows, config.d_out)
     with FlopCounterMode(display=False) as counter:
-        dead = torch.ones(config.width, dtype=torch.bool)
-        built.objective(Rows.mean(x, y, dead), config.sparsity).loss.backward()
+        dead = torch.zeros(config.width, dtype=torch.bool)
+        built.objective(Rows.mean(x, y, dead), config.sparsity, DenseOps()).loss.backward()
     assert flops.dense_flops(config, rows) == counter.get_total_flops()
 
 

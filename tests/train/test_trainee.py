@@ -13,9 +13,10 @@ import torch
 from planted import ARCHITECTURES, PREDICTS, READS, SCALES, STEPS, TRAINING, WIDTH, batch, trainee
 from torch import Tensor
 
-from panscope.coders.base import Rows
 from panscope.coders.batchtopk import BatchTopKConfig
 from panscope.coders.normaliser import Normaliser
+from panscope.ops.base import Rows
+from panscope.ops.dense import DenseOps
 from panscope.train.checkpoint import Checkpoints
 from panscope.train.meters import DeadClock
 from panscope.train.trainee import Trainee
@@ -74,7 +75,7 @@ def gradients_of(
     coder.load_tensors({name: w.clone() for name, w in weights.items()})
     x = rows.rows[READS].double() * SCALES.scale_in
     y = rows.rows[PREDICTS].double() * SCALES.scale_out
-    seen = coder.objective(Rows.mean(x, y, clock.dead()), coder.config.sparsity)
+    seen = coder.objective(Rows.mean(x, y, clock.dead()), coder.config.sparsity, DenseOps())
     seen.loss.backward()
     window = coder.config.threshold_window if isinstance(coder.config, BatchTopKConfig) else 1
     clock.see(seen.latents.dense().detach(), seen.least, window)
@@ -170,7 +171,7 @@ def test_the_meter_is_brute_force_in_float64(kind: str):
         rows = batch(step, rows=7 + step)
         x = rows.rows[READS] * SCALES.scale_in
         y = rows.rows[PREDICTS] * SCALES.scale_out
-        seen = learner.coder.objective(Rows.mean(x, y, learner.clock.dead()), learner.coder.config.sparsity)
+        seen = learner.coder.objective(Rows.mean(x, y, learner.clock.dead()), learner.coder.config.sparsity, DenseOps())
         losses.append(seen.loss.item())
         y_all.append(y.double())
         y_hat_all.append(seen.y_hat.detach().double())

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from panscope import coders
-from panscope.coders.base import Rows
 from panscope.coders.batchtopk import BatchTopKCoder
 from panscope.coders.jumprelu import JumpReLUCoder
 from panscope.coders.normaliser import Normaliser
+from panscope.ops.base import Rows
+from panscope.ops.dense import DenseOps
 from panscope.transforms.fold_norm import fold_norm
 from panscope.transforms.to_jumprelu import frozen, to_jumprelu
 from panscope.transforms.unit_decoder import unit_decoder
@@ -35,7 +36,7 @@ def batchtopk(architecture: str = "batchtopk", steps: int = 3, **fields: Any) ->
     assert isinstance(coder, BatchTopKCoder)
     for seed in range(steps):
         x = rows(seed)
-        coder.track(coder.objective(Rows.mean(x, x), K))
+        coder.track(coder.objective(Rows.mean(x, x), K, DenseOps()))
     return coder
 
 

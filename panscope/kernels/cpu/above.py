@@ -1,0 +1,185 @@
+"""Every pre-activation above its latent's floor: screened, bounded, rescored exactly.
+
+Candidates are the places whose upper bound exceeds the floor; the exact pre-activation decides.
+
+Shape letters: B rows, D input width, F latents, G groups, N entries.
+"""
+
+from threading import Lock
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from panscope.kernels.backend import Entries
+from panscope.kernels.cpu.arithmetic import LEAST, dots, lowest_bit, widen
+from panscope.kernels.cpu.arrays import Buffers, array
+from panscope.kernels.cpu.bound import GROUP, can_screen, highest, lift, passing, row_bound
+from panscope.kernels.cpu.compiled import inlined, kernel
+from panscope.kernels.cpu.product import Question, Screened, over_chunks, place
+from panscope.kernels.cpu.threads import Threads
+
+_FOUND = 1 << 16
+"""Entries that a thread collects before it hands them over."""
+
+
+class Work(NamedTuple):
+    """Memory for one row, and for what several rows gave."""
+
+    candidates: Any
+    """[F] int64 latents, rising."""
+    chosen: Any
+    """[F + 3] int64 numbers of candidates."""
+    pre: Any
+    """[F] float32 of each candidate."""
+    latents: Any
+    """[at least F] int64 of the entries found."""
+    values: Any
+    """[at least F] float32 of the entries found."""
+
+
+def work(buffers: Buffers, latents: int) -> Work:
+    """This thread's."""
+    found, one, whole = max(latents, _FOUND), torch.float32, torch.int64
+    shapes = {"candidates": (latents, whole), "chosen": (latents + 3, whole), "pre": (latents, one)}
+    shapes |= {"latents": (found, whole), "values": (found, one)}
+    return Work(**{name: buffers.array(name, (size,), dtype) for name, (size, dtype) in shapes.items()})
+
+
+class _FullError(Exception):
+    """There are more entries than asked for."""
+
+
+class _Pieces:
+    """What the threads found, by the row a piece begins with; never more than `capacity` entries."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity, self._lock, self._count = capacity, Lock(), 0
+        self._pieces: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def add(self, row: int, latents: np.ndarray, values: np.ndarray) -> None:
+        with self._lock:
+            self._count += len(latents)
+            if self._count > self._capacity:
+                raise _FullError
+            self._pieces[row] = torch.from_numpy(latents.copy()), torch.from_numpy(values.copy())
+
+    def entries(self, counts: Tensor) -> Entries:
+        """All of them, in the order of rows that have `counts` [B] entries each."""
+        starts = torch.zeros(len(counts) + 1, dtype=torch.int64)
+        torch.cumsum(counts, 0, out=starts[1:])
+        latents, values = torch.empty(self._count, dtype=torch.int64), torch.empty(self._count)
+        for row, (some, theirs) in self._pieces.items():
+            part = slice(int(starts[row]), int(starts[row]) + len(some))
+            latents[part], values[part] = some, theirs
+        return Entries(values, latents, starts)
+
+
+def above(threads: Threads, buffers: Buffers, question: Question, capacity: int) -> Entries | None:
+    """`Kernels.above`, with the question's floor."""
+    assert question.floor is not None
+    x, W_enc, b_enc, size = (
+        array(each) for each in (question.rows.x, question.W_enc, question.b_enc, question.rows.size)
+    )
+    floor, counts, pieces = array(question.floor), torch.zeros(len(x), dtype=torch.int64), _Pieces(capacity)
+    in_row = array(counts)
+
+    def visit(asked: Question, screened: Screened, may_waste: int) -> int:
+        lost, memory = array(asked.rows.lost), work(buffers, len(W_enc))
+        row, end = screened.first, screened.first + len(screened.maxima)
+        while row < end:
+            done, found, may_waste = _rows(
+                screened, row, x, size, lost, W_enc, b_enc, floor, asked.terms, may_waste, memory, in_row
+            )
+            pieces.add(row, memory.latents[:found], memory.values[:found])
+            if may_waste < 0:
+                return done
+            row = done
+        return end
+
+    try:
+        over_chunks(threads, buffers, question, visit)
+    except _FullError:
+        return None
+    return pieces.entries(counts)
+
+
+@kernel
+def _rows(  # noqa: PLR0913
+    screened: Any,
+    first: Any,
+    x: Any,
+    size: Any,
+    lost: Any,
+    W_enc: Any,
+    b_enc: Any,
+    floor: Any,
+    terms: Any,
+    may_waste: Any,
+    work: Any,
+    counts: Any,
+) -> Any:
+    """Collect the entries of rows from `first` on: (first row not done, entries collected, waste still allowed).
+
+    Stops where the room for entries may not do for the next row, or where the waste goes below 0.
+    """
+    found, end = 0, screened.first + len(screened.maxima)
+    for b in range(first, end):
+        if np.isnan(size[b]):
+            continue
+        a, c, z = row_bound(size[b], lost[b], terms)
+        screens = can_screen(size[b], a, c, terms)
+        asked = _candidates(screened, b, a, c, z, terms, work) if screens else _everything(len(W_enc), work)
+        if found + asked > len(work.latents):
+            return b, found, may_waste
+        counts[b] = _keep(x[b], W_enc, b_enc, floor, asked, found, work)
+        found += counts[b]
+        may_waste -= asked - counts[b] if screens else 0
+        if may_waste < 0:
+            return b + 1, found, may_waste
+    return end, found, may_waste
+
+
+@inlined
+def _candidates(screened: Any, b: Any, a: Any, c: Any, z: Any, terms: Any, work: Any) -> Any:
+    """List the places of row b that may be above their floor; how many there are."""
+    maxima, count = screened.maxima[b - screened.first], 0
+    for g in range(len(maxima)):
+        if maxima[g] > 0:
+            first = place(screened, b, g * GROUP, len(terms.scale))
+            word = passing(screened.products, first, g * GROUP, lift(g, a, c, z, terms), terms, LEAST)
+            while word != 0:
+                n = lowest_bit(word)
+                word = np.int32(word & (word - 1))
+                f = g * GROUP + n
+                score = widen(screened.products[first + n]) * terms.scale[f] + terms.shift[f]
+                if highest(f, score, a, c, z, terms) > 0:
+                    work.candidates[count], work.chosen[count] = f, count
+                    count += 1
+    return count
+
+
+@inlined
+def _everything(latents: Any, work: Any) -> Any:
+    """List every place of a row; how many there are."""
+    for f in range(latents):
+        work.candidates[f] = f
+        work.chosen[f] = f
+    return latents
+
+
+@inlined
+def _keep(x: Any, W_enc: Any, b_enc: Any, floor: Any, asked: Any, found: Any, work: Any) -> Any:
+    """Append the candidates whose exact pre-activation is above the floor; how many they are."""
+    if asked == 0:
+        return 0
+    dots(x, W_enc, work.candidates, work.chosen, asked, work.pre)
+    kept = found
+    for j in range(asked):
+        f = work.candidates[j]
+        pre = work.pre[j] + b_enc[f]
+        if pre > floor[f]:
+            work.latents[kept], work.values[kept] = f, pre
+            kept += 1
+    return kept - found

@@ -1,0 +1,78 @@
+"""A pool of threads that share out numbered tasks, each thread with a torch of one thread.
+
+Single-threaded products in several threads, each on rows that stay in its own cache, run far nearer the machine's peak
+than one product split by OpenMP. Which thread does a task never shows in its result.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Barrier, Lock
+
+import torch
+
+
+class Threads:
+    """`count` threads, started at the first use; None takes torch's number of threads at that time."""
+
+    def __init__(self, count: int | None = None) -> None:
+        self._asked = count
+        self._lock = Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._process = 0
+
+    @property
+    def count(self) -> int:
+        """How many tasks run at once."""
+        if self._asked is None:
+            self._asked = torch.get_num_threads()
+        return self._asked
+
+    def run(self, task: Callable[[int], None], count: int) -> None:
+        """Call task(0) ... task(count - 1), the next one whenever a thread is free; what one raises is raised here.
+
+        With a single thread, or a single task, the caller runs them itself. After an error no further task is begun.
+        """
+        if self.count == 1 or count <= 1:
+            for number in range(count):
+                task(number)
+            return
+        waiting = deque(range(count))
+        pool = self._started()
+        workers = [pool.submit(_drain, task, waiting) for _ in range(min(self.count, count))]
+        try:
+            for worker in workers:
+                worker.result()
+        finally:
+            waiting.clear()
+            wait(workers)
+
+    def _started(self) -> ThreadPoolExecutor:
+        """The pool of this process: a child made by fork has none of its parent's threads."""
+        with self._lock:
+            if self._pool is None or self._process != os.getpid():
+                everyone, before = Barrier(self.count), torch.get_num_threads()
+                self._pool = ThreadPoolExecutor(self.count, "panscope", _use_one_thread)
+                self._process = os.getpid()
+                wait([self._pool.submit(everyone.wait) for _ in range(self.count)])
+                torch.set_num_threads(before)  # Theirs set the default of every thread to come, too.
+            return self._pool
+
+
+def _use_one_thread() -> None:
+    torch.get_num_threads()  # A thread's first use of torch takes over the default, whatever was set before it.
+    torch.set_num_threads(1)
+
+
+def _drain(task: Callable[[int], None], waiting: deque[int]) -> None:
+    while True:
+        try:
+            number = waiting.popleft()
+        except IndexError:
+            return
+        try:
+            task(number)
+        except BaseException:
+            waiting.clear()
+            raise

@@ -1,0 +1,65 @@
+"""Which way a step goes: sparse while few places are active, dense while many are, switched by what was measured.
+
+Early JumpReLU and ReLU coders have half of all latents active; gathering that many rows costs more than the dense
+products. Both ways compute the same numbers, so a switch changes rounding only.
+"""
+
+from typing import Any
+
+from panscope.coders.base import Coder, Objective
+from panscope.kernels.backend import Kernels
+from panscope.ops.base import Rows, TooDense
+from panscope.ops.dense import DenseOps
+from panscope.ops.sparse import DENSEST, SparseOps
+
+_BACK = DENSEST / 2
+"""The share of active places below which a dense trainee tries the sparse way again."""
+
+
+class Way:
+    """How one coder's objective is computed; without `kernels` always by the reference."""
+
+    def __init__(self, kernels: Kernels | None) -> None:
+        self._sparse = None if kernels is None else SparseOps(kernels)
+        self._dense = DenseOps()
+        self._dense_now = False
+        self._name = "reference" if kernels is None else "sparse"
+
+    @property
+    def sparse(self) -> SparseOps | None:
+        """The sparse verbs of the step under way; None where it goes the dense way."""
+        return None if self._dense_now else self._sparse
+
+    @property
+    def name(self) -> str:
+        """How the last step went."""
+        return self._name
+
+    def objective(self, coder: Coder, rows: Rows, sparsity: float) -> Objective:
+        """The coder's objective, the sparse way if it can be."""
+        if self._sparse is not None and not self._dense_now:
+            self._sparse.begin()
+            try:
+                return coder.objective(rows, sparsity, self._sparse)
+            except TooDense:
+                self._dense_now = True
+        return coder.objective(rows, sparsity, self._dense)
+
+    def stepped(self) -> None:
+        """After the weights have changed: a dense step may have been sparse enough for the next to be."""
+        if self._sparse is None:
+            return
+        self._name = "dense" if self._dense_now else "sparse"
+        if self._dense_now:
+            self._sparse.weights_changed()
+            self._dense_now = float(self._dense.touched) >= _BACK
+
+    def state_dict(self) -> dict[str, Any]:
+        """The way in force: resuming goes on with it, so that not even rounding differs."""
+        return {"dense": self._dense_now}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self._dense_now = state["dense"]
+        if self._sparse is not None:
+            self._sparse.weights_changed()
