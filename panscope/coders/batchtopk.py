@@ -14,7 +14,7 @@ from torch import Tensor
 
 from panscope.coders.auxk import auxiliary
 from panscope.coders.base import Coder, Objective
-from panscope.coders.topk import SelectingConfig, selection_norms
+from panscope.coders.topk import SelectingConfig
 from panscope.ops.base import Ops, Rows
 from panscope.types import Latents
 
@@ -47,14 +47,14 @@ class BatchTopKCoder(Coder):
 
     def thresholds(self) -> Tensor:
         """[F] the running threshold as each latent's pre-activation meets it."""
-        norms = selection_norms(self.config, self.W_dec.norm(dim=1))
+        norms = self.W_dec.detach().norm(dim=1) if self.config.by_norm else None
         threshold = self.threshold.expand(self.config.width)
         return threshold if norms is None else (threshold / norms).nan_to_num(nan=0.0, posinf=_UNREACHABLE)
 
     def objective(self, rows: Rows, sparsity: float, ops: Ops) -> Objective:
         """The reconstruction loss with B round(sparsity) activations kept, and AuxK where it is switched on."""
         config, k = self.config, max(1, round(sparsity))
-        norms = selection_norms(config, ops.norms(self.W_dec))
+        norms = ops.norms(self.W_dec).detach() if config.by_norm else None
         latents, least = ops.batch_topk(self.encoder(), rows, k, norms, self.threshold)
         found = self.reconstruction(latents, rows, ops)
         loss = found.loss + auxiliary(self, config, latents, found.y_hat, rows, ops)

@@ -27,6 +27,11 @@ class SelectingConfig(AuxKConfig):
     selection: Literal["value", "decoder_norm"] = "value"
     """Rank latents by activation, or by activation times decoder norm."""
 
+    @property
+    def by_norm(self) -> bool:
+        """Whether the decoder's norms rank too."""
+        return self.selection == "decoder_norm"
+
     @model_validator(mode="after")
     def _k_fits(self) -> Self:
         if self.sparsity != int(self.sparsity):
@@ -57,14 +62,14 @@ class TopKCoder(Coder):
 
     def encode(self, x: Tensor) -> Latents:
         """[B, D] -> K codes a row."""
-        norms = selection_norms(self.config, self.W_dec.norm(dim=1))
+        norms = self.W_dec.norm(dim=1) if self.config.by_norm else None
         values, indices = reference.topk(self.preactivations(x), int(self.config.sparsity), norms)
         return Latents(values, self.config.width, indices)
 
     def objective(self, rows: Rows, sparsity: float, ops: Ops) -> Objective:
         """The reconstruction loss with round(sparsity) latents kept, and what is switched on of Multi-TopK and AuxK."""
         config, k = self.config, max(1, round(sparsity))
-        norms = selection_norms(config, ops.norms(self.W_dec).detach())
+        norms = ops.norms(self.W_dec).detach() if config.by_norm else None
         if not config.multi_coefficient:
             latents = ops.topk(self.encoder(), rows, min(k, config.width), norms)
             found = self.reconstruction(latents, rows, ops)
@@ -76,11 +81,6 @@ class TopKCoder(Coder):
             loss = found.loss + config.multi_coefficient * self.reconstruction(more, rows, ops).loss
         loss = loss + auxiliary(self, config, latents, found.y_hat, rows, ops)
         return Objective(loss, latents, found.y_hat, found.errors)
-
-
-def selection_norms(config: SelectingConfig, norms: Tensor) -> Tensor | None:
-    """[F] what pre-activations are multiplied by before they are ranked: the decoder's norms, or None for 1."""
-    return norms.detach() if config.selection == "decoder_norm" else None
 
 
 def best(codes: Latents, k: int, norms: Tensor | None) -> Latents:

@@ -59,10 +59,9 @@ class SparseOps:
             self._screen = self.kernels.screen(W_enc.detach())
         return self._screen
 
-    def kept_norms(self, W_dec: Tensor) -> Tensor:
-        """[F] the decoder's norms without gradient, which `kernels.update` keeps true."""
-        if self._norms is None:
-            self._norms = W_dec.detach().norm(dim=1)
+    @property
+    def kept_norms(self) -> Tensor | None:
+        """[F] the decoder's norms, which `kernels.update` keeps true; None where nobody has asked for them."""
         return self._norms
 
     def gradient(self, W: Tensor) -> Gradient:
@@ -111,8 +110,9 @@ class SparseOps:
 
     def norms(self, W_dec: Tensor) -> Tensor:
         """See `Ops`."""
-        norms = self.kept_norms(W_dec)
-        return _Norms.apply(W_dec, norms, self._account(W_dec)) if W_dec.requires_grad else norms
+        if self._norms is None:
+            self._norms = W_dec.detach().norm(dim=1)
+        return _Norms.apply(W_dec, self._norms, self._account(W_dec))
 
     def take(self, W: Tensor, index: Tensor) -> Tensor:
         """See `Ops`."""

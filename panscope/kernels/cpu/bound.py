@@ -44,7 +44,7 @@ class Terms(NamedTuple):
     """[F, 3] float32 of each latent: its reach |w| * scale, which a row's lost part is multiplied by; its loss
     lost_w * scale, which the row's size is multiplied by; its slack, which does not depend on the row."""
     group_bound: Any
-    """[G, 3] the largest of each group."""
+    """[3, G] the largest of each group."""
     most: Any
     """[5] float64: the largest |w|, reach, loss, slack and |shift|."""
     accumulation: np.float32
@@ -72,8 +72,8 @@ def latent_terms(screen: Screen, b_enc: Tensor, scale: Tensor | None, floor: Ten
         bound[:, 0], bound[:, 1] = size * factor, (lost + flush) * factor
         bound[:, 2] = rounding * np.abs(shift) + np.float32(_FLOAT32) * (np.abs(bias) * factor + np.abs(ground))
         bound[:, 2] *= _MARGIN
-    group_bound = np.maximum.reduceat(bound, np.arange(0, len(bias), GROUP))
-    most = np.array([size.max(), *group_bound.max(axis=0), np.abs(shift).max()], np.float64)
+    group_bound = np.ascontiguousarray(np.maximum.reduceat(bound, np.arange(0, len(bias), GROUP)).T)
+    most = np.array([size.max(), *group_bound.max(axis=1), np.abs(shift).max()], np.float64)
     tiny = np.float32(2 * (width + 2) * _SMALLEST_NORMAL * max(1.0, float(factor.max())))
     accumulation = np.float32(width * 2.0**-23)
     return Terms(factor, shift, bound, group_bound, most, accumulation, flush, tiny, rounding)
@@ -102,7 +102,7 @@ def can_screen(size: Any, a: Any, c: Any, terms: Any) -> Any:
 @inlined
 def lift(g: Any, a: Any, c: Any, z: Any, terms: Any) -> Any:
     """The bound of group g, but for what is relative to the score."""
-    return a * terms.group_bound[g, 0] + c * terms.group_bound[g, 1] + terms.group_bound[g, 2] + z
+    return a * terms.group_bound[0, g] + c * terms.group_bound[1, g] + terms.group_bound[2, g] + z
 
 
 @kernel
@@ -112,28 +112,29 @@ def raise_maxima(products: Any, first: Any, begin: Any, size: Any, lost: Any, te
     `products` [n, m] are of the rows from `first` on and the latents from `begin` on.
     """
     rows, width = products.shape
-    whole = width // GROUP
+    whole, group = width // GROUP, begin // GROUP
+    scale, shift = terms.scale[begin : begin + width], terms.shift[begin : begin + width]
     for r in range(rows):
         a, c, z = row_bound(size[first + r], lost[first + r], terms)
-        row, found = products[r], maxima[r, begin // GROUP :]
+        row, found = products[r], maxima[r, group:]
+        for n in range(-(-width // GROUP)):
+            found[n] = lift(group + n, a, c, z, terms)
         for n in range(whole):
-            raised = lift(begin // GROUP + n, a, c, z, terms)
-            found[n] = _largest(row, n * GROUP, begin + n * GROUP, GROUP, raised, terms)
+            found[n] = _largest(row, n * GROUP, GROUP, scale, shift, found[n])
         if whole * GROUP < width:
-            raised = lift(begin // GROUP + whole, a, c, z, terms)
-            found[whole] = _largest(row, whole * GROUP, begin + whole * GROUP, width - whole * GROUP, raised, terms)
+            found[whole] = _largest(row, whole * GROUP, width - whole * GROUP, scale, shift, found[whole])
 
 
 @inlined
-def _largest(products: Any, place: Any, f: Any, count: Any, raised: Any, terms: Any) -> Any:
-    """Of `count` latents from f on; where that is a constant, as it mostly is, the loop is a few vector instructions.
+def _largest(products: Any, begin: Any, count: Any, scale: Any, shift: Any, raised: Any) -> Any:
+    """Of `count` latents; where that is a constant, as it mostly is, the loop is a few vector instructions.
 
     Positive floats are ordered as their bits are, and negative ones have negative bits.
     """
-    some, scale, shift = products[place : place + count], terms.scale[f : f + count], terms.shift[f : f + count]
-    largest = np.int32(0)
+    end, largest = begin + count, np.int32(0)
+    products, scale, shift = products[begin:end], scale[begin:end], shift[begin:end]
     for n in range(count):
-        score = widen(some[n]) * scale[n] + (shift[n] + raised)
+        score = widen(products[n]) * scale[n] + (shift[n] + raised)
         largest = max(largest, bits_of(score))
     return from_bits(largest)
 

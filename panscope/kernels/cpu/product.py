@@ -1,8 +1,8 @@
 """The one dense product of a step, a chunk of rows at a time, and in it a block of latents at a time.
 
 A block stays in the core's cache until the largest score of each of its groups is taken; with these, selection looks
-at few products again. A chunk is taken in bfloat16 where the screen is; if its bound leaves too many places to rescore, as it does where rows
-share a large mean, what is left of the chunk is taken once more in float32.
+at few products again. A chunk is taken in bfloat16 where the screen is; if its bound leaves too many places to rescore,
+as it does where rows share a large mean, what is left of the chunk is taken once more in float32.
 
 Shape letters: B rows, n rows of a chunk, D input width, F latents, G groups.
 """

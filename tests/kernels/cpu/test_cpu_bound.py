@@ -16,19 +16,20 @@ from torch import Tensor
 
 from panscope.kernels.cpu.arithmetic import kth_largest, widen
 from panscope.kernels.cpu.arrays import Buffers, array
-from panscope.kernels.cpu.bound import can_screen, highest, row_bound
-from panscope.kernels.cpu.product import Question, _product
+from panscope.kernels.cpu.bound import GROUP, can_screen, highest, row_bound
+from panscope.kernels.cpu.product import Question, place, screen
 
 OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract"}, "error_model": "numpy", "_nrt": False}
 
 
 @numba.njit(**OPTIONS)
-def bounds(products: Any, size: Any, lost: Any, terms: Any, scores: Any, most: Any) -> None:
+def bounds(screened: Any, size: Any, lost: Any, terms: Any, scores: Any, most: Any) -> None:
     """scores and most [B, F]: the screened scores and the upper bounds; infinite where the row is not screened."""
-    for b in range(len(products)):
+    for b in range(scores.shape[0]):
         a, c, z = row_bound(size[b], lost[b], terms)
-        for f in range(products.shape[1]):
-            scores[b, f] = widen(products[b, f]) * terms.scale[f] + terms.shift[f]
+        for f in range(scores.shape[1]):
+            product = screened.products[place(screened, b, f, scores.shape[1])]
+            scores[b, f] = widen(product) * terms.scale[f] + terms.shift[f]
             screens = can_screen(size[b], a, c, terms)
             most[b, f] = highest(f, scores[b, f], a, c, z, terms) if screens else np.float32(np.inf)
 
@@ -36,13 +37,18 @@ def bounds(products: Any, size: Any, lost: Any, terms: Any, scores: Any, most: A
 def screened(
     dtype: torch.dtype, case: Case, scale: Tensor | None = None, floor: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """[B, F] float64: the screened scores, and by how much the exact ones may exceed or undercut them."""
+    """[B, F] float64: the screened scores, and by how much the exact ones may exceed or undercut them.
+
+    With it goes that each group's maximum is at least its latents' scores with their bounds.
+    """
     kernel = kernels(dtype)
     question = Question(kernel.rows(case.x, None), case.W_enc, case.b_enc, kernel.screen(case.W_enc), scale, floor)
     scores, most = (torch.empty(len(case.x), len(case.W_enc)) for _ in range(2))
-    products = _product(question, 0, len(case.x), Buffers())
-    rows = question.rows
-    bounds(products, array(rows.size), array(rows.lost), question.terms, array(scores), array(most))
+    found, rows = screen(question, 0, len(case.x), Buffers()), question.rows
+    bounds(found, array(rows.size), array(rows.lost), question.terms, array(scores), array(most))
+    maxima = torch.from_numpy(found.maxima).repeat_interleave(GROUP, dim=1)[:, : len(case.W_enc)]
+    rounding = float(question.terms.rounding)
+    assert ((most <= maxima * (1 + rounding) * (1 + 2.0**-20)) | (most <= 0) | most.isinf() | (scores < 0)).all()
     return scores.double(), (most.double() - scores.double()).masked_fill(most.isinf(), torch.inf)
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from panscope.kernels.backend import Screen
 from panscope.kernels.cpu import CpuKernels, product
+from panscope.kernels.cpu.arrays import Buffers
+from panscope.kernels.cpu.product import Question, Screened
 
 
 @given(cases(), st.data(), st.booleans())
@@ -58,23 +60,23 @@ def test_a_large_mean_takes_the_product_in_float32(monkeypatch: pytest.MonkeyPat
 
     No latent sees the mean that is added, but the rounding of bfloat16 does.
     """
-    seen: list[tuple[torch.dtype, int]] = []
-    whole = product._product
+    seen: list[torch.dtype] = []
+    screen = product.screen
 
-    def watched(question: product.Question, first: int, end: int, buffers: object) -> object:
-        seen.append((question.screen.low.dtype, end - first))
-        return whole(question, first, end, buffers)  # pyright: ignore[reportArgumentType]
+    def watched(question: Question, first: int, end: int, buffers: Buffers) -> Screened:
+        seen.append(question.screen.low.dtype)
+        return screen(question, first, end, buffers)
 
-    monkeypatch.setattr(product, "_product", watched)
+    monkeypatch.setattr(product, "screen", watched)
     W_enc = draw("normal", 1, 2000, 64)
     W_enc -= W_enc.mean(dim=1, keepdim=True)
     case = Case(draw("normal", 0, 64, 64), W_enc, torch.zeros(2000))
     check_topk(topk(kernels(), case, 8), case, 8)
-    assert {dtype for dtype, _ in seen} == {torch.bfloat16}
+    assert set(seen) == {torch.bfloat16}
     seen.clear()
     far = Case(case.x + 300, case.W_enc, torch.zeros(2000))
     check_topk(topk(kernels(), far, 8), far, 8)
-    assert {dtype for dtype, _ in seen} == {torch.bfloat16, torch.float32}
+    assert set(seen) == {torch.bfloat16, torch.float32}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
