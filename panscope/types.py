@@ -5,9 +5,10 @@ F latents of a coder, K stored codes a row.
 """
 
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +25,21 @@ class UserError(ValueError):
 
 class NonFiniteError(UserError):
     """NaN or infinity where numbers were expected."""
+
+
+class Once:
+    """Things made at the first request and kept, also when several threads ask."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Any] = {}
+        self._lock = threading.RLock()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What was made under `key`, or make() now."""
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = make()
+            return self._made[key]
 
 
 @dataclass(frozen=True, order=True)

@@ -8,7 +8,7 @@ Shape letters: B rows, D width of a matrix (input or output), E output width, F 
 (places of a batch where a latent is active, row after row), M rows of a source, P prefixes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -147,6 +147,10 @@ class Kernels(Protocol):
     @property
     def description(self) -> str:
         """What it runs on, in one phrase: library, precision of the screen, threads."""
+        ...
+
+    def side_by_side(self, work: Callable[[int], None], count: int) -> None:
+        """Call work(0) ... work(count - 1), which do not depend on each other: at once, where that is faster."""
         ...
 
     def rows(self, x: Tensor, centre: Tensor | None) -> InputRows:

@@ -9,11 +9,11 @@ Shape letters: B rows, D input width, E output width, F latents, P prefixes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
-from panscope.types import Latents
+from panscope.types import Latents, Once
 
 
 class TooDense(Exception):
@@ -32,7 +32,7 @@ class Rows:
     """[B] what the squared error of each row counts in the loss; 1/B is the mean over rows."""
     dead: Tensor | None = None
     """[F] bool, True for latents silent for the dead window; None where nobody keeps count."""
-    prepared: dict[str, Any] = field(default_factory=dict)
+    prepared: Once = field(default_factory=Once)
     """What kernels made of x, kept for the next coder that reads the same x."""
 
     @classmethod

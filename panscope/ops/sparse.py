@@ -123,9 +123,7 @@ class SparseOps:
         with record_function("panscope::rows"):
             if encoder.centre is not None:
                 return self.kernels.rows(rows.x, encoder.centre.detach())
-            if self.kernels.name not in rows.prepared:
-                rows.prepared[self.kernels.name] = self.kernels.rows(rows.x, None)
-            return rows.prepared[self.kernels.name]
+            return rows.prepared.get(self.kernels.name, lambda: self.kernels.rows(rows.x, None))
 
     def _check(self, entries: int, rows: Rows, width: int) -> None:
         self.touched = entries / max(1, len(rows.x) * width)

@@ -40,7 +40,7 @@ def start(suite: SuiteConfig, out: Path, reporter: Reporter, *, profile: bool = 
     state = fresh(planned, lm, kernels, reporter)
     run = RunFolder.create(out)
     write_text(run.suite_file, write_toml(planned.suite.model_dump(mode="json")))
-    return _go_on(run, planned, lm, state, reporter, profile=profile)
+    return _go_on(run, planned, lm, state, kernels, reporter, profile=profile)
 
 
 def resume(run: RunFolder, reporter: Reporter, device: str | None = None, *, profile: bool = False) -> Results | None:
@@ -59,7 +59,7 @@ def resume(run: RunFolder, reporter: Reporter, device: str | None = None, *, pro
     lm = load(suite.model)
     reporter.planned(planned)
     reporter.say(kernels.line)
-    return _go_on(run, planned, lm, restored(planned, lm, run, kernels, reporter), reporter, profile=profile)
+    return _go_on(run, planned, lm, restored(planned, lm, run, kernels, reporter), kernels, reporter, profile=profile)
 
 
 def planned_from(suite: SuiteConfig) -> Plan:
@@ -87,11 +87,18 @@ def _check_held_out(suite: SuiteConfig, lm: LanguageModel) -> None:
 
 
 def _go_on(
-    run: RunFolder, planned: Plan, lm: LanguageModel, state: TrainingState, reporter: Reporter, *, profile: bool
+    run: RunFolder,
+    planned: Plan,
+    lm: LanguageModel,
+    state: TrainingState,
+    kernels: KernelChoice,
+    reporter: Reporter,
+    *,
+    profile: bool,
 ) -> Results | None:
     with StopRequest(lambda: reporter.say("stopping after this step; everything is saved first")) as stop:
         run.write_status("training", steps=planned.steps)
-        if not train_suite(planned, state, run, reporter, stop, profile=profile):
+        if not train_suite(planned, state, run, reporter, stop, kernels=kernels, profile=profile):
             run.write_status("stopped", steps=planned.steps)
             return None
     epochs = 1 + state.tokens.epoch

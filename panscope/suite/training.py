@@ -86,9 +86,19 @@ def restored(plan: Plan, lm: LanguageModel, run: RunFolder, kernels: KernelChoic
 
 
 def train_suite(
-    plan: Plan, state: TrainingState, run: RunFolder, reporter: Reporter, stop: StopRequest, *, profile: bool = False
+    plan: Plan,
+    state: TrainingState,
+    run: RunFolder,
+    reporter: Reporter,
+    stop: StopRequest,
+    *,
+    kernels: KernelChoice,
+    profile: bool = False,
 ) -> bool:
-    """Train to the end; True when all steps are done, False when `stop` asked to leave earlier (all is saved)."""
+    """Train to the end; True when all steps are done, False when `stop` asked to leave earlier (all is saved).
+
+    With `profile` coders learn one after another, so that the parts of a step can be told apart.
+    """
     reporter.training(state.step, plan.steps, plan.batch)
     try:
         with profiling(profile, reporter.say) as profiled:
@@ -96,10 +106,10 @@ def train_suite(
                 state.trainees,
                 state.source,
                 _Observer(state, run, reporter, stop, profiled),
-                start=state.step,
-                steps=plan.steps,
+                steps=range(state.step, plan.steps),
                 log_every=plan.log_every,
                 checkpoint_every=plan.checkpoint_every,
+                kernels=None if profile else kernels.sparse,
             )
     finally:
         reporter.finished()

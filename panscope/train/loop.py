@@ -12,6 +12,7 @@ from pydantic import Field
 from torch.profiler import record_function
 
 from panscope.config import Config
+from panscope.kernels.backend import Kernels
 from panscope.train.shared import SharedBatch
 from panscope.train.trainee import Trainee
 from panscope.types import ActivationBatch
@@ -56,39 +57,48 @@ def train(
     batches: Iterator[ActivationBatch],
     observer: Observer,
     *,
-    start: int,
-    steps: int,
+    steps: range,
     log_every: int,
     checkpoint_every: int,
+    kernels: Kernels | None = None,
 ) -> bool:
-    """Do steps `start` .. `steps` - 1; True when all are done, False when the observer asked to stop earlier.
+    """Do `steps`; True when all are done, False when the observer asked to stop earlier.
 
-    A trainee with fewer steps of its own is left alone once it has done them.
+    A trainee with fewer steps of its own is left alone once it has done them. With `kernels`, trainees that use sparse
+    kernels learn side by side where these gain by it.
     """
-    clock, rows, logged = time.monotonic(), 0, start - start % log_every
-    for step in range(start, steps):
+    clock, rows, logged = time.monotonic(), 0, steps.start - steps.start % log_every
+    for step in steps:
         with record_function("panscope::activations"):
             batch = next(batches)
-        shared = SharedBatch(batch)
-        for trainee in trainees:
-            if step < trainee.steps:
-                trainee.learn(shared, step)
+        learn(trainees, SharedBatch(batch), step, kernels)
 
         rows += len(batch)
         done = step + 1
-        stop = observer.wants_stop() and done < steps
-        if done % log_every == 0 or done == steps:
+        stop = observer.wants_stop() and done < steps.stop
+        if done % log_every == 0 or done == steps.stop:
             now = time.monotonic()
             rate = {"rows_per_second": rows / (now - clock)}
             learned = [trainee for trainee in trainees if trainee.steps > logged]
             observer.logged([_line(trainee, min(done, trainee.steps), len(batch)) | rate for trainee in learned])
             clock, rows, logged = now, 0, done
-        if stop or done % checkpoint_every == 0 or done == steps:
+        if stop or done % checkpoint_every == 0 or done == steps.stop:
             observer.checkpoint(done)
         observer.stepped(done)
         if stop:
             return False
     return True
+
+
+def learn(trainees: Sequence[Trainee], batch: SharedBatch, step: int, kernels: Kernels | None) -> None:
+    """One step of every trainee that has not done all of its own."""
+    learning = [trainee for trainee in trainees if step < trainee.steps]
+    alone = [trainee for trainee in learning if kernels is None or not trainee.is_sparse]
+    together = [trainee for trainee in learning if trainee not in alone]
+    for trainee in alone:
+        trainee.learn(batch, step)
+    if kernels is not None and together:
+        kernels.side_by_side(lambda number: together[number].learn(batch, step), len(together))
 
 
 def _line(trainee: Trainee, step: int, batch: int) -> dict[str, Any]:

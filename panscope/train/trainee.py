@@ -50,6 +50,7 @@ class Trainee:
         self.config = config
         self.steps = steps
         device = coder.W_enc.device
+        self.is_sparse = kernels is not None
         self._way = Way(kernels)
         self._optimiser = Optimiser(coder, config, scaled=kernels is None)
         self._autocast = None if kernels is not None or config.precision == "float32" else config.precision

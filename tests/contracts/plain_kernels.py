@@ -4,7 +4,7 @@ Shape letters: B rows, D width of a matrix, E output width, F latents, K codes a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ from panscope.kernels.backend import (
 class PlainKernels:
     name = "plain"
     description = "a few lines of torch"
+
+    def side_by_side(self, work: Callable[[int], None], count: int) -> None:
+        for number in range(count):
+            work(number)
 
     def rows(self, x: Tensor, centre: Tensor | None) -> InputRows:
         rows = x if centre is None else x - centre

@@ -35,7 +35,7 @@ class Spy:
 
 def test_every_coder_sees_every_batch_and_all_is_told_in_time():
     together, spy = [trainee("topk"), trainee("relu")], Spy()
-    assert train(together, batches(), spy, start=0, steps=11, log_every=4, checkpoint_every=5)
+    assert train(together, batches(), spy, steps=range(0, 11), log_every=4, checkpoint_every=5)
     assert spy.steps == list(range(1, 12))
     assert spy.checkpoints == [5, 10, 11]
     assert [(r["step"], r["coder"]) for r in spy.records] == [
@@ -53,28 +53,28 @@ def test_every_coder_sees_every_batch_and_all_is_told_in_time():
 
 def test_a_wish_to_stop_is_met_after_the_step_and_saved():
     spy = Spy(stop_at=3)
-    assert not train([trainee("topk")], batches(), spy, start=0, steps=STEPS, log_every=100, checkpoint_every=100)
+    assert not train([trainee("topk")], batches(), spy, steps=range(0, STEPS), log_every=100, checkpoint_every=100)
     assert (spy.steps, spy.checkpoints, spy.records) == ([1, 2, 3], [3], [])
 
 
 def test_a_wish_to_stop_in_the_last_step_changes_nothing():
     spy = Spy(stop_at=5)
-    assert train([trainee("topk")], batches(), spy, start=0, steps=5, log_every=5, checkpoint_every=100)
+    assert train([trainee("topk")], batches(), spy, steps=range(0, 5), log_every=5, checkpoint_every=100)
     assert (spy.checkpoints, len(spy.records)) == ([5], 1)
 
 
 def test_a_finished_run_has_no_steps_left():
     spy, learner = Spy(), trainee("topk")
-    assert train([learner], iter(()), spy, start=7, steps=7, log_every=1, checkpoint_every=1)
+    assert train([learner], iter(()), spy, steps=range(7, 7), log_every=1, checkpoint_every=1)
     assert (spy.steps, spy.checkpoints) == ([], [])
 
 
 def test_two_parts_make_the_whole():
     whole, parts = trainee("jumprelu"), trainee("jumprelu")
-    train([whole], batches(), Spy(), start=0, steps=STEPS, log_every=7, checkpoint_every=7)
-    train([parts], batches(), Spy(stop_at=16), start=0, steps=STEPS, log_every=7, checkpoint_every=7)
+    train([whole], batches(), Spy(), steps=range(0, STEPS), log_every=7, checkpoint_every=7)
+    train([parts], batches(), Spy(stop_at=16), steps=range(0, STEPS), log_every=7, checkpoint_every=7)
     spy = Spy()
-    train([parts], batches(16), spy, start=16, steps=STEPS, log_every=7, checkpoint_every=7)
+    train([parts], batches(16), spy, steps=range(16, STEPS), log_every=7, checkpoint_every=7)
     for a, b in zip(whole.coder.parameters(), parts.coder.parameters(), strict=True):
         assert torch.equal(a, b)
     assert [r["step"] for r in spy.records] == [21, 28, 35, 40]
@@ -85,5 +85,5 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_logged_or_saved():
     with torch.no_grad():
         bad.coder.b_dec[0] = math.nan
     with pytest.raises(NonFiniteError, match="coder topk: the loss is nan at step 2"):
-        train([good, bad], batches(), spy, start=0, steps=STEPS, log_every=2, checkpoint_every=2)
+        train([good, bad], batches(), spy, steps=range(0, STEPS), log_every=2, checkpoint_every=2)
     assert (spy.records, spy.checkpoints) == ([], [])

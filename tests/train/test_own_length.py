@@ -42,7 +42,7 @@ class Keeping(Spy):
 
 def go(learners: list[Trainee], spy: Spy, start: int = 0, rows: Iterator[ActivationBatch] | None = None) -> bool:
     rows = rows or batches(start)
-    return train(learners, rows, spy, start=start, steps=LONG, log_every=LOG, checkpoint_every=SAVE)
+    return train(learners, rows, spy, steps=range(start, LONG), log_every=LOG, checkpoint_every=SAVE)
 
 
 def test_a_coder_stops_after_its_own_steps_and_the_others_go_on():
@@ -62,7 +62,7 @@ def test_a_short_coder_is_what_a_short_run_alone_makes(number: int):
     together = three()
     go(together, Spy())
     alone = three()[number]
-    train([alone], batches(), Spy(), start=0, steps=alone.steps, log_every=100, checkpoint_every=100)
+    train([alone], batches(), Spy(), steps=range(0, alone.steps), log_every=100, checkpoint_every=100)
     for name, tensor in alone.finished().tensors().items():
         assert torch.equal(tensor, together[number].finished().tensors()[name]), name
 

@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from panscope.kernels.backend import Screen
-from panscope.kernels.cpu.arithmetic import ZERO, bits_of, from_bits, widen
+from panscope.kernels.cpu.arithmetic import ONE, ZERO, bits_of, from_bits, widen
 from panscope.kernels.cpu.arrays import array
 from panscope.kernels.cpu.compiled import inlined, kernel
 
@@ -137,6 +137,12 @@ def _largest(products: Any, begin: Any, count: Any, scale: Any, shift: Any, rais
         score = widen(products[n]) * scale[n] + (shift[n] + raised)
         largest = max(largest, bits_of(score))
     return from_bits(largest)
+
+
+@inlined
+def lowest(maximum: Any, raised: Any, terms: Any) -> Any:
+    """What the best latent of a group has for certain, from the group's raised maximum; 0 if that is negative."""
+    return max((maximum - raised) * (ONE - terms.rounding) - raised, ZERO)
 
 
 @inlined

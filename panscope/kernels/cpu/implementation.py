@@ -1,6 +1,6 @@
 """The class that the rest of Panscope sees; each method is a file of this package."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numba
 import torch
@@ -28,6 +28,8 @@ from panscope.kernels.cpu.update import squared_norm, update
 
 _FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """Names, in torch's account of a CPU, of the instructions that multiply bfloat16 faster than float32."""
+_ENOUGH = 3
+"""Pieces of work a thread from which on whole pieces are dealt to threads: the last ones leave some of them idle."""
 
 
 class CpuKernels:
@@ -52,6 +54,14 @@ class CpuKernels:
         """What it runs on, in one phrase."""
         precision, threads = str(self.screen_dtype).removeprefix("torch."), self._threads.count
         return f"Numba {numba.__version__}, screens in {precision}, {threads} thread{'s' * (threads > 1)}"
+
+    def side_by_side(self, work: Callable[[int], None], count: int) -> None:
+        """With few pieces one after another, so that all threads work on each."""
+        if count >= _ENOUGH * self._threads.count:
+            self._threads.run(work, count)
+            return
+        for number in range(count):
+            work(number)
 
     def rows(self, x: Tensor, centre: Tensor | None) -> InputRows:
         """x - centre: x [B, D] of any floating dtype, centre [D] or None."""

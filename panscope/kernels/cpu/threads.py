@@ -5,12 +5,16 @@ than one product split by OpenMP. Which thread does a task never shows in its re
 """
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Barrier, Lock
 
 import torch
+
+_here = threading.local()
+"""`_here.is_worker` is set in the threads of every pool."""
 
 
 class Threads:
@@ -32,9 +36,10 @@ class Threads:
     def run(self, task: Callable[[int], None], count: int) -> None:
         """Call task(0) ... task(count - 1), the next one whenever a thread is free; what one raises is raised here.
 
-        With a single thread, or a single task, the caller runs them itself. After an error no further task is begun.
+        With a single thread or a single task, or inside another task, the caller runs them itself. After an error no
+        further task is begun.
         """
-        if self.count == 1 or count <= 1:
+        if self.count == 1 or count <= 1 or getattr(_here, "is_worker", False):
             for number in range(count):
                 task(number)
             return
@@ -61,6 +66,7 @@ class Threads:
 
 
 def _use_one_thread() -> None:
+    _here.is_worker = True
     torch.get_num_threads()  # A thread's first use of torch takes over the default, whatever was set before it.
     torch.set_num_threads(1)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from panscope.kernels.cpu.arithmetic import LEAST, ONE, ZERO, bits_of, dots, from_bits, kth_largest, lowest_bit, widen
 from panscope.kernels.cpu.arrays import Buffers, array
-from panscope.kernels.cpu.bound import GROUP, can_screen, highest, lift, passing, row_bound
+from panscope.kernels.cpu.bound import GROUP, can_screen, highest, lift, lowest, passing, row_bound
 from panscope.kernels.cpu.compiled import inlined, kernel
 from panscope.kernels.cpu.product import Question, Screened, over_chunks, place
 from panscope.kernels.cpu.threads import Threads
@@ -108,8 +108,7 @@ def _candidates(  # noqa: PLR0913
     floor, count = LEAST, 0
     if k <= len(maxima):
         for g in range(len(maxima)):
-            raised = lift(g, a, c, z, terms)
-            keys[g] = bits_of(max((maxima[g] - raised) * (ONE - terms.rounding) - raised, ZERO))
+            keys[g] = bits_of(lowest(maxima[g], lift(g, a, c, z, terms), terms))
         floor = max(floor, from_bits(kth_largest(keys, len(maxima), k)))
     for g in range(len(maxima)):
         if maxima[g] * (ONE + terms.rounding) >= floor:

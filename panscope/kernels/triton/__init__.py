@@ -1,0 +1,103 @@
+"""The parts of a sparse step on a GPU, in Triton; cuBLAS does the one dense product.
+
+`TritonKernels` implements `backend.Kernels` for CUDA tensors, and for CPU tensors where TRITON_INTERPRET=1 was set
+before triton was imported. One idea a file:
+
+    rows         a batch or an encoder in the precision that screens, which is `half`
+    product      the screening product, by chunks; bound: how far off its scores can be
+    topk         groups -> kth -> gather -> rescore -> (scan) -> arrange -> choose
+    above        groups -> find -> rescore -> keep
+    reconstruct  decode, error, slopes
+    group        entries by latent
+    gradient     one row of a gradient; norm and update use it
+
+All arithmetic is float32: what is stored in half precision is widened when it is loaded. Sums have a fixed order and
+there are no atomic operations, so the same input gives the same bits.
+
+Shape letters: B rows, D width of a matrix (input or output), E output width, F latents, K codes a row, N entries.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+from torch import Tensor
+
+from panscope.kernels.backend import (
+    AdamStep,
+    Entries,
+    Finish,
+    Gradient,
+    Grouped,
+    InputRows,
+    Reconstruction,
+    Screen,
+)
+from panscope.kernels.triton import above, group, norm, reconstruct, rows, topk, update
+
+
+class TritonKernels:
+    """`Kernels` for GPUs; they screen in float16, see `half`."""
+
+    name = "triton"
+    description = f"Triton {triton.__version__}, float16 screens"
+
+    @torch.no_grad()
+    def rows(self, x: Tensor, centre: Tensor | None) -> InputRows:
+        """x - centre, its float16 copy and norms; float32 contiguous x is not copied where there is no centre."""
+        with torch.cuda.device_of(x):
+            return rows.rows(x, centre)
+
+    @torch.no_grad()
+    def screen(self, W_enc: Tensor) -> Screen:
+        """The screen of an encoder [F, D]."""
+        with torch.cuda.device_of(W_enc):
+            return rows.screen(W_enc)
+
+    @torch.no_grad()
+    def topk(
+        self, rows: InputRows, W_enc: Tensor, b_enc: Tensor, screen: Screen, k: int, norms: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Exact pre-activations and latents [B, K]; no wait for the device."""
+        with torch.cuda.device_of(W_enc):
+            return topk.topk(rows, W_enc, b_enc, screen, k, norms, topk.capacity(k))
+
+    @torch.no_grad()
+    def above(
+        self, rows: InputRows, W_enc: Tensor, b_enc: Tensor, screen: Screen, floor: Tensor, capacity: int
+    ) -> Entries | None:
+        """Every place above its floor; waits for the device once, for the number of entries."""
+        with torch.cuda.device_of(W_enc):
+            return above.above(rows, W_enc, b_enc, screen, floor, capacity)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, codes: Entries, W_dec: Tensor, base: Tensor, y: Tensor, weights: Tensor, ends: Sequence[int]
+    ) -> Reconstruction:
+        """Decode by prefixes, and differentiate."""
+        with torch.cuda.device_of(W_dec):
+            return reconstruct.reconstruct(codes, W_dec, base, y, weights, ends)
+
+    @torch.no_grad()
+    def group(self, latents: Tensor, width: int) -> Grouped:
+        """Entries by latent."""
+        with torch.cuda.device_of(latents):
+            return group.group(latents, width)
+
+    @torch.no_grad()
+    def squared_norm(self, W: Tensor, gradient: Gradient, project: bool) -> Tensor:
+        """[] float64."""
+        with torch.cuda.device_of(W):
+            return norm.squared_norm(W, gradient, project)
+
+    @torch.no_grad()
+    def update(self, W: Tensor, m: Tensor, v: Tensor, gradient: Gradient, adam: AdamStep, finish: Finish) -> None:
+        """One step of Adam in place."""
+        with torch.cuda.device_of(W):
+            update.update(W, m, v, gradient, adam, finish)
+
+
+def build(device: torch.device) -> TritonKernels:
+    """The kernels for one GPU, or for Triton's interpreter if `device` is the CPU."""
+    assert device.type in ("cuda", "cpu"), f"Triton's kernels do not run on {device}"
+    return TritonKernels()

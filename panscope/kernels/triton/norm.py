@@ -1,0 +1,55 @@
+"""The sum of squares of a whole gradient, without the gradient: for clipping.
+
+Shape letters: F latents, D width of the matrix.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from panscope.kernels.backend import Gradient
+from panscope.kernels.triton import launch
+from panscope.kernels.triton.gradient import entries_row, others_row, parts
+
+_BLOCK = 8192
+"""Columns at a time."""
+
+
+def squared_norm(W: Tensor, gradient: Gradient, project: bool) -> Tensor:
+    """[] float64: each latent's sum in float32, over latents in float64; W [F, D]."""
+    count, width = W.shape
+    launch.checked("W", W, count, width)
+    squares = torch.empty(count, dtype=torch.float32, device=W.device)
+    block = min(_BLOCK, launch.padded(width))
+    _squares[(count,)](
+        W, squares, width, *parts(W, gradient), PROJECT=project, BLOCK=block, num_warps=launch.warps(block)
+    )
+    return squares.sum(dtype=torch.float64)
+
+
+@triton.jit
+def _squares(  # noqa: PLR0913
+    W, squares, D, starts, coefficients, places, source, sums, shift, radial, extra_index, extra,
+    PROJECT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    f = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, BLOCK)
+    along = 0.0
+    if PROJECT:
+        for first in range(0, D, BLOCK):
+            column = first + lane
+            g = entries_row(f, column, D, starts, coefficients, places, source, sums, shift, BLOCK)
+            w = tl.load(W + f * D + column, mask=column < D, other=0.0)
+            g = others_row(g, w, f, column, D, radial, extra_index, extra)
+            along += tl.sum(g * w, axis=0)
+    total = 0.0
+    for first in range(0, D, BLOCK):
+        column = first + lane
+        g = entries_row(f, column, D, starts, coefficients, places, source, sums, shift, BLOCK)
+        w = tl.load(W + f * D + column, mask=column < D, other=0.0)
+        g = others_row(g, w, f, column, D, radial, extra_index, extra)
+        if PROJECT:
+            g -= along * w
+        total += tl.sum(g * g, axis=0)
+    tl.store(squares + f, total)
