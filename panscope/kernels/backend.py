@@ -1,8 +1,9 @@
 """What a training step asks of a machine: the parts of a sparse step, each implemented for the CPU and for GPUs.
 
-The one dense product of a step, rows times encoder, runs in bfloat16 and only screens: it finds candidates, with a
-bound on its error. Exact float32 pre-activations of the candidates decide. Everything after touches active places
-alone, and weight gradients are formed latent by latent inside the update, so that no [F, D] gradient is ever in memory.
+The one dense product of a step, rows times encoder, runs in half precision (bfloat16 on a CPU, scaled float16 on a GPU)
+and only screens: it finds candidates, with a bound on its error. Exact float32 pre-activations of the candidates
+decide. Everything after touches active places alone, and weight gradients are formed latent by latent inside the
+update, so that no [F, D] gradient is ever in memory.
 
 Shape letters: B rows, D width of a matrix (input or output), E output width, F latents, K codes a row, N entries
 (places of a batch where a latent is active, row after row), M rows of a source, P prefixes.
@@ -22,7 +23,7 @@ class InputRows:
     x: Tensor
     """[B, D] float32."""
     low: Tensor
-    """[B, D] bfloat16; where the screen is float32, `x` itself."""
+    """[B, D] in the kernels' own half precision; where the screen is float32, `x` itself."""
     size: Tensor
     """[B] the norm of each row of x."""
     lost: Tensor
@@ -34,7 +35,7 @@ class Screen:
     """An encoder in the precision that screens, and what its rounding can cost; follows W_enc from update to update."""
 
     low: Tensor
-    """[F, D] bfloat16; where the screen is float32, W_enc itself."""
+    """[F, D] as `InputRows.low`; where the screen is float32, W_enc itself."""
     size: Tensor
     """[F] the norm of each row of W_enc."""
     lost: Tensor

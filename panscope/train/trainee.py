@@ -50,16 +50,25 @@ class Trainee:
         self.config = config
         self.steps = steps
         device = coder.W_enc.device
-        self.is_sparse = kernels is not None
+        self._kernels = kernels
         self._way = Way(kernels)
         self._optimiser = Optimiser(coder, config, scaled=kernels is None)
         self._autocast = None if kernels is not None or config.precision == "float32" else config.precision
         self.clock = DeadClock(coder.config.width, config.dead_window, device)
         self.meter = Meter(coder.config.d_out, device)
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether it has sparse kernels to learn with."""
+        return self._kernels is not None
+
     def step(self, batch: ActivationBatch, step: int) -> None:
         """Learn from one batch alone; `step` counts from 0."""
-        self.learn(SharedBatch(batch), step)
+        shared = SharedBatch(batch)
+        if self._kernels is None:
+            self.learn(shared, step)
+        else:
+            self._kernels.side_by_side(lambda _: self.learn(shared, step), 1)
 
     def learn(self, batch: SharedBatch, step: int) -> None:
         """Learn from a batch that other coders learn from too; `step` counts from 0.

@@ -157,7 +157,7 @@ def test_every_logged_line_is_whole_and_learning_helps(run: RunFolder):
     records = [json.loads(line) for line in text.splitlines()]
     assert records == JsonLines(run.train_log).read()
     fields = {"step", "rows", "rows_per_second", "coder", "loss", "fvu", "l0", "dead_fraction", "dead_window"}
-    assert all(set(record) == fields | {"learning_rate", "sparsity"} for record in records)
+    assert all(set(record) == fields | {"learning_rate", "sparsity", "way"} for record in records)
     for name in NAMES:
         own = [record for record in records if record["coder"] == name]
         steps = [record["step"] for record in own]

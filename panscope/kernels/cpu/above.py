@@ -17,7 +17,7 @@ from panscope.kernels.cpu.arithmetic import LEAST, dots, lowest_bit, widen
 from panscope.kernels.cpu.arrays import Buffers, array
 from panscope.kernels.cpu.bound import GROUP, can_screen, highest, lift, passing, row_bound
 from panscope.kernels.cpu.compiled import inlined, kernel
-from panscope.kernels.cpu.product import Question, Screened, over_chunks, place
+from panscope.kernels.cpu.product import Question, Screened, over_chunks, place, promising
 from panscope.kernels.cpu.threads import Threads
 
 _FOUND = 1 << 16
@@ -27,6 +27,8 @@ _FOUND = 1 << 16
 class Work(NamedTuple):
     """Memory for one row, and for what several rows gave."""
 
+    groups: Any
+    """[F] int64."""
     candidates: Any
     """[F] int64 latents, rising."""
     chosen: Any
@@ -42,7 +44,12 @@ class Work(NamedTuple):
 def work(buffers: Buffers, latents: int) -> Work:
     """This thread's."""
     found, one, whole = max(latents, _FOUND), torch.float32, torch.int64
-    shapes = {"candidates": (latents, whole), "chosen": (latents + 3, whole), "pre": (latents, one)}
+    shapes = {
+        "groups": (latents, whole),
+        "candidates": (latents, whole),
+        "chosen": (latents + 3, whole),
+        "pre": (latents, one),
+    }
     shapes |= {"latents": (found, whole), "values": (found, one)}
     return Work(**{name: buffers.array(name, (size,), dtype) for name, (size, dtype) in shapes.items()})
 
@@ -144,19 +151,19 @@ def _rows(  # noqa: PLR0913
 @inlined
 def _candidates(screened: Any, b: Any, a: Any, c: Any, z: Any, terms: Any, work: Any) -> Any:
     """List the places of row b that may be above their floor; how many there are."""
-    maxima, count = screened.maxima[b - screened.first], 0
-    for g in range(len(maxima)):
-        if maxima[g] > 0:
-            first = place(screened, b, g * GROUP, len(terms.scale))
-            word = passing(screened.products, first, g * GROUP, lift(g, a, c, z, terms), terms, LEAST)
-            while word != 0:
-                n = lowest_bit(word)
-                word = np.int32(word & (word - 1))
-                f = g * GROUP + n
-                score = widen(screened.products[first + n]) * terms.scale[f] + terms.shift[f]
-                if highest(f, score, a, c, z, terms) > 0:
-                    work.candidates[count], work.chosen[count] = f, count
-                    count += 1
+    count = 0
+    for i in range(promising(screened, b, LEAST, terms, work.groups)):
+        g = work.groups[i]
+        first = place(screened, b, g * GROUP, len(terms.scale))
+        word = passing(screened.products, first, g * GROUP, lift(g, a, c, z, terms), terms, LEAST)
+        while word != 0:
+            n = lowest_bit(word)
+            word = np.int32(word & (word - 1))
+            f = g * GROUP + n
+            score = widen(screened.products[first + n]) * terms.scale[f] + terms.shift[f]
+            if highest(f, score, a, c, z, terms) > 0:
+                work.candidates[count], work.chosen[count] = f, count
+                count += 1
     return count
 
 

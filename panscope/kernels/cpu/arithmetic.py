@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from panscope.kernels.cpu.compiled import inlined
@@ -60,6 +61,23 @@ def _count_trailing_zeros(_: Any, word: Any) -> Any:
 
 lowest_bit: Any = intrinsic(_count_trailing_zeros)
 """The place, from 0, of the lowest bit that is set in an int32 other than 0."""
+
+
+def _prefetch(_: Any, array: Any, place: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        data = context.make_array(array)(context, builder, arguments[0]).data
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), pointer)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [address, word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+prefetch: Any = intrinsic(_prefetch)
+"""Have the cache fetch what is at this place of a one-dimensional array, without waiting for it."""
 
 
 @inlined
@@ -118,8 +136,8 @@ def dots(x: Any, rows: Any, latents: Any, chosen: Any, count: Any, found: Any) -
 def kth_largest(keys: Any, count: Any, k: Any) -> Any:
     """A threshold that at least k of the first `count` keys reach; more than k only where keys are equal to it.
 
-    keys int32, none negative, with room for 63 more; 1 <= k <= count. Bisects by counting, which vectorises: for a few
-    hundred keys several times faster than quickselect.
+    keys int32, none negative, with room for 63 more; k >= 1; 0 where there are fewer than k keys. Bisects by counting,
+    which vectorises: for a few hundred keys several times faster than quickselect.
     """
     padded = (count + 63) & ~63
     keys[count:padded] = 0

@@ -57,11 +57,8 @@ class CpuKernels:
 
     def side_by_side(self, work: Callable[[int], None], count: int) -> None:
         """With few pieces one after another, so that all threads work on each."""
-        if count >= _ENOUGH * self._threads.count:
-            self._threads.run(work, count)
-            return
-        for number in range(count):
-            work(number)
+        deal = self._threads.run if count >= _ENOUGH * self._threads.count else self._threads.alone
+        deal(work, count)
 
     def rows(self, x: Tensor, centre: Tensor | None) -> InputRows:
         """x - centre: x [B, D] of any floating dtype, centre [D] or None."""

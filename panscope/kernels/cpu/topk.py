@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panscope.kernels.cpu.arithmetic import LEAST, ONE, ZERO, bits_of, dots, from_bits, kth_largest, lowest_bit, widen
+from panscope.kernels.cpu.arithmetic import LEAST, ZERO, bits_of, dots, from_bits, kth_largest, lowest_bit, widen
 from panscope.kernels.cpu.arrays import Buffers, array
 from panscope.kernels.cpu.bound import GROUP, can_screen, highest, lift, lowest, passing, row_bound
 from panscope.kernels.cpu.compiled import inlined, kernel
-from panscope.kernels.cpu.product import Question, Screened, over_chunks, place
+from panscope.kernels.cpu.product import Question, Screened, over_chunks, place, promising
 from panscope.kernels.cpu.threads import Threads
 
 
@@ -104,23 +104,21 @@ def _candidates(  # noqa: PLR0913
     screened: Any, b: Any, a: Any, c: Any, z: Any, terms: Any, k: Any, work: Any
 ) -> Any:
     """List the places of row b that may be among its k best; how many there are."""
-    maxima, keys, latents = screened.maxima[b - screened.first], work.keys, len(terms.scale)
-    floor, count = LEAST, 0
-    if k <= len(maxima):
-        for g in range(len(maxima)):
-            keys[g] = bits_of(lowest(maxima[g], lift(g, a, c, z, terms), terms))
-        floor = max(floor, from_bits(kth_largest(keys, len(maxima), k)))
+    maxima, keys = screened.maxima[b - screened.first], work.keys
     for g in range(len(maxima)):
-        if maxima[g] * (ONE + terms.rounding) >= floor:
-            first = place(screened, b, g * GROUP, latents)
-            word = passing(screened.products, first, g * GROUP, lift(g, a, c, z, terms), terms, floor)
-            while word != 0:
-                n = lowest_bit(word)
-                word = np.int32(word & (word - 1))
-                f = g * GROUP + n
-                work.candidates[count], work.score[count] = f, ZERO
-                work.screened[count] = widen(screened.products[first + n]) * terms.scale[f] + terms.shift[f]
-                count += 1
+        keys[g] = bits_of(lowest(maxima[g], lift(g, a, c, z, terms), terms))
+    floor, count = max(LEAST, from_bits(kth_largest(keys, len(maxima), k))), 0
+    for i in range(promising(screened, b, floor, terms, work.chosen)):
+        g = work.chosen[i]
+        first = place(screened, b, g * GROUP, len(terms.scale))
+        word = passing(screened.products, first, g * GROUP, lift(g, a, c, z, terms), terms, floor)
+        while word != 0:
+            n = lowest_bit(word)
+            word = np.int32(word & (word - 1))
+            f = g * GROUP + n
+            work.candidates[count], work.score[count] = f, ZERO
+            work.screened[count] = widen(screened.products[first + n]) * terms.scale[f] + terms.shift[f]
+            count += 1
     return count
 
 

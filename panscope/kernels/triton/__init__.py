@@ -17,7 +17,7 @@ there are no atomic operations, so the same input gives the same bits.
 Shape letters: B rows, D width of a matrix (input or output), E output width, F latents, K codes a row, N entries.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
@@ -41,6 +41,11 @@ class TritonKernels:
 
     name = "triton"
     description = f"Triton {triton.__version__}, float16 screens"
+
+    def side_by_side(self, work: Callable[[int], None], count: int) -> None:
+        """Call work(0) ... work(count - 1) one after the other: a GPU has enough to do with each."""
+        for number in range(count):
+            work(number)
 
     @torch.no_grad()
     def rows(self, x: Tensor, centre: Tensor | None) -> InputRows:

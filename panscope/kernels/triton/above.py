@@ -38,6 +38,8 @@ def above(
     count, (width, inputs) = len(rows.x), W_enc.shape
     launch.checked("x", rows.x, count, inputs)
     launch.checked("W_enc", W_enc, width, inputs)
+    launch.checked("b_enc", b_enc, width)
+    launch.checked("floor", floor, width)
     room = min(count * width, max(width, min(capacity + capacity // 2 + _SPARE, _MOST)))
     starts, latents, of_row = _candidates(rows, screen, b_enc, floor, room)
     pre = torch.empty(room, dtype=torch.float32, device=rows.x.device)

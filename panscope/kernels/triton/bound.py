@@ -76,8 +76,8 @@ def screened(rows: InputRows, screen: Screen, latent: Latent, beside: int) -> It
 def of_row(size, lost, sums):
     """What a row multiplies a latent's norm by, and its loss (both 0 for a row of zeros), and its product."""
     near = size + lost
-    for_size = _MORE * (tl.fma(sums, near, lost) + tl.where(near > 0, 1e-16, 0.0))
-    return for_size, _MORE * near * (1.0 + sums), unscale(size)
+    for_size = (tl.fma(sums, near, lost) + tl.where(near > 0, 1e-16, 0.0)) * _MORE
+    return for_size, near * _MORE * (1.0 + sums), unscale(size)
 
 
 @triton.jit

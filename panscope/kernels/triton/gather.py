@@ -56,7 +56,7 @@ def gather(screened: Screened, tops: Tensor, group: int, low: Tensor, high: Tens
 
 @triton.jit
 def _gather(  # noqa: PLR0913
-    scores, tops, b_enc, sizes, losts, against, row_sizes, row_losts, lows, highs, listed, lists, filled,
+    product, tops, b_enc, sizes, losts, against, row_sizes, row_losts, lows, highs, listed, lists, filled,
     F, G, C, sums, GROUP: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -65,7 +65,7 @@ def _gather(  # noqa: PLR0913
     size, lost, held = tl.load(row_sizes + row), tl.load(row_losts + row), tl.load(filled + row)
     for first in range(0, groups * GROUP, TILE):
         f = members(listed + row * G, first, groups, F, GROUP, TILE)
-        best = ordered(scores + row * F, f, f < F, b_enc, sizes, losts, against, size, lost, sums, False)
+        best = ordered(product + row * F, f, f < F, b_enc, sizes, losts, against, size, lost, sums, False)
         found = (best >= low) & (best > 0)
         if highs is not None:
             found = found & (best < tl.load(highs + row))

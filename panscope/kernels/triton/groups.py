@@ -35,7 +35,7 @@ def tops(screened: Screened, group: int, floor: bool) -> Tensor:
 
 @triton.jit
 def _tops(  # noqa: PLR0913
-    scores, b_enc, sizes, losts, against, row_sizes, row_losts, found, R, F, G, across, sums,
+    product, b_enc, sizes, losts, against, row_sizes, row_losts, found, R, F, G, across, sums,
     GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, FLOOR: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
@@ -46,10 +46,10 @@ def _tops(  # noqa: PLR0913
     begin = (program // across) * ROWS
     for row in range(begin, begin + ROWS, 4):
         # Four rows are loaded before the first is looked at, so that memory is never waited for row by row.
-        s0, size0, lost0 = _row(scores, row_sizes, row_losts, row, f, R, F)
-        s1, size1, lost1 = _row(scores, row_sizes, row_losts, row + 1, f, R, F)
-        s2, size2, lost2 = _row(scores, row_sizes, row_losts, row + 2, f, R, F)
-        s3, size3, lost3 = _row(scores, row_sizes, row_losts, row + 3, f, R, F)
+        s0, size0, lost0 = _row(product, row_sizes, row_losts, row, f, R, F)
+        s1, size1, lost1 = _row(product, row_sizes, row_losts, row + 1, f, R, F)
+        s2, size2, lost2 = _row(product, row_sizes, row_losts, row + 2, f, R, F)
+        s3, size3, lost3 = _row(product, row_sizes, row_losts, row + 3, f, R, F)
         top0 = _top(s0, size0, lost0, b, size, lost, undo, other, f < F, sums, FLOOR)
         top1 = _top(s1, size1, lost1, b, size, lost, undo, other, f < F, sums, FLOOR)
         top2 = _top(s2, size2, lost2, b, size, lost, undo, other, f < F, sums, FLOOR)
@@ -62,10 +62,10 @@ def _tops(  # noqa: PLR0913
 
 
 @triton.jit
-def _row(scores, row_sizes, row_losts, row, f, R, F):
-    """Scores of the latents f, norm and loss of a row; 0 beyond the last."""
+def _row(product, row_sizes, row_losts, row, f, R, F):
+    """Products with the latents f, norm and loss of a row; 0 beyond the last."""
     there = row < R
-    at = scores + tl.cast(row, tl.int64) * F
+    at = product + tl.cast(row, tl.int64) * F
     size = tl.load(row_sizes + row, mask=there, other=0.0)
     lost = tl.load(row_losts + row, mask=there, other=0.0)
     return tl.load(at + f, mask=(f < F) & there, other=0.0), size, lost

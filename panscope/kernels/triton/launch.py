@@ -25,5 +25,6 @@ def programs(device: torch.device, wanted: int, each: int = 8) -> int:
 def checked(name: str, tensor: Tensor, *shape: int) -> Tensor:
     """The tensor, after a check that it is what pointer arithmetic takes it for."""
     assert tensor.shape == shape, f"{name} is {tuple(tensor.shape)}, not {shape}"
+    assert tensor.dtype == torch.float32, f"{name} is {tensor.dtype}, not float32"
     assert tensor.is_contiguous(), f"{name} is not contiguous"
     return tensor

@@ -8,6 +8,7 @@ Shape letters: B rows, D input width, F latents, R rows of a chunk.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ _BYTES = 1 << 29
 """Of everything that a chunk's rows need."""
 _TILE = 256
 """Chunks are whole numbers of this many rows, for cuBLAS."""
+_SETTING = Lock()
+"""Held while torch's setting is changed: it is the process's, and several threads may step at once."""
 
 
 def chunks(rows: InputRows, screen: Screen, beside: int) -> Iterator[tuple[slice, Tensor]]:
@@ -41,9 +44,10 @@ def chunks(rows: InputRows, screen: Screen, beside: int) -> Iterator[tuple[slice
 def _full_sums() -> Iterator[None]:
     """Partial sums stay float32: cuBLAS may otherwise add them in float16, which the bound does not cover."""
     settings = torch.backends.cuda.matmul
-    before = settings.allow_fp16_reduced_precision_reduction
-    settings.allow_fp16_reduced_precision_reduction = False
-    try:
-        yield
-    finally:
-        settings.allow_fp16_reduced_precision_reduction = before
+    with _SETTING:
+        before = settings.allow_fp16_reduced_precision_reduction
+        settings.allow_fp16_reduced_precision_reduction = False
+        try:
+            yield
+        finally:
+            settings.allow_fp16_reduced_precision_reduction = before

@@ -30,6 +30,7 @@ def reconstruct(
     (count, width), prefixes = y.shape, len(ends)
     launch.checked("y", y, count, width)
     launch.checked("W_dec", W_dec, len(W_dec), width)
+    launch.checked("weights", weights, count)
     launch.checked("base", base, *((count, width) if base.dim() == 2 else (width,)))
     assert ends[-1] == len(W_dec), f"the last prefix ends at {ends[-1]}, not {len(W_dec)}"
     y_hat, pull = torch.empty_like(y), y.new_empty(prefixes * count, width)

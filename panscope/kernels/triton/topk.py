@@ -53,6 +53,7 @@ def topk(
     assert room >= k + TILE, f"lists of {room} cannot hold {k} codes and {TILE} more"
     launch.checked("x", rows.x, count, inputs)
     launch.checked("W_enc", W_enc, width, inputs)
+    launch.checked("b_enc", b_enc, width)
     latent = Latent(b_enc, screen.size, screen.lost, norms)
     pre = torch.empty(count, k, dtype=torch.float32, device=rows.x.device)
     latents = torch.empty(count, k, dtype=torch.int64, device=rows.x.device)

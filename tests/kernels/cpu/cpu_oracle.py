@@ -71,11 +71,20 @@ class Case:
 
 @st.composite
 def cases(draw_: st.DrawFn, rows: int = 9, width: int = 70, latents: int = 150) -> Case:
-    """Shapes that are multiples of nothing, numbers of every kind."""
+    """Shapes that are multiples of nothing, numbers of every kind; biases that leave next to nothing of a row too."""
     B, D, F = (draw_(st.integers(1, most)) for most in (rows, width, latents))
     of_x, of_W, seed = draw_(st.sampled_from(KINDS)), draw_(st.sampled_from(KINDS)), draw_(st.integers(0, 999))
-    bias = draw_(st.sampled_from([0.0, 1.0, 1000.0]))
-    return Case(draw(of_x, seed, B, D), draw(of_W, seed + 1, F, D), draw("normal", seed + 2, F) * bias)
+    x, W_enc, bias = draw(of_x, seed, B, D), draw(of_W, seed + 1, F, D), draw("normal", seed + 2, F)
+    match draw_(st.sampled_from(["none", "usual", "large", "cancelling"])):
+        case "none":
+            bias = torch.zeros(F)
+        case "large":
+            bias *= 1000
+        case "cancelling":
+            bias = -(x[0].double() @ W_enc.double().T).clamp(-1e38, 1e38).float()
+        case _:
+            pass
+    return Case(x, W_enc, bias)
 
 
 def topk(kernel: CpuKernels, case: Case, k: int, norms: Tensor | None = None) -> tuple[Tensor, Tensor]:

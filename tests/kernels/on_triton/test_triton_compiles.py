@@ -1,0 +1,36 @@
+"""Every kernel compiles for GPUs, which the interpreter does not show; no GPU is needed for that."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+NAMES = {
+    "_narrow", "_tops", "_kth", "_gather", "_lists", "_scan", "_arrange", "_choose", "_find", "_flat", "_keep",
+    "_reconstruct", "_sum_stretch", "_squares", "_update", "_update_wide",
+}  # fmt: skip
+MOST_SHARED = 99 << 10
+"""Bytes a program may have on the smallest of the GPUs that are meant."""
+MOST_LOCAL = 64
+"""Bytes a thread may spill; the walk of `_scan` is rare and may more."""
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_every_kernel_compiles(device: torch.device, tmp_path: Path, architecture: int) -> None:
+    script = Path(__file__).parent / "compile_for_gpu.py"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, script, str(architecture)],
+        capture_output=True, text=True, check=False,
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {kernel["name"] for kernel in found} == NAMES
+    for kernel in found:
+        assert kernel["shared"] <= MOST_SHARED, kernel
+        assert kernel["stack"] <= MOST_LOCAL or kernel["name"] == "_scan", kernel
