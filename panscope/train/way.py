@@ -20,7 +20,7 @@ class Way:
     """How one coder's objective is computed; without `kernels` always by the reference."""
 
     def __init__(self, kernels: Kernels | None) -> None:
-        self._sparse = None if kernels is None else SparseOps(kernels)
+        self._sparse = None if kernels is None else SparseOps(kernels, DENSEST)
         self._dense = DenseOps()
         self._dense_now = False
         self._name = "reference" if kernels is None else "sparse"
