@@ -12,8 +12,8 @@ from panscope.suite.plan import Plan
 from panscope.types import UserError
 
 PAYS_FROM = 2e9
-"""Floating-point operations of a step's dense products below which `auto` stays with the reference: the sparse step's
-fixed cost, about a millisecond of Python, is more than they take (docs/performance.md)."""
+"""Floating-point operations of a step's dense products below which `auto` stays with the reference: a sparse step has a
+fixed cost of about a millisecond of Python. Chosen, not tuned."""
 
 
 @dataclass(frozen=True)

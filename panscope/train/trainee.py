@@ -73,7 +73,8 @@ class Trainee:
     def learn(self, batch: SharedBatch, step: int) -> None:
         """Learn from a batch that other coders learn from too; `step` counts from 0.
 
-        Nothing is read back from the device, but for float16's scale and the number of entries of a ragged code.
+        Of the device's results only few are waited for: float16's scale, the number of entries of a ragged code,
+        BatchTopK's guess, AuxK's dead latents and, while the dense way is taken, how many places it needed.
         """
         with record_function("panscope::rows"):
             shared = batch.normalised(self.wiring, self.normaliser)
