@@ -15,7 +15,7 @@ from torch import Tensor
 from panscope.kernels.backend import Entries
 from panscope.kernels.cpu.arithmetic import LEAST, dots, lowest_bit, widen
 from panscope.kernels.cpu.arrays import Buffers, array
-from panscope.kernels.cpu.bound import GROUP, can_screen, highest, lift, passing, row_bound
+from panscope.kernels.cpu.bound import GROUP, can_screen, everything, highest, lift, passing, row_bound
 from panscope.kernels.cpu.compiled import inlined, kernel
 from panscope.kernels.cpu.product import Question, Screened, over_chunks, place, promising
 from panscope.kernels.cpu.threads import Threads
@@ -137,7 +137,7 @@ def _rows(  # noqa: PLR0913
             continue
         a, c, z = row_bound(size[b], lost[b], terms)
         screens = can_screen(size[b], a, c, terms)
-        asked = _candidates(screened, b, a, c, z, terms, work) if screens else _everything(len(W_enc), work)
+        asked = _candidates(screened, b, a, c, z, terms, work) if screens else everything(len(W_enc), work)
         if found + asked > len(work.latents):
             return b, found, may_waste
         counts[b] = _keep(x[b], W_enc, b_enc, floor, asked, found, work)
@@ -165,15 +165,6 @@ def _candidates(screened: Any, b: Any, a: Any, c: Any, z: Any, terms: Any, work:
                 work.candidates[count], work.chosen[count] = f, count
                 count += 1
     return count
-
-
-@inlined
-def _everything(latents: Any, work: Any) -> Any:
-    """List every place of a row; how many there are."""
-    for f in range(latents):
-        work.candidates[f] = f
-        work.chosen[f] = f
-    return latents
 
 
 @inlined

@@ -170,3 +170,12 @@ def _reaching(products: Any, place: Any, f: Any, count: Any, raised: Any, terms:
         score = widen(some[n]) * scale[n] + shift[n]
         word = np.int32(word | (np.int32(score + terms.rounding * abs(score) + raised >= floor) << n))
     return word
+
+
+@inlined
+def everything(latents: Any, work: Any) -> Any:
+    """List and choose every place of a row, where no bound can leave one out; how many there are."""
+    for f in range(latents):
+        work.candidates[f] = f
+        work.chosen[f] = f
+    return latents

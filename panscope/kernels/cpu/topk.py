@@ -16,7 +16,7 @@ from torch import Tensor
 
 from panscope.kernels.cpu.arithmetic import LEAST, ZERO, bits_of, dots, from_bits, kth_largest, lowest_bit, widen
 from panscope.kernels.cpu.arrays import Buffers, array
-from panscope.kernels.cpu.bound import GROUP, can_screen, highest, lift, lowest, passing, row_bound
+from panscope.kernels.cpu.bound import GROUP, can_screen, everything, highest, lift, lowest, passing, row_bound
 from panscope.kernels.cpu.compiled import inlined, kernel
 from panscope.kernels.cpu.product import Question, Screened, over_chunks, place, promising
 from panscope.kernels.cpu.threads import Threads
@@ -93,7 +93,7 @@ def _rows(  # noqa: PLR0913
             if may_waste < 0:
                 return b
         else:
-            count = chosen = _everything(len(W_enc), work)
+            count = chosen = everything(len(W_enc), work)
         _rescore(x[b], W_enc, b_enc, terms, chosen, work)
         _keep(count, k, work, values[b], places[b])
     return end
@@ -149,15 +149,6 @@ def _others(  # noqa: PLR0913
             work.chosen[chosen] = j
             chosen += 1
     return chosen
-
-
-@inlined
-def _everything(latents: Any, work: Any) -> Any:
-    """Choose every place of a row; how many."""
-    for f in range(latents):
-        work.candidates[f] = f
-        work.chosen[f] = f
-    return latents
 
 
 @inlined
