@@ -10,7 +10,7 @@ from panscope.types import UserError
 
 TABLE = facts.FOLDER / "gpus.toml"
 GIB = 2**30
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 
 
 class Gpu(Config):
@@ -36,7 +36,7 @@ class Gpu(Config):
         return round(self.memory_gb * GIB)
 
     def flops(self, precision: Precision) -> float:
-        """Peak FLOP/s of a matrix product. float32 means float32: PyTorch uses tf32 only where it is switched on."""
+        """Peak FLOP/s of a matrix product. float32 means float32, not tf32."""
         return getattr(self, precision) * 1e12
 
 

@@ -17,6 +17,8 @@ UTILISATION = 0.5
 """Share of the peak that matrix products reach: Gemma Scope measured 50.8 % for a whole step."""
 BANDWIDTH_SHARE = 0.85
 """Share of the memory bandwidth that a streaming kernel such as Adam's reaches."""
+HALVES = ("bfloat16", "float16")
+"""The precisions that weights are cast to for a step."""
 _ADAM_BYTES = 36
 """Each step moves of each parameter: weight and two moments read and written (24), the gradient zeroed, written and
 read (12)."""
@@ -34,7 +36,7 @@ class Step:
 def adam_bytes(planned: PlannedCoder) -> int:
     """Bytes that one update moves: 36 a parameter, 2 more to cast it to 16 bits, 8 more for an average of it."""
     training = planned.training
-    cast = 0 if training.precision == "float32" else 2
+    cast = 2 if training.precision in HALVES else 0
     average = 0 if training.average_decay is None else 8
     return (_ADAM_BYTES + cast + average) * parameters(planned.coder)
 
@@ -90,6 +92,6 @@ def sharding(planned: PlannedCoder, batch: int, gpus: int, gpu: Gpu) -> Sharding
 
 def _memory_bound(planned: PlannedCoder, rows: int, gpu: Gpu) -> bool:
     precision = planned.training.precision
-    of_weight = 4 if precision == "float32" else 2
+    of_weight = 2 if precision in HALVES else 4
     intensity = 2 * rows_of_a_step(planned, rows) / of_weight
     return intensity < gpu.flops(precision) / (gpu.bandwidth_gb_s * 1e9)

@@ -17,6 +17,9 @@ from panscope.train.losses import Loss
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+
+
 class TrainingConfig(Config):
     """How one coder is trained. Steps are steps of this run: a plan has already fitted them to its length."""
 
@@ -55,9 +58,9 @@ class TrainingConfig(Config):
     """Scale the coder's whole gradient down to this norm where it is longer; left out, never."""
     average_decay: float | None = Field(default=None, gt=0, lt=1)
     """Save an exponential average of the weights, with this decay a step; left out, the last weights."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the products inside a step (torch.autocast); weights, moments and losses stay float32. float16 scales the
-    loss so that small gradients survive."""
+    precision: Precision = "float32"
+    """Of the products inside a step; weights, moments and losses stay float32. tf32 needs an NVIDIA GPU, bfloat16 and
+    float16 are torch.autocast's, and float16 scales the loss so that small gradients survive."""
     dead_window: int = Field(default=10_000_000, gt=0)
     """A latent is called dead when it was not active on this many tokens in a row, at any of its sites."""
     active_above: float = Field(default=0.0, ge=0)

@@ -5,7 +5,6 @@ A step is: rows of its sites, normalised -> loss -> gradients -> (parallel part 
 Shape letters: B rows of a batch, E output width.
 """
 
-import contextlib
 import math
 from typing import Any
 
@@ -23,7 +22,8 @@ from panscope.train import schedule
 from panscope.train.median import geometric_median
 from panscope.train.meters import DeadClock, Meter
 from panscope.train.optimiser import Optimiser
-from panscope.train.schedule import TrainingConfig
+from panscope.train.precision import check_precision, forward_in, step_in
+from panscope.train.schedule import Precision, TrainingConfig
 from panscope.train.shared import SharedBatch
 from panscope.train.way import Way
 from panscope.types import ActivationBatch, NonFiniteError
@@ -53,7 +53,8 @@ class Trainee:
         self._kernels = kernels
         self._way = Way(kernels)
         self._optimiser = Optimiser(coder, config, scaled=kernels is None)
-        self._autocast = None if kernels is not None or config.precision == "float32" else config.precision
+        check_precision(config.precision, device, name)
+        self._precision: Precision = "float32" if kernels is not None else config.precision
         self.clock = DeadClock(coder.config.width, config.dead_window, device)
         self.meter = Meter(coder.config.d_out, device)
 
@@ -82,11 +83,12 @@ class Trainee:
         rows = Rows(shared.x, shared.y, weights, self.clock.dead(), shared.prepared)
         if step == 0:
             self._begin(shared.raw_y, rows)
-        with self._precision():
-            sparsity = schedule.sparsity(self.config, self.coder.config.sparsity, step)
-            objective = self._way.objective(self.coder, rows, sparsity)
+        sparsity = schedule.sparsity(self.config, self.coder.config.sparsity, step)
         rate = schedule.learning_rate(self.config, step, self.steps)
-        self._optimiser.step(objective.loss, rate, self._way.sparse)
+        with step_in(self._precision):
+            with forward_in(self._precision, self.coder.W_enc.device):
+                objective = self._way.objective(self.coder, rows, sparsity)
+            self._optimiser.step(objective.loss, rate, self._way.sparse)
         self._way.stepped()
         with record_function("panscope::meters"):
             self.coder.track(objective)
@@ -98,12 +100,6 @@ class Trainee:
         if self.config.b_dec_init != "zero":
             raw = self.config.b_dec_init == "geometric_median_raw"
             self.coder.b_dec.copy_(geometric_median(raw_y if raw else rows.y))
-
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        """Of the reference's products; sparse kernels decide in float32 whatever they screen with."""
-        if self._autocast is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.coder.W_enc.device.type, getattr(torch, self._autocast))
 
     def _count(self, batch: SharedBatch, objective: Objective) -> None:
         self.clock.update(objective.latents.firings(self.config.active_above), len(batch))
