@@ -84,7 +84,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"the file {str(path)!r} does not exist; give the path of a suite file") from None
     except IsADirectoryError:
         raise UserError(f"{str(path)!r} is a folder; give the path of a suite file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"the file {str(path)!r} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"the file {str(path)!r} is not TOML: {error}") from None
 
 

@@ -50,7 +50,13 @@ def test_only_one_file_registers_hooks() -> None:
     assert [path.relative_to(REPOSITORY).as_posix() for path in hooking] == ["panscope/lms/hooks.py"]
 
 
-HOMES = {"transformers": "lms", "datasets": "data", "numba": "kernels/cpu", "triton": "kernels/triton"}
+HOMES = {
+    "transformers": "lms",
+    "datasets": "data",
+    "numba": "kernels/cpu",
+    "triton": "kernels/triton",
+    "obstore": "activations/store",
+}
 
 
 @pytest.mark.parametrize("name", HOMES)

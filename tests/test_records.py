@@ -253,6 +253,73 @@ def test_open_refuses_what_is_no_run(tmp_path: Path) -> None:
     assert RunFolder.open(run.path).path == run.path
 
 
+def test_a_run_that_ended_before_its_first_file_is_in_nobodys_way(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    (run.path / records.LOCK).touch()
+    (run.path / ".suite.toml.12.tmp").write_text("half")
+    assert RunFolder.create(run.path).path == run.path
+    (run.path / "mine").touch()
+    with pytest.raises(UserError, match="already exists"):
+        RunFolder.create(run.path)
+
+
+def test_a_coder_without_its_configuration_is_named(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    records.write_text(run.coder("a") / "weights.safetensors", "")
+    with pytest.raises(UserError, match=r"coders/a' has no config\.json: take an undamaged copy, or delete status"):
+        run.coder_names()
+
+
+def test_a_suite_that_was_changed_is_refused_until_its_first_line_goes(tmp_path: Path) -> None:
+    path = tmp_path / "suite.toml"
+    records.write_sealed_toml(path, {"tokens": 5, "model": {"path": "m"}})
+    assert records.read_sealed_toml(path) == {"tokens": 5, "model": {"path": "m"}}
+    path.write_text(path.read_text().replace("tokens = 5", "tokens = 6"))
+    with pytest.raises(UserError, match=r"suite\.toml' was changed since the run began.*delete that line to go on"):
+        records.read_sealed_toml(path)
+    path.write_text(path.read_text().partition("\n")[2])
+    assert records.read_sealed_toml(path) == {"tokens": 6, "model": {"path": "m"}}
+
+
+def test_json_without_a_seal_may_be_of_an_older_version(tmp_path: Path) -> None:
+    records.write_json(tmp_path / "a.json", {"stage": "done"})
+    with pytest.raises(UserError, match=r"a\.json' carries no checksum.*or of an older version; delete it$"):
+        records.read_sealed(tmp_path / "a.json", then="delete it")
+    records.write_sealed(tmp_path / "a.json", {"stage": "done", "x": (1, math.nan)})
+    assert records.read_sealed(tmp_path / "a.json") == {"stage": "done", "x": [1, None]}
+
+
+def test_a_log_goes_back_only_to_what_it_was(tmp_path: Path) -> None:
+    log = JsonLines(tmp_path / "train.jsonl")
+    nothing = log.mark()
+    log.append([{"step": 1}])
+    mark = log.mark()
+    log.append([{"step": 2}])
+    log.take_back(mark)
+    assert log.read() == [{"step": 1}]
+    log.path.write_text('{"step": 7}\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"train\.jsonl' is damaged or lacks lines"):
+        log.take_back(mark)
+    log.path.write_text("")
+    with pytest.raises(UserError, match="lacks lines"):
+        log.take_back(mark)
+    log.take_back(nothing)
+    log.path.unlink()
+    log.take_back(mark)
+    assert log.read() == []
+
+
+def test_the_log_of_a_run_is_compared_with_its_status(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    JsonLines(run.train_log).append([{"step": 1, "loss": 0.25}])
+    run.write_status("done")
+    JsonLines(run.train_log).append([{"step": 2, "loss": 0.5}])
+    assert run.read_log() == [{"step": 1, "loss": 0.25}, {"step": 2, "loss": 0.5}]
+    run.train_log.write_text('{"step": 1, "loss": 0.35}\n')
+    with pytest.raises(UserError, match=r"train\.jsonl' is damaged"):
+        run.read_log()
+
+
 def test_only_finished_coders_are_listed(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run")
     assert run.coder_names() == []

@@ -7,34 +7,15 @@ came long after it. Each order depends on the seed and on how many came before i
 Shape letters: B rows of a batch, C capacity in rows.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from panscope.activations.buffer import RowBuffer, RowLine
-from panscope.activations.live import Special
 from panscope.activations.source import RowSource
-from panscope.config import Config
 from panscope.data.order import generator
 from panscope.types import ActivationBatch, UserError
-
-
-class ActivationsConfig(Config):
-    """Where rows come from and how they are shuffled."""
-
-    source: Literal["live"] = "live"
-    """`live`: the language model runs while the coders are trained."""
-    shuffle: Literal["buckets", "pool"] = "buckets"
-    """`buckets`: gather, shuffle, hand out all; `pool`: hand out half, fill up, shuffle."""
-    special_tokens: Special = "drop"
-    """`drop`: BOS, EOS and the like give no rows; legacy, `zero`: rows of zeros, as the Multi-Layer SAE's code."""
-    buffer_rows: int | None = Field(default=None, ge=1)
-    """Rows held and shuffled together, at least one training batch; left out, the plan takes 1,000,000, or fewer where
-    those would need more than a quarter of the memory."""
-    norm_rows: int = Field(default=32_768, ge=1)
-    """Rows on which the size of the activations is measured before training."""
 
 
 class BucketShuffle:
@@ -44,9 +25,14 @@ class BucketShuffle:
     no rows: loading it gathers the bucket again from the source.
     """
 
-    def __init__(self, source: RowSource, *, rows: int, batch: int, seed: int):
-        """Shuffle the rows of `source`; raises UserError if `rows` is fewer than `batch`."""
+    def __init__(self, source: RowSource, *, rows: int, batch: int, seed: int, keep_rest: bool = False):
+        """Shuffle the rows of `source`; with `keep_rest` the very last batch may be smaller, and no row is lost.
+
+        Raises UserError if `rows` is fewer than `batch`.
+        """
         self._capacity = _whole_batches(rows, batch) * batch
+        self._keep_rest = keep_rest
+        self.device = source.device
         self._line, self._buffer = RowLine(source), RowBuffer(self._capacity, source.device)
         self._batch, self._seed = batch, seed
         self._start = self._line.state_dict()
@@ -64,7 +50,7 @@ class BucketShuffle:
             self._bucket, self._given = self._bucket + 1, 0
             order = self._gather()
         first = self._given * self._batch
-        if first + self._batch > len(order):
+        if first + (1 if self._keep_rest else self._batch) > len(order):
             raise StopIteration
         self._given += 1
         return self._buffer.read(order[first : first + self._batch])
@@ -100,6 +86,7 @@ class PoolShuffle:
         batches = _whole_batches(rows, batch)
         self._capacity = batches * batch
         self._half = (batches + 1) // 2 * batch
+        self.device = source.device
         self._line, self._buffer = RowLine(source), RowBuffer(self._capacity, source.device)
         self._batch, self._seed = batch, seed
         self._round = 0

@@ -75,8 +75,15 @@ class TerminalReporter:
 
     def evaluating(self, done: int, total: int | None) -> None:
         """Open or move the bar of the evaluation."""
+        self._move("evaluating", done, total)
+
+    def collecting(self, done: int, total: int) -> None:
+        """Open or move the bar of the rows that are stored."""
+        self._move("storing rows", done, total)
+
+    def _move(self, what: str, done: int, total: int | None) -> None:
         if not self._progress.task_ids:
-            self._open("evaluating", total, 0)
+            self._open(what, total, done)
         for task in self._progress.task_ids:
             self._progress.update(task, completed=min(done, total) if total else done)
 

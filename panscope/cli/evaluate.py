@@ -11,7 +11,7 @@ from panscope.cli.display import TerminalReporter
 from panscope.cli.flags import flag
 from panscope.evals.table import results_table
 from panscope.lms.load import load
-from panscope.records import RunFolder
+from panscope.records import RunFolder, locked
 from panscope.suite import stages
 
 
@@ -38,7 +38,8 @@ class Eval:
         model = suite.model if self.device is None else suite.model.replace(device=self.device)
         data = None if self.text is None else suite.data.replace(text=self.text, held_out=0.0)
         reporter = TerminalReporter(console)
-        results = stages.evaluate_run(folder, suite, load(model), reporter, data)
+        with locked(folder.path):
+            results = stages.evaluate_run(folder, suite, load(model), reporter, data)
         console.print(results_table(results))
         suffix = "" if data is None else "-text"
         reporter.say(f"Results are in {folder.path}: results{suffix}.parquet and coders/*/eval{suffix}.json")

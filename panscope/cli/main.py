@@ -9,15 +9,19 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from panscope.cli.collect import Collect
 from panscope.cli.doctor import Doctor
 from panscope.cli.evaluate import Eval
 from panscope.cli.plan import PlanSuite
+from panscope.cli.serve import Serve
 from panscope.cli.train import Train
 from panscope.types import UserError
 
 _Command = (
     Annotated[PlanSuite, tyro.conf.subcommand("plan")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Collect, tyro.conf.subcommand("collect")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
@@ -29,15 +33,26 @@ def main() -> None:
     try:
         status = command.run(Console())
     except UserError as error:
-        console = Console(stderr=True)
-        console.print("Error: ", style="bold red", end="")
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        status = 2
+        status = _mistake(str(error))
+    except OSError as error:
+        where = f"{str(error.filename)!r}: " if error.filename else ""
+        status = _mistake(f"the system refused {where}{error.strerror or error}; check the path and its permissions")
     except KeyboardInterrupt:
-        said = "Stopped at once; what was saved is safe, and panscope train --resume RUN goes on with a run."
+        said = (
+            "Stopped at once; what was saved is safe. panscope train --resume RUN goes on with a run, the same command "
+            "with a store."
+        )
         Console(stderr=True).print(said, highlight=False)
         status = 130
     sys.exit(status)
+
+
+def _mistake(sentence: str) -> int:
+    """Show what is wrong; the exit status for it."""
+    console = Console(stderr=True)
+    console.print("Error: ", style="bold red", end="")
+    console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    return 2
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A finished coder on disk: `config.json` and `weights.safetensors`, ready for raw activations, no pickle.
 
 `training.safetensors` beside them holds the weights as they were trained, before any transform, with the normaliser
-that belongs to them in `config.json`; a normaliser that cannot be folded stands there under `applies`.
+that belongs to them in `config.json`; a normaliser that cannot be folded stands there under `applies`. `config.json`
+carries a checksum of itself and of both files of weights, so that no damaged number is ever used.
 """
 
 from pathlib import Path
@@ -13,40 +14,60 @@ from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.types import UserError
 
-FORMAT = 2
+FORMAT = 3
+_CONFIG, _WEIGHTS, _TRAINING = "config.json", "weights.safetensors", "training.safetensors"
 
 
 def save(folder: Path, wired: WiredCoder, as_trained: Coder, provenance: dict[str, Any]) -> None:
     """Write a coder; `provenance` says where it came from and is stored under its own keys."""
-    records.write_tensors(folder / "training.safetensors", as_trained.tensors())
-    records.write_tensors(folder / "weights.safetensors", wired.coder.tensors())
+    records.write_tensors(folder / _TRAINING, as_trained.tensors())
+    records.write_tensors(folder / _WEIGHTS, wired.coder.tensors())
     config: dict[str, Any] = {
         "format": FORMAT,
         "wiring": wired.wiring.model_dump(mode="json"),
         "coder": wired.coder.config.model_dump(mode="json"),
         "applies": wired.normaliser.model_dump(mode="json"),
         "training": {"coder": as_trained.config.model_dump(mode="json")},
+        "xxh3": {name: records.checksum(folder / name) for name in (_WEIGHTS, _TRAINING)},
     }
     assert not config.keys() & provenance.keys(), "provenance has keys of its own"
-    records.write_json(folder / "config.json", config | provenance)
+    records.write_sealed(folder / _CONFIG, config | provenance)
 
 
 def load(folder: Path) -> WiredCoder:
     """Read a coder back; raises UserError if a file is missing, damaged or of another shape."""
-    path = folder / "config.json"
-    config = records.read_json(path)
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else config
-        raise UserError(f"{str(path)!r} has format {found!r}, expected {FORMAT}; give the folder of a coder")
-    fields, wiring, applies = (config.get(name) for name in ("coder", "wiring", "applies"))
-    if not (isinstance(fields, dict) and isinstance(wiring, dict) and isinstance(applies, dict)):
+    config, path = _config(folder), str(folder / _CONFIG)
+    coder = _coder(folder, _WEIGHTS, config, config["coder"])
+    return WiredCoder(Wiring.read(config["wiring"], path), coder, Normaliser.read(config["applies"], path))
+
+
+def load_as_trained(folder: Path) -> Coder:
+    """The coder as it was trained, for rows that its normaliser in `config.json` has normalised; raises as `load`."""
+    config = _config(folder)
+    return _coder(folder, _TRAINING, config, config["training"]["coder"])
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """What config.json says, once it has proved to be of this format and as it was written."""
+    path = folder / _CONFIG
+    found = records.read_json(path)
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        seen = found.get("format") if isinstance(found, dict) else None
         raise UserError(
-            f"{str(path)!r} is damaged: 'coder', 'wiring' and 'applies' must be tables; take an undamaged copy"
+            f"{str(path)!r} has format {seen!r}, expected {FORMAT}; give the folder of a coder of this version"
         )
-    coder = coders.build(coders.config_type(fields.get("architecture")).read(fields, str(path)))
-    weights = folder / "weights.safetensors"
+    config = records.unsealed(path, found)
+    tables = ("coder", "wiring", "applies", "training", "xxh3")
+    if not all(isinstance(config.get(name), dict) for name in tables):
+        raise UserError(f"{str(path)!r} is damaged: {', '.join(tables)} must be tables; take an undamaged copy")
+    return config
+
+
+def _coder(folder: Path, name: str, config: dict[str, Any], fields: dict[str, Any]) -> Coder:
+    """The coder that `fields` describe, with the weights of file `name`."""
+    coder = coders.build(coders.config_type(fields.get("architecture")).read(fields, str(folder / _CONFIG)))
+    weights = records.read_tensors(folder / name, xxh3=config["xxh3"].get(name, ""))
     try:
-        coder.load_tensors(records.read_tensors(weights))
+        return coder.load_tensors(weights)
     except UserError as error:
-        raise UserError(f"{str(weights)!r}: {error}") from None
-    return WiredCoder(Wiring.read(wiring, str(path)), coder, Normaliser.read(applies, str(path)))
+        raise UserError(f"{str(folder / name)!r}: {error}") from None

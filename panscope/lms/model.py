@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import transformers
+import xxhash
 from torch import Tensor, nn
 
 from panscope.lms.families import family_of
@@ -21,6 +22,8 @@ from panscope.lms.tokenizer import HfTokenizer
 from panscope.types import Site, UserError
 
 Change = Callable[[Tensor], Tensor]
+_SAMPLE = 256
+"""Numbers of each tensor that a hash of the weights looks at."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ class LanguageModel:
         return len(self._blocks)
 
     @property
+    def attention(self) -> str:
+        """How attention is computed, as transformers names it."""
+        return str(self.model.config._attn_implementation)
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.model.device
@@ -73,6 +81,15 @@ class LanguageModel:
         """D of `site`; raises UserError if the model has no such layer."""
         self._block(site)
         return self._heads_width if KINDS[site.kind].heads_wide else self.d_model
+
+    def weights_hash(self) -> str:
+        """16 hex digits that tell models with other weights apart: from a few numbers of every tensor, in bfloat16."""
+        digest = xxhash.xxh3_64()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            some = tensor.flatten()[:_SAMPLE].to("cpu", torch.bfloat16)
+            digest.update(f"{name}{list(tensor.shape)}".encode())
+            digest.update(some.contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     @torch.no_grad()
     def run(

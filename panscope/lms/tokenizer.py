@@ -1,8 +1,10 @@
 """A Hugging Face tokenizer as the text pipeline wants it: ids without special tokens, and which ids are special."""
 
+import json
 from typing import Any
 
 import transformers
+import xxhash
 
 
 class HfTokenizer:
@@ -21,6 +23,10 @@ class HfTokenizer:
         self._bos_id = bos[0] if bos else None
         self._eos_id = eos[0] if eos else None
         self._special_ids = frozenset([*tokenizer.all_special_ids, *bos, *eos, *pad])
+
+    def vocabulary_hash(self) -> str:
+        """16 hex digits that tell tokenizers with other tokens apart."""
+        return xxhash.xxh3_64_hexdigest(json.dumps(sorted(self._tokenizer.get_vocab().items())).encode())
 
     @property
     def bos_id(self) -> int | None:

@@ -112,7 +112,7 @@ def _compute(plan: Plan, facts: ModelFacts, gpu: Gpu) -> Compute:
     """Language model in its dtype, coders in their precision, at UTILISATION; Adam at BANDWIDTH_SHARE."""
     counts = [coder_flops(coder, plan.batch) for coder in plan.coders]
     steps = [(coder.steps, step_seconds(coder, plan.batch, gpu)) for coder in plan.coders]
-    of_lm = lm_flops(plan, facts)
+    of_lm = lm_flops(plan, facts) if plan.suite.activations.source == "live" else 0.0
     return Compute(
         lm_flops=of_lm,
         dense_flops=sum(dense for dense, _ in counts),

@@ -51,7 +51,9 @@ def lm_bytes(plan: Plan, facts: ModelFacts) -> int:
 
 
 def buffer_bytes(plan: Plan, facts: ModelFacts) -> int:
-    """The shuffle buffer: all its rows at every site, in the language model's dtype."""
+    """The shuffle buffer: all its rows at every site, in the language model's dtype; rows of a store stay in files."""
+    if plan.suite.activations.source != "live":
+        return 0
     return plan.buffer_rows * _VALUE_BYTES[plan.suite.model.dtype] * sum(facts.width(site) for site in plan.sites())
 
 

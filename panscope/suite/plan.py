@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from panscope.activations.shuffle import ActivationsConfig
+from panscope.activations.config import ActivationsConfig
 from panscope.config import Config
 from panscope.data.documents import DataConfig
 from panscope.evals.run import EvalConfig

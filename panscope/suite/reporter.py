@@ -32,8 +32,12 @@ class Reporter(Protocol):
         """`done` of about `total` tokens are evaluated."""
         ...
 
+    def collecting(self, done: int, total: int) -> None:
+        """`done` of at most `total` rows are stored."""
+        ...
+
     def finished(self) -> None:
-        """Training or evaluation is over, or was left."""
+        """What was under way is over, or was left."""
         ...
 
 
@@ -56,6 +60,9 @@ class Silent:
         """Nothing."""
 
     def evaluating(self, done: int, total: int | None) -> None:
+        """Nothing."""
+
+    def collecting(self, done: int, total: int) -> None:
         """Nothing."""
 
     def finished(self) -> None:

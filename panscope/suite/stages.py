@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from panscope.coders import store
-from panscope.config import read_toml, write_toml
 from panscope.data.documents import DataConfig, open_documents
 from panscope.data.source import Part
 from panscope.data.tokens import TokenStream
@@ -13,7 +12,7 @@ from panscope.evals.table import write_results
 from panscope.lms.facts import facts_of
 from panscope.lms.load import device_of, load, memory_bytes
 from panscope.lms.model import LanguageModel
-from panscope.records import RunFolder, read_json, write_json, write_text
+from panscope.records import RunFolder, locked, read_sealed, read_sealed_toml, write_sealed, write_sealed_toml
 from panscope.suite.kernels import KernelChoice, choose_kernels
 from panscope.suite.plan import Plan, SuiteConfig, plan
 from panscope.suite.reporter import Reporter
@@ -39,18 +38,37 @@ def start(suite: SuiteConfig, out: Path, reporter: Reporter, *, profile: bool = 
     _check_held_out(planned.suite, lm)
     state = fresh(planned, lm, kernels, reporter)
     run = RunFolder.create(out)
-    write_text(run.suite_file, write_toml(planned.suite.model_dump(mode="json")))
-    return _go_on(run, planned, lm, state, kernels, reporter, profile=profile)
+    with locked(run.path):
+        RunFolder.check_free(out)
+        write_sealed_toml(run.suite_file, planned.suite.model_dump(mode="json"))
+        return _go_on(run, planned, lm, state, kernels, reporter, profile=profile)
 
 
 def resume(run: RunFolder, reporter: Reporter, device: str | None = None, *, profile: bool = False) -> Results | None:
     """Go on with a run from its newest checkpoint, bit for bit as if it had never stopped (on the same device).
 
-    A finished run is left as it is, and its stored results are returned.
+    A finished run is left as it is, and its stored results are returned. Raises UserError if another process is at it.
     """
-    if run.status_file.is_file() and read_json(run.status_file)["stage"] == "done":
+    if run.status().get("stage") == "done":
         reporter.say("this run is finished already")
-        return {name: read_json(run.coder(name) / "eval.json") for name in run.coder_names()}
+        return stored_results(run)
+    with locked(run.path):
+        run.sweep()
+        return _resume(run, reporter, device, profile=profile)
+
+
+def stored_results(run: RunFolder) -> Results:
+    """The eval.json of every coder; raises UserError if one is missing, damaged or of something else."""
+    results, then = {}, f"measure again by `panscope eval {run.path}`"
+    for name in run.coder_names():
+        path = run.coder(name) / "eval.json"
+        results[name] = read_sealed(path, then=then)
+        if (results[name].get("coder"), results[name].get("evaluated_on", {}).get("part")) != (name, "held_out"):
+            raise UserError(f"the file {str(path)!r} is not of this coder on held-out text; {then}")
+    return results
+
+
+def _resume(run: RunFolder, reporter: Reporter, device: str | None, *, profile: bool) -> Results | None:
     suite = read_suite(run.suite_file)
     if device is not None:
         suite = suite.replace(model=suite.model.replace(device=device))
@@ -59,7 +77,10 @@ def resume(run: RunFolder, reporter: Reporter, device: str | None = None, *, pro
     lm = load(suite.model)
     reporter.planned(planned)
     reporter.say(kernels.line)
-    return _go_on(run, planned, lm, restored(planned, lm, run, kernels, reporter), kernels, reporter, profile=profile)
+    state = restored(planned, lm, run, kernels, reporter)
+    if state.step and not run.train_log.exists():
+        reporter.say(f"{run.train_log} is missing: it goes on without its lines up to step {state.step}")
+    return _go_on(run, planned, lm, state, kernels, reporter, profile=profile)
 
 
 def planned_from(suite: SuiteConfig) -> Plan:
@@ -76,8 +97,8 @@ def _kernels(planned: Plan) -> KernelChoice:
 
 
 def read_suite(path: Path) -> SuiteConfig:
-    """A suite file, checked."""
-    return SuiteConfig.read(read_toml(path), str(path))
+    """The suite.toml of a run, checked; raises UserError if it was changed, but for who deletes its first line."""
+    return SuiteConfig.read(read_sealed_toml(path), str(path))
 
 
 def _check_held_out(suite: SuiteConfig, lm: LanguageModel) -> None:
@@ -101,9 +122,9 @@ def _go_on(
         if not train_suite(planned, state, run, reporter, stop, kernels=kernels, profile=profile):
             run.write_status("stopped", steps=planned.steps)
             return None
-    epochs = 1 + state.tokens.epoch
-    if epochs > 1:
-        reporter.say(f"the text was gone through {epochs} times; more text would be better than more passes")
+    if state.source.passes > 1:
+        times = state.source.passes
+        reporter.say(f"the text was gone through {times} times; more text would be better than more passes")
     run.write_status("saving")
     save_coders(planned, lm, state, run, reporter)
     run.write_status("evaluating")
@@ -146,7 +167,7 @@ def evaluate_run(
     suffix = "" if data is None else "-text"
     text = {"text": list(chosen.text), "part": part, "packing": chosen.packing, "context": chosen.context}
     for name, result in results.items():
-        write_json(run.coder(name) / f"eval{suffix}.json", result | {"evaluated_on": text})
+        write_sealed(run.coder(name) / f"eval{suffix}.json", result | {"coder": name, "evaluated_on": text})
     facts = {name: _facts(wired) for name, wired in coders.items()}
     flat = {name: {key: value for key, value in result.items() if key != "sites"} for name, result in results.items()}
     write_results(run.path / f"results{suffix}.parquet", flat, facts)

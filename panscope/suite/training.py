@@ -10,16 +10,12 @@ import torch
 from panscope import coders
 from panscope.activations.buffer import RowLine
 from panscope.activations.live import LiveActivations
-from panscope.activations.norms import measure_norms
-from panscope.activations.shuffle import SHUFFLES, BucketShuffle, PoolShuffle
 from panscope.coders import store
 from panscope.coders.base import Coder
 from panscope.coders.batchtopk import BatchTopKCoder
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import UNIT, WiredCoder
-from panscope.data.documents import open_documents
-from panscope.data.tokens import TokenStream
 from panscope.lms.model import LanguageModel
 from panscope.records import JsonLines, RunFolder
 from panscope.suite.coder import PlannedCoder
@@ -29,6 +25,7 @@ from panscope.suite.plan import Plan
 from panscope.suite.profile import profiling
 from panscope.suite.reporter import Reporter
 from panscope.suite.signals import StopRequest
+from panscope.suite.sources import Source, open_source, training_tokens
 from panscope.train.checkpoint import Checkpoints
 from panscope.train.loop import train
 from panscope.train.trainee import Trainee
@@ -46,19 +43,17 @@ class TrainingState:
     """Everything that changes while a suite trains."""
 
     trainees: list[Trainee]
-    tokens: TokenStream
-    source: BucketShuffle | PoolShuffle
+    source: Source
     step: int
 
 
 def fresh(plan: Plan, lm: LanguageModel, kernels: KernelChoice, reporter: Reporter) -> TrainingState:
     """Trainees at their first step, their normalisers measured on the first rows."""
+    source = open_source(plan, lm, reporter.say)
     reporter.say("measuring the size of the activations")
-    first_rows = LiveActivations(lm, _tokens(plan, lm), plan.sites())
-    norms = measure_norms(first_rows, plan.suite.activations.norm_rows)
+    norms = source.norms()
     trainees = [_trainee(coder, plan, lm, normaliser_of(coder, norms), kernels) for coder in plan.coders]
-    tokens = _tokens(plan, lm)
-    return TrainingState(trainees, tokens, _source(plan, lm, tokens), 0)
+    return TrainingState(trainees, source, 0)
 
 
 def restored(plan: Plan, lm: LanguageModel, run: RunFolder, kernels: KernelChoice, reporter: Reporter) -> TrainingState:
@@ -77,12 +72,11 @@ def restored(plan: Plan, lm: LanguageModel, run: RunFolder, kernels: KernelChoic
                 "put it back as it was, or start a new run"
             )
         trainee.load_state_dict(parts[trainee.name])
-    tokens = _tokens(plan, lm)
-    source = _source(plan, lm, tokens)
-    source.load_state_dict(parts["source"])
-    log.truncate(parts["run"]["log_bytes"])
+    source = open_source(plan, lm, reporter.say)
+    source.rows.load_state_dict(parts["source"])
+    log.take_back(parts["run"])
     reporter.say(f"going on from the checkpoint of step {step}")
-    return TrainingState(trainees, tokens, source, step)
+    return TrainingState(trainees, source, step)
 
 
 def train_suite(
@@ -104,7 +98,7 @@ def train_suite(
         with profiling(profile, reporter.say) as profiled:
             return train(
                 state.trainees,
-                state.source,
+                state.source.rows,
                 _Observer(state, run, reporter, stop, profiled),
                 steps=range(state.step, plan.steps),
                 log_every=plan.log_every,
@@ -144,8 +138,8 @@ class _Observer:
                     "the checkpoint before is untouched: lower learning_rate and start again"
                 )
         parts = {trainee.name: trainee.state_dict() for trainee in self._state.trainees}
-        parts["source"] = self._state.source.state_dict()
-        parts["run"] = {"log_bytes": self._log.size()}
+        parts["source"] = self._state.source.rows.state_dict()
+        parts["run"] = self._log.mark()
         self._checkpoints.save(step, parts)
 
     def wants_stop(self) -> bool:
@@ -166,6 +160,7 @@ def save_coders(plan: Plan, lm: LanguageModel, state: TrainingState, run: RunFol
             "model": plan.suite.model.model_dump(exclude={"device"}),
             "tokens": planned.steps * plan.batch,
             "schedule": planned.training.model_dump(mode="json"),
+            "activations": state.source.about(),
         }
         wired = WiredCoder(planned.wiring, coder, trainee.normaliser.left_after_folding())
         store.save(run.coder(planned.name), wired, trainee.finished(), provenance)
@@ -198,7 +193,7 @@ def _thresholds(
     rows = {c.name: CALIBRATION_ROWS * c.wiring.stacks for c in converting}
     found = {c.name: MeanL0Threshold(int(c.coder.sparsity), rows[c.name]) for c in converting}
     normalisers = {trainee.name: trainee.normaliser for trainee in state.trainees}
-    line, left = RowLine(LiveActivations(lm, _tokens(plan, lm), plan.sites())), CALIBRATION_ROWS
+    line, left = RowLine(LiveActivations(lm, training_tokens(plan, lm), plan.sites())), CALIBRATION_ROWS
     while left and (batch := line.take(left)) is not None:
         left -= len(batch)
         for planned in converting:
@@ -206,17 +201,6 @@ def _thresholds(
             x, _ = normalisers[planned.name].left_after_folding().input(x.float())
             found[planned.name].update(folded[planned.name].preactivations(x))
     return found
-
-
-def _tokens(plan: Plan, lm: LanguageModel) -> TokenStream:
-    data, seed = plan.suite.data, plan.suite.seed
-    return TokenStream(open_documents(data), lm.tokenizer, data, part="training", seed=seed, epochs=None)
-
-
-def _source(plan: Plan, lm: LanguageModel, tokens: TokenStream) -> BucketShuffle | PoolShuffle:
-    rows = LiveActivations(lm, tokens, plan.sites(), special=plan.suite.activations.special_tokens)
-    shuffle = SHUFFLES[plan.suite.activations.shuffle]
-    return shuffle(rows, rows=plan.buffer_rows, batch=plan.batch, seed=plan.suite.seed)
 
 
 def _trainee(

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `step_00001000` that appears under its name only when all of it is on disk. Inside: one
 safetensors file and one JSON file a part (a trainee, the source of activations), and `manifest.json` with a checksum
-of each. The newest two are kept, so that the last complete one is never touched while the next is written.
+of each and of itself. The newest two are kept, so that the last complete one is untouched while the next is written.
 """
 
 import re
@@ -15,6 +15,7 @@ from torch import Tensor
 from panscope import records
 from panscope.types import UserError
 
+FORMAT = 2
 _KEPT = 2
 _TENSOR = "tensor:"
 
@@ -44,17 +45,19 @@ class Checkpoints:
                 records.write_json(folder / f"{number:04d}.json", {"part": name, "state": values})
             for path in sorted(folder.iterdir()):
                 checksums[path.name] = records.checksum(path)
-            records.write_json(folder / "manifest.json", {"step": step, "checksums": checksums})
+            manifest = {"format": FORMAT, "step": step, "checksums": checksums}
+            records.write_sealed(folder / "manifest.json", manifest)
         for old in self.steps()[:-_KEPT]:
-            shutil.rmtree(self._path(old))
+            with records.writing(self._path(old)):
+                shutil.rmtree(self._path(old))
 
     def load(self, step: int) -> dict[str, dict[str, Any]]:
         """The parts of the checkpoint of `step`; raises UserError if any of it is missing or changed."""
         folder = self._path(step)
-        self._verify(folder)
         parts = {}
-        for path in sorted(folder.glob("*.json")):
-            if path.name != "manifest.json":
+        for name in self._verified(step):
+            path = folder / name
+            if path.suffix == ".json":
                 record = records.read_json(path)
                 tensors = records.read_tensors(path.with_suffix(".safetensors"))
                 parts[record["part"]] = _join(record["state"], tensors)
@@ -63,11 +66,14 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
 
-    def _verify(self, folder: Path) -> None:
-        problem = _first_problem(folder)
+    def _verified(self, step: int) -> list[str]:
+        """The files of the checkpoint of `step`, once all have proved to be as they were written."""
+        folder = self._path(step)
+        checksums, problem = _checksums(folder, step)
+        problem = problem or _first_problem(folder, checksums)
         if problem is None:
-            return
-        others = [step for step in self.steps() if self._path(step) != folder]
+            return sorted(checksums)
+        others = [other for other in self.steps() if other != step]
         then = f"the checkpoint of step {others[-1]}" if others else "the beginning"
         raise UserError(
             f"the checkpoint {str(folder)!r} is half-written or damaged ({problem}): "
@@ -75,11 +81,22 @@ class Checkpoints:
         )
 
 
-def _first_problem(folder: Path) -> str | None:
+def _checksums(folder: Path, step: int) -> tuple[dict[str, str], str | None]:
+    """The checksums in a manifest, or what is wrong with it."""
+    path = folder / "manifest.json"
     try:
-        checksums = records.read_json(folder / "manifest.json")["checksums"]
+        found = records.read_json(path)
+        if isinstance(found, dict) and found.keys() == {"step", "checksums"}:
+            return {}, f"manifest.json is of an older version of panscope, without a checksum; format {FORMAT} has one"
+        manifest = records.unsealed(path, found)
+        if (manifest["format"], manifest["step"]) != (FORMAT, step):
+            return {}, f"manifest.json is of format {manifest['format']} and step {manifest['step']}"
+        return manifest["checksums"], None
     except (UserError, KeyError):
-        return "manifest.json is missing or unreadable"
+        return {}, "manifest.json is missing or unreadable"
+
+
+def _first_problem(folder: Path, checksums: dict[str, str]) -> str | None:
     for name, expected in checksums.items():
         path = folder / name
         if not path.is_file():

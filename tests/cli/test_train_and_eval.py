@@ -1,6 +1,7 @@
 """`panscope train` and `panscope eval` as a user types them: what they make, and how flags and files go together."""
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,9 @@ def test_eval_on_the_same_text_twice_counts_it_twice(panscope: Command, run: Pat
 def test_eval_needs_a_finished_coder(panscope: Command, tiny: Tiny, tmp_path: Path, run: Path):
     for config in run.glob("coders/*/config.json"):
         config.unlink()
+    assert "L00R-2x-topk-k4' has no config.json" in panscope("eval", run).sentence()
+    for coder in run.glob("coders/*"):
+        shutil.rmtree(coder)
     assert "has no finished coder yet" in panscope("eval", run).sentence()
 
 

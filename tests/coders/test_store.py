@@ -45,6 +45,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "coder"
 
 
+def resealed(path: Path, changes: dict[str, Any]) -> None:
+    """Change a config.json as only a program would: with a checksum that fits."""
+    config = {key: value for key, value in json.loads(path.read_text()).items() if key != "seal"}
+    records.write_sealed(path, config | changes)
+
+
+def rewritten(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write other weights, with a checksum in config.json that fits."""
+    records.write_tensors(path, tensors)
+    config = path.with_name("config.json")
+    checksums = json.loads(config.read_text())["xxh3"]
+    resealed(config, {"xxh3": checksums | {path.name: records.checksum(path)}})
+
+
 @pytest.mark.parametrize("architecture", coders.ARCHITECTURES)
 @pytest.mark.parametrize("wiring", [SAE, TRANSCODER, MULTILAYER, CROSSCODER], ids=lambda wiring: wiring.wiring)
 @pytest.mark.parametrize("normaliser", [UNIT, STANDARDISE], ids=lambda normaliser: normaliser.kind)
@@ -74,7 +88,7 @@ def test_parts_of_a_normaliser_that_applies_come_back(tmp_path: Path) -> None:
     coder = random_coder("topk")
     store.save(tmp_path, WiredCoder(CROSSCODER, coder, normaliser), coder, {})
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["format"] == 2
+    assert config["format"] == 3
     assert config["applies"]["kind"] == "token_norm"
     assert config["applies"]["parts"] == [{"width": 2, "scale": 1}, {"width": 3, "scale": 1}]
     assert store.load(tmp_path).normaliser == normaliser
@@ -83,10 +97,19 @@ def test_parts_of_a_normaliser_that_applies_come_back(tmp_path: Path) -> None:
 def test_a_coder_of_the_first_format_is_refused_by_name(folder: Path) -> None:
     """It had no `applies` and other wirings; reading it would have to guess."""
     path = folder / "config.json"
-    config = json.loads(path.read_text()) | {"format": 1}
-    path.write_text(json.dumps(config))
-    with pytest.raises(UserError, match="format 1, expected 2"):
+    resealed(path, {"format": 1})
+    with pytest.raises(UserError, match="format 1, expected 3"):
         store.load(folder)
+
+
+def test_a_coder_of_the_second_format_is_refused_by_name(folder: Path) -> None:
+    """It had no checksums, so a damaged number could not be told from a good one."""
+    path = folder / "config.json"
+    config = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("seal", "xxh3")}
+    path.write_text(json.dumps(config | {"format": 2}))
+    with pytest.raises(UserError, match=r"config\.json' has format 2, expected 3") as caught:
+        store.load(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_weights_as_trained_and_the_provenance_are_kept(tmp_path: Path) -> None:
@@ -94,7 +117,7 @@ def test_the_weights_as_trained_and_the_provenance_are_kept(tmp_path: Path) -> N
     finished = random_coder("jumprelu")
     folder = tmp_path / "coder"
     store.save(folder, WiredCoder(SAE, finished), trained, {"normaliser": {"kind": "none"}, "tokens": 5})
-    found = records.read_tensors(folder / "training.safetensors")
+    found = store.load_as_trained(folder).tensors()
     assert found.keys() == trained.tensors().keys()
     assert all(found[name].equal(tensor) for name, tensor in trained.tensors().items())
     config = json.loads((folder / "config.json").read_text())
@@ -132,7 +155,7 @@ Change = Callable[[dict[str, Any]], object]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(format=99), "format 99, expected 2"),
+        (lambda c: c.update(format=99), "format 99, expected 3"),
         (lambda c: c.pop("format"), "format None"),
         (lambda c: c.pop("coder"), "coder"),
         (lambda c: c.pop("wiring"), "wiring"),
@@ -141,16 +164,18 @@ Change = Callable[[dict[str, Any]], object]
         (lambda c: c["coder"].update(widht=3), r"'widht' is unknown.*'width'"),
         (lambda c: c["wiring"].update(reads=["L01.mlp"]), "'mlp' is unknown"),
         (lambda c: c.update(coder=[]), "coder"),
-        (lambda c: c.pop("applies"), "'applies' must be tables"),
+        (lambda c: c.pop("applies"), "applies, training, xxh3 must be tables"),
+        (lambda c: c.pop("xxh3"), "must be tables"),
+        (lambda c: c["xxh3"].clear(), r"weights\.safetensors' is damaged"),
         (lambda c: c["applies"].update(kind="rms"), "kind is 'rms'"),
         (lambda c: c["applies"].update(scale_in=-1), "scale_in is -1"),
     ],
 )
 def test_a_config_that_is_wrong_is_explained(folder: Path, change: Change, message: str) -> None:
     path = folder / "config.json"
-    config = json.loads(path.read_text())
+    config = {key: value for key, value in json.loads(path.read_text()).items() if key != "seal"}
     change(config)
-    path.write_text(json.dumps(config))
+    records.write_sealed(path, config)
     with pytest.raises(UserError, match=message) as caught:
         store.load(folder)
     assert "\n" not in str(caught.value)
@@ -177,7 +202,7 @@ def test_weights_of_another_shape_are_explained(
     path = folder / "weights.safetensors"
     tensors = records.read_tensors(path)
     del tensors[name]
-    records.write_tensors(path, tensors if tensor is None else tensors | {name: tensor})
+    rewritten(path, tensors if tensor is None else tensors | {name: tensor})
     with pytest.raises(UserError, match=message):
         store.load(folder)
 
@@ -186,7 +211,7 @@ def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
     path = folder / "weights.safetensors"
     tensors = records.read_tensors(path)
     tensors["W_dec"][0, 0] = float("nan")
-    records.write_tensors(path, tensors)
+    rewritten(path, tensors)
     with pytest.raises(UserError, match="W_dec"):
         store.load(folder)
 
@@ -197,6 +222,6 @@ def test_a_threshold_below_zero_is_refused(tmp_path: Path) -> None:
     store.save(tmp_path, WiredCoder(SAE, coder), coder, {})
     threshold = torch.full((F,), 0.1)
     threshold[4] = -0.1
-    records.write_tensors(tmp_path / "weights.safetensors", coder.tensors() | {"threshold": threshold})
+    rewritten(tmp_path / "weights.safetensors", coder.tensors() | {"threshold": threshold})
     with pytest.raises(UserError, match="threshold"):
         store.load(tmp_path)

@@ -102,14 +102,14 @@ def _noting(evaluate: Any) -> Any:
 
 def test_the_folder_is_as_the_design_says(run: RunFolder):
     assert {path.name for path in run.path.iterdir()} == {
-        "suite.toml", "status.json", "train.jsonl", "coders", "checkpoint", "results.parquet"
+        "suite.toml", "status.json", "train.jsonl", "coders", "checkpoint", "results.parquet", ".lock"
     }  # fmt: skip
     for folder in run.coders.iterdir():
         files = {"config.json", "weights.safetensors", "training.safetensors", "eval.json"}
         assert {path.name for path in folder.iterdir()} == files
     assert run.coder_names() == sorted(NAMES)
     assert json.loads(run.status_file.read_text())["stage"] == "done"
-    suffixes = {path.suffix for path in run.path.rglob("*") if path.is_file()}
+    suffixes = {path.suffix for path in run.path.rglob("[!.]*") if path.is_file()}
     assert suffixes == {".toml", ".json", ".jsonl", ".parquet", ".safetensors"}  # no pickle, nothing temporary
 
 

@@ -126,6 +126,27 @@ def test_a_manifest_of_another_shape_is_damage(tmp_path: Path, text: str):
     damaged(tmp_path, "manifest.json is missing or unreadable", "the beginning")
 
 
+def test_a_manifest_of_before_it_had_a_checksum_is_named(tmp_path: Path):
+    Checkpoints(tmp_path).save(1, parts())
+    path = tmp_path / "step_00000001" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({"step": 1, "checksums": manifest["checksums"]}))
+    damaged(tmp_path, "manifest.json is of an older version of panscope", "the beginning")
+
+
+def test_a_folder_of_another_step_is_noticed(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, parts(1))
+    (tmp_path / "step_00000001").rename(tmp_path / "step_00000002")
+    damaged(tmp_path, "manifest.json is of format 2 and step 1", "the beginning")
+
+
+def test_a_stray_file_is_no_part(tmp_path: Path):
+    Checkpoints(tmp_path).save(1, parts())
+    (tmp_path / "step_00000001" / "0009.json").write_text("{half")
+    assert_same(Checkpoints(tmp_path).load(1), parts())
+
+
 def test_a_cut_file_is_noticed(tmp_path: Path):
     Checkpoints(tmp_path).save(1, parts())
     path = tmp_path / "step_00000001" / "0000.safetensors"

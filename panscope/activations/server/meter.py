@@ -1,0 +1,29 @@
+"""How much went through in the last seconds."""
+
+from collections.abc import Callable
+
+_SECONDS = 10
+
+
+class Meter:
+    """Counts, and tells the rate over the last `_SECONDS` whole seconds; every method is called by one thread."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._begun = clock()
+        self._by_second: dict[int, int] = {}
+        self.total = 0
+
+    def add(self, amount: int) -> None:
+        """So much more, now."""
+        second = int(self._clock())
+        self.total += amount
+        self._by_second[second] = self._by_second.get(second, 0) + amount
+        if len(self._by_second) > _SECONDS + 1:
+            del self._by_second[min(self._by_second)]
+
+    def rate(self) -> float:
+        """A second."""
+        now = self._clock()
+        recent = sum(amount for second, amount in self._by_second.items() if second > now - _SECONDS)
+        return recent / max(1.0, min(_SECONDS, now - self._begun))

@@ -1,0 +1,145 @@
+"""A store that is read: every site's rows by their numbers, mapped into memory and checked against their checksums.
+
+Several trainers on one machine share the pages that the system keeps of the files. Nothing here writes.
+
+Shape letters: N rows of the store, B rows that are asked for, D width of a site.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from panscope.activations.norms import SiteNorms
+from panscope.activations.store.files import Files, LocalFiles
+from panscope.activations.store.layout import Column
+from panscope.activations.store.manifest import FILE, Manifest
+from panscope.activations.store.shard import Shard, reading
+from panscope.activations.store.writer import checked_record, read_manifest
+from panscope.types import Site, UserError
+
+
+class Store:
+    """Rows that were collected; `rows` is how many."""
+
+    def __init__(self, files: Files) -> None:
+        """Raises UserError if the manifest is missing or damaged, or if not all rows were collected."""
+        self._files = files
+        self.manifest: Manifest = read_manifest(files.path(FILE))
+        if self.manifest.rows is None:
+            raise UserError(f"the store {files.where!r} is not complete: give the panscope collect command again")
+        self.rows: int = self.manifest.rows
+        self._shards: dict[tuple[Column, int], Shard] = {}
+
+    @classmethod
+    def open(cls, folder: Path) -> "Store":
+        """The store in a folder; raises UserError if there is none."""
+        with reading(folder / FILE):
+            found = (folder / FILE).is_file()
+        if not found:
+            raise UserError(
+                f"{str(folder)!r} is not a store: it has no {FILE}; give the folder that panscope collect made"
+            )
+        return cls(LocalFiles(folder))
+
+    @property
+    def where(self) -> str:
+        """Folder or address."""
+        return self._files.where
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Every site that can be read, in the model's order."""
+        return tuple(sorted(Site.parse(name) for name in self.manifest.sites))
+
+    def norms(self, site: Site) -> SiteNorms:
+        """Means over all rows."""
+        return self.manifest.norms(site)
+
+    def check_has(self, sites: Sequence[Site]) -> None:
+        """Raise UserError if a site was not collected."""
+        for site in sites:
+            if str(site) not in self.manifest.sites:
+                raise UserError(
+                    f"the store {self.where!r} has no site {str(site)!r}, only {', '.join(self.manifest.sites)}: "
+                    "collect it into the same store, or choose another site"
+                )
+
+    def columns(self, sites: Sequence[Site]) -> list[Column]:
+        """The columns of `sites`, and that of the tokens."""
+        self.check_has(sites)
+        manifest = self.manifest
+        return [*(manifest.column(site, manifest.sites[str(site)].width) for site in sites), Column.of_tokens()]
+
+    def read(self, column: Column, first: int, count: int) -> Tensor:
+        """[count, D] the rows from `first` on, not to be written to: a view of the file if they are in one shard."""
+        pieces = []
+        for shard, begin, number in self._pieces(first, count):
+            opened = self.shard(column, shard)
+            opened.check(begin, number)
+            pieces.append(opened.rows[begin : begin + number])
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def take(self, column: Column, index: Tensor) -> Tensor:
+        """[B, D] copies of the rows at `index` [B] int64, in that order; `check` those before."""
+        return self.take_all([column], index)[0]
+
+    def take_all(self, columns: Sequence[Column], index: Tensor) -> list[Tensor]:
+        """The same of several columns."""
+        size = self.manifest.shard_rows
+        first, last = (int(row) // size for row in index.aminmax())
+        if first == last:
+            index = index - first * size
+            return [self.shard(column, first).rows.index_select(0, index) for column in columns]
+        found = [torch.empty(len(index), column.width, dtype=column.dtype) for column in columns]
+        shards = index // size
+        for shard in range(first, last + 1):
+            here = (shards == shard).nonzero().squeeze(1)
+            if len(here):
+                inside = index[here] - shard * size
+                for column, rows in zip(columns, found, strict=True):
+                    rows[here] = self.shard(column, shard).rows.index_select(0, inside)
+        return found
+
+    def check(self, column: Column, first: int, count: int) -> None:
+        """Compare the rows with their checksums, unless that was done; raises UserError naming the damaged file."""
+        for shard, begin, number in self._pieces(first, count):
+            self.shard(column, shard).check(begin, number)
+
+    def fetch_ahead(self, columns: Sequence[Column], first: int, count: int) -> None:
+        """Have these rows brought into memory and checked, as they are read soon; waits for the checking."""
+        pieces = self._pieces(first, count)
+        names = [name(shard) for column in columns for shard, _, _ in pieces for name in (column.record, column.shard)]
+        self._files.fetch_ahead(names)
+        for column in columns:
+            for shard, begin, number in pieces:
+                self.shard(column, shard).fetch_ahead(begin, number)
+        for column in columns:
+            self.check(column, first, count)
+
+    def shard(self, column: Column, number: int) -> Shard:
+        """One shard, mapped; raises UserError if its file or record is missing or not what it must be."""
+        opened = self._shards.get((column, number))
+        if opened is None:
+            record = checked_record(self._files.path(column.record(number)), self.manifest, column, number)
+            opened = Shard(self._files.path(column.shard(number)), column, record, self.manifest.block_rows)
+            self._shards[column, number] = opened
+        return opened
+
+    def keep_only(self, first: int, count: int) -> None:
+        """Let go of the shards in which none of these rows are, if their files make room for others."""
+        if not self._files.stays:
+            needed = {shard for shard, _, _ in self._pieces(first, count)}
+            self._shards = {key: shard for key, shard in self._shards.items() if key[1] in needed}
+
+    def _pieces(self, first: int, count: int) -> list[tuple[int, int, int]]:
+        """Rows by shard: (shard, first row in it, how many)."""
+        assert first >= 0 and first + count <= self.rows, f"rows {first} to {first + count} of {self.rows}"
+        size, pieces = self.manifest.shard_rows, []
+        while count > 0:
+            shard, begin = divmod(first, size)
+            number = min(count, size - begin)
+            pieces.append((shard, begin, number))
+            first, count = first + number, count - number
+        return pieces

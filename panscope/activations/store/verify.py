@@ -1,0 +1,123 @@
+"""Checking a whole store: every file of it is read, and all that are damaged are named, not the first alone.
+
+Files are read in plain pieces and not mapped, so that a file which shrinks meanwhile is found too and does not end the
+process.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import xxhash
+
+from panscope.activations.store.files import Files
+from panscope.activations.store.layout import PAGE, Column
+from panscope.activations.store.manifest import FILE, Manifest
+from panscope.activations.store.shard import ShardRecord, check_header, check_size, reading
+from panscope.activations.store.writer import checked_record, read_manifest, summed
+from panscope.types import Site, UserError
+
+Progress = Callable[[int, int], None]
+"""Hears how many bytes were read, and of how many."""
+
+
+def verify(files: Files, progress: Progress = lambda done, total: None) -> list[str]:
+    """One sentence for each file that is damaged, missing or of another store; none if all is well."""
+    try:
+        manifest = read_manifest(files.path(FILE))
+    except UserError as error:
+        return [str(error)]
+    if manifest.rows is None:
+        return [f"the store {files.where!r} is not complete: give the panscope collect command again"]
+    return list(_Check(files, manifest, progress).damage())
+
+
+class _Check:
+    """One walk over all files of a finished store."""
+
+    def __init__(self, files: Files, manifest: Manifest, progress: Progress) -> None:
+        assert manifest.rows is not None
+        self._files, self._manifest, self._progress, self._rows = files, manifest, progress, manifest.rows
+        sites = {name: manifest.column(Site.parse(name), site.width) for name, site in manifest.sites.items()}
+        self._columns = {**sites, "": Column.of_tokens()}
+        self._read = 0
+        self._total = sum(self._rows * column.row_bytes for column in self._columns.values())
+
+    def damage(self) -> Iterator[str]:
+        """Of every column."""
+        for name, column in self._columns.items():
+            found: list[ShardRecord] = []
+            for number in range(self._manifest.cut.shards(self._rows)):
+                self._fetch_ahead(column, number + 1)
+                yield from self._shard(column, number, found)
+            if name and len(found) == self._manifest.cut.shards(self._rows):
+                yield from self._sums(name, found)
+
+    def _fetch_ahead(self, column: Column, number: int) -> None:
+        if number < self._manifest.cut.shards(self._rows):
+            self._files.fetch_ahead([column.record(number), column.shard(number)])
+
+    def _shard(self, column: Column, number: int, found: list[ShardRecord]) -> Iterator[str]:
+        """What is wrong with a shard and its record, which goes to `found` if it is whole."""
+        record = None
+        try:
+            record = checked_record(self._files.path(column.record(number)), self._manifest, column, number)
+            found.append(record)
+        except UserError as error:
+            yield str(error)
+        rows = self._manifest.cut.rows_of(number, self._rows)
+        end = self._read + rows * column.row_bytes
+        try:
+            yield from self._data(self._files.path(column.shard(number)), column, rows, record)
+        except UserError as error:
+            yield str(error)
+        self._advance(end - self._read)
+
+    def _data(self, path: Path, column: Column, rows: int, record: ShardRecord | None) -> Iterator[str]:
+        """Size and header of a shard, and its checksums if there is a record of them."""
+        with reading(path), path.open("rb", buffering=0) as file:
+            check_size(path, column, rows, path.stat().st_size)
+            check_header(path, column, rows, file.read(PAGE))
+            if record is None:
+                return
+            whole, blocks = xxhash.xxh3_64(), []
+            while data := file.read(self._manifest.block_rows * column.row_bytes):
+                whole.update(data)
+                blocks.append(xxhash.xxh3_64_hexdigest(data))
+                self._advance(len(data))
+        bad = [block for block, (is_, was) in enumerate(zip(blocks, record.blocks, strict=False)) if is_ != was]
+        if bad or len(blocks) != len(record.blocks):
+            yield (
+                f"the file {str(path)!r} is damaged: rows {self._spans(bad, rows)} do not match their checksums in "
+                f"{path.stem}.json beside it; take undamaged copies of both, or delete them and give the panscope "
+                "collect command again"
+            )
+        elif whole.hexdigest() != record.xxh3:
+            yield f"the file {str(path.with_suffix('.json'))!r} is damaged: its checksum of the whole shard is not that"
+
+    def _spans(self, blocks: list[int], rows: int) -> str:
+        """The rows of these blocks, those of neighbours as one span, and the number of the others if there are many."""
+        size, spans = self._manifest.block_rows, list[list[int]]()
+        for block in blocks:
+            begin, end = block * size, min(rows, (block + 1) * size) - 1
+            if spans and spans[-1][1] + 1 == begin:
+                spans[-1][1] = end
+            else:
+                spans.append([begin, end])
+        shown = [f"{begin} to {end}" for begin, end in spans[:_MOST_SPANS]]
+        more = len(spans) - len(shown)
+        return ", ".join(shown) + (f" and {more} more places" if more else "")
+
+    def _sums(self, name: str, found: list[ShardRecord]) -> Iterator[str]:
+        """Whether the manifest's norms of a site are those of its records."""
+        if summed(found) != self._manifest.sites[name]:
+            yield (
+                f"the file {FILE!r} of the store {self._files.where!r} does not have the norms of site {name!r} that "
+                "its records add up to: take an undamaged copy"
+            )
+
+    def _advance(self, count: int) -> None:
+        self._read += count
+        self._progress(self._read, self._total)
+
+
+_MOST_SPANS = 8
