@@ -27,6 +27,10 @@ class NonFiniteError(UserError):
     """NaN or infinity where numbers were expected."""
 
 
+class StoppedWaiting(Exception):
+    """Rows were waited for until that was to be left; nothing was taken, so what has been learned can be saved."""
+
+
 class Once:
     """Things made at the first request and kept, also when several threads ask."""
 

@@ -49,6 +49,10 @@ class Source(Protocol):
         """Which rows these are, for the record of a coder."""
         ...
 
+    def stop_when(self, asked: Callable[[], bool]) -> None:
+        """Rows that are waited for are waited for until `asked` says so, and then StoppedWaiting is raised."""
+        ...
+
 
 def open_source(plan: Plan, lm: LanguageModel, say: Callable[[str], None]) -> Source:
     """The source that `plan` names; `say` hears of servers that go and come back.
@@ -92,6 +96,9 @@ class LiveSource:
         """Model and text say it all."""
         return {"source": "live"}
 
+    def stop_when(self, asked: Callable[[], bool]) -> None:
+        """The language model is never waited for without end."""
+
 
 class StoreSource:
     """Rows that were collected before."""
@@ -120,6 +127,9 @@ class StoreSource:
     def about(self) -> dict[str, str]:
         """The store, and the checksum of what it says of itself."""
         return {"source": "store", "store": self._store.where, "identity": self._store.manifest.identity}
+
+    def stop_when(self, asked: Callable[[], bool]) -> None:
+        """A disk is never waited for without end."""
 
 
 class ServerSource:
@@ -151,6 +161,10 @@ class ServerSource:
     def about(self) -> dict[str, str]:
         """The checksum of what their store says of itself."""
         return {"source": "server", "identity": self.rows.manifest.identity}
+
+    def stop_when(self, asked: Callable[[], bool]) -> None:
+        """Servers are waited for until then."""
+        self.rows.stop_when(asked)
 
 
 def check_origin(origin: Origin, plan: Plan, lm: LanguageModel, where: str) -> None:

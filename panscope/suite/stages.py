@@ -118,6 +118,7 @@ def _go_on(
     profile: bool,
 ) -> Results | None:
     with StopRequest(lambda: reporter.say("stopping after this step; everything is saved first")) as stop:
+        state.source.stop_when(lambda: bool(stop))
         run.write_status("training", steps=planned.steps)
         if not train_suite(planned, state, run, reporter, stop, kernels=kernels, profile=profile):
             run.write_status("stopped", steps=planned.steps)

@@ -15,7 +15,7 @@ from panscope.config import Config
 from panscope.kernels.backend import Kernels
 from panscope.train.shared import SharedBatch
 from panscope.train.trainee import Trainee
-from panscope.types import ActivationBatch
+from panscope.types import ActivationBatch, StoppedWaiting
 
 
 class LoopConfig(Config):
@@ -62,7 +62,7 @@ def train(
     checkpoint_every: int,
     kernels: Kernels | None = None,
 ) -> bool:
-    """Do `steps`; True when all are done, False when the observer asked to stop earlier.
+    """Do `steps`; True when all are done, False when the observer asked to stop earlier, also while waiting for rows.
 
     A trainee with fewer steps of its own is left alone once it has done them. With `kernels`, trainees that use sparse
     kernels learn side by side where these gain by it.
@@ -70,7 +70,11 @@ def train(
     clock, rows, logged = time.monotonic(), 0, steps.start - steps.start % log_every
     for step in steps:
         with record_function("panscope::activations"):
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            except StoppedWaiting:
+                observer.checkpoint(step)
+                return False
         learn(trainees, SharedBatch(batch), step, kernels)
 
         rows += len(batch)

@@ -8,7 +8,7 @@ import torch
 from planted import STEPS, batches, trainee
 
 from panscope.train.loop import train
-from panscope.types import NonFiniteError
+from panscope.types import NonFiniteError, StoppedWaiting
 
 
 class Spy:
@@ -87,3 +87,15 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_logged_or_saved():
     with pytest.raises(NonFiniteError, match="coder topk: the loss is nan at step 2"):
         train([good, bad], batches(), spy, steps=range(0, STEPS), log_every=2, checkpoint_every=2)
     assert (spy.records, spy.checkpoints) == ([], [])
+
+
+def test_waiting_for_rows_can_be_left_with_everything_saved():
+    def given():
+        rows = batches()
+        yield next(rows)
+        yield next(rows)
+        raise StoppedWaiting
+
+    spy = Spy()
+    assert not train([trainee("topk")], given(), spy, steps=range(0, STEPS), log_every=100, checkpoint_every=100)
+    assert (spy.steps, spy.checkpoints) == ([1, 2], [2])

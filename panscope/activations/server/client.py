@@ -28,7 +28,7 @@ from panscope.activations.server.feed import Feed, Window
 from panscope.activations.server.protocol import Facts, Hello
 from panscope.activations.server.standing import Standing
 from panscope.activations.store.manifest import Manifest
-from panscope.types import ActivationBatch, Site, UserError
+from panscope.types import ActivationBatch, Site, StoppedWaiting, UserError
 
 _LOOK = 1.0
 """Seconds after which a waiting trainer looks round at the latest."""
@@ -77,6 +77,7 @@ class ServedRows:
         self._standings: dict[tuple[int, int], Standing] = {}
         self._opened: deque[Window] = deque()
         self._begun = False
+        self._asked: Callable[[], bool] = lambda: False
         self._changed = threading.Condition()
         name = servers.trainer or uuid.uuid4().hex[:12]
         hello = Hello(trainer=name, weights=weights, sites=tuple(str(site) for site in sites))
@@ -157,6 +158,10 @@ class ServedRows:
                 if feed.facts is not None:
                     self._admit(feed)
 
+    def stop_when(self, asked: Callable[[], bool]) -> None:
+        """Wait for servers no longer than until `asked` says so; the next batch then raises StoppedWaiting."""
+        self._asked = asked
+
     def close(self) -> None:
         """Let the servers go; nothing can be read afterwards."""
         self._closed()
@@ -201,6 +206,8 @@ class ServedRows:
                 if all(feed.lost is not None for feed in self._feeds) and not self._waiting:
                     self._waiting = True
                     self._say("no server answers: waiting for the first that does")
+                if self._asked():
+                    raise StoppedWaiting
                 self._changed.wait(_LOOK)
 
     def _taken(self, feed: Feed) -> Window:

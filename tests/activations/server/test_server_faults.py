@@ -30,7 +30,7 @@ from panscope.activations.server.connection import Connection
 from panscope.activations.server.protocol import HEALTH
 from panscope.activations.server.server import Door
 from panscope.activations.store.store import Store
-from panscope.types import Site, UserError
+from panscope.types import Site, StoppedWaiting, UserError
 
 ROWS = 330
 HALVES = (range(160), range(160, ROWS))
@@ -371,3 +371,19 @@ def test_addresses_are_checked(store: Store) -> None:
             trainer(addresses)
     with pytest.raises(UserError, match="no server answered within 0 s"):
         trainer([f"grpc://127.0.0.1:{_free_port()}"], patience=0)
+
+
+def test_waiting_for_servers_ends_when_it_is_asked_to(store: Store) -> None:
+    """What was given before is in the state, and nothing else."""
+    with serving(store, part="1/2") as served:
+        source = trainer([served.address])
+        batches = take(source, 3)
+        state = source.state_dict()
+    with source:
+        source.stop_when(lambda: True)
+        with pytest.raises(StoppedWaiting):
+            take(source, len(HALVES[0]))
+    with serving(store, part="1/2") as served, trainer([served.address]) as source:
+        source.load_state_dict(state)
+        batches += take(source, 20)
+    check_once_an_epoch(numbers(batches), HALVES[0])
