@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from panscope.activations.store.files import LocalFiles
 from panscope.activations.store.manifest import Manifest, StoredType
+from panscope.activations.store.opening import is_remote, open_files
 from panscope.activations.store.verify import verify
 from panscope.cli.display import TerminalReporter
 from panscope.cli.flags import flag
@@ -16,6 +16,9 @@ from panscope.cli.suite_flags import suite_from
 from panscope.cli.units import in_bytes
 from panscope.suite.collecting import StoreOptions, collect
 from panscope.types import UserError
+
+_CACHE_BYTES = 16 << 30
+"""What may be kept of a remote store that is checked."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,15 @@ class Collect:
       panscope collect suite.toml --out stores/mine    what the suite would train on
       panscope collect --model ./my-model --text a.jsonl --sites resid_post --tokens 1_000_000 --out stores/mine
       panscope collect --verify stores/mine            compare every file with its checksums
+
     The same command goes on with a store that was interrupted; with other sites it adds them to the same rows. To train
     on a store, write source = "store" and store = "stores/mine" under [activations].
     """
 
     suite: Annotated[str | None, tyro.conf.Positional, flag("[SUITE]")] = None
     """A suite file (.toml) or the name of a built-in suite."""
-    out: Annotated[Path | None, flag("DIR")] = None
-    """The folder of the store."""
+    out: Annotated[str | None, flag("DIR")] = None
+    """The folder of the store, on this machine."""
     model: Annotated[str | None, flag("PATH")] = None
     """Folder or hub id of the language model; "panscope://demo" is the built-in one."""
     revision: Annotated[str | None, flag("REV")] = None
@@ -60,20 +64,31 @@ class Collect:
     """float32 or bfloat16: what is stored; by default float32 if the model is in float32, else bfloat16."""
     shard_gib: Annotated[float, flag("N")] = 1.0
     """Size of a file at most, in GiB."""
-    verify: Annotated[Path | None, flag("STORE")] = None
-    """Check a store instead."""
+    verify: Annotated[str | None, flag("STORE")] = None
+    """Check a store instead: a folder, s3://... or gs://..."""
 
     def run(self, console: Console) -> int:
         """Do it; the exit status."""
         reporter = TerminalReporter(console)
         if self.verify is not None:
+            self._check_alone()
             return _verified(self.verify, reporter)
-        if self.out is None:
-            raise UserError("--out is missing: give the folder of the store, new or begun")
-        manifest = collect(self._suite(), self.out, StoreOptions(self.store_dtype, self.shard_gib), reporter)
+        manifest = collect(self._suite(), self._folder(), StoreOptions(self.store_dtype, self.shard_gib), reporter)
         size = in_bytes(_bytes(manifest))
         reporter.say(f"{self.out}: {manifest.rows:,} rows of {len(manifest.sites)} sites, {size}")
         return 0
+
+    def _folder(self) -> Path:
+        if self.out is None:
+            raise UserError("--out is missing: give the folder of the store, new or begun")
+        if is_remote(self.out):
+            raise UserError(f"--out {self.out!r} is not on this machine: collect into a folder and copy it there")
+        return Path(self.out).expanduser()
+
+    def _check_alone(self) -> None:
+        beside = [name for name, value in vars(self).items() if value != getattr(Collect, name) and name != "verify"]
+        if beside:
+            raise UserError(f"--verify checks a store as it is, so --{beside[0]} cannot stand beside it: leave it out")
 
     def _suite(self) -> Any:
         flags = {name: value for name, value in vars(self).items() if value is not None}
@@ -85,11 +100,9 @@ class Collect:
         return suite_from(name, flags)
 
 
-def _verified(store: Path, reporter: TerminalReporter) -> int:
+def _verified(store: str, reporter: TerminalReporter) -> int:
     """Say what is damaged."""
-    if not store.is_dir():
-        raise UserError(f"--verify {str(store)!r} is not a folder: give the folder of a store")
-    found = verify(LocalFiles(store))
+    found = verify(open_files(store, cache=None, cache_bytes=_CACHE_BYTES))
     for sentence in found:
         reporter.say(sentence)
     reporter.say(f"{store}: {len(found)} damaged files" if found else f"{store} is whole")

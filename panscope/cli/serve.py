@@ -1,5 +1,6 @@
 """`panscope serve`: one slice of a store, kept in memory window by window, to any number of trainers."""
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -16,10 +17,13 @@ from panscope.activations.server.service import Limits, Service
 from panscope.activations.store.opening import open_store
 from panscope.activations.store.windows import Slice
 from panscope.cli.flags import flag
+from panscope.cli.units import in_bytes
 from panscope.suite.signals import StopRequest
 from panscope.types import Site, UserError
 
 _GIB = 2**30
+_MEMORY_SHARE = 0.8
+"""Of a machine's memory, what windows may take."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,11 @@ class Serve:
         sites = [Site.parse(name) for name in self.sites] or store.sites
         service = Service(store, sites, Slice.parse(self.slice), limits, log=log)
         windows, size = len(service.windows), service.window_bytes
+        held = min(windows, self.windows)
+        _check_memory(held * size)
         log(
             f"slice {self.slice} of {store.where}: {service.windows.rows:,} rows of {', '.join(map(str, sites))} in "
-            f"{windows} windows of at most {size / _GIB:.2f} GiB; at most {min(windows, self.windows)} in memory, "
-            f"{min(windows, self.windows) * size / _GIB:.2f} GiB"
+            f"{windows} windows of at most {in_bytes(size)}; at most {held} in memory, {in_bytes(held * size)}"
         )
         return service
 
@@ -101,6 +106,16 @@ class Serve:
                 raise UserError(f"--{name.replace('_', '-')} {value} is too little: give at least {least:g}")
         if not 0 <= self.port < 1 << 16:
             raise UserError(f"--port {self.port} is not a port: give 0 to 65535")
+
+
+def _check_memory(needed: int) -> None:
+    """Raise UserError if the windows take most of this machine's memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > _MEMORY_SHARE * memory:
+        raise UserError(
+            f"--windows and --window-rows make {in_bytes(needed)} of rows in memory, and this machine has "
+            f"{in_bytes(memory)}: lower one of them, or serve fewer --sites"
+        )
 
 
 def _log_on(console: Console) -> Callable[[str], None]:

@@ -56,6 +56,8 @@ def _merged(tables: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def _source(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Where rows come from, if a flag says so."""
+    if "store" in flags and "servers" in flags:
+        raise UserError("--store and --servers are two sources of rows: give one of them")
     for name, source in (("store", "store"), ("servers", "server")):
         if name in flags:
             return {"source": source, name: flags[name]}

@@ -10,16 +10,19 @@ from panscope.activations.shuffle import BucketShuffle
 from panscope.activations.store.layout import cut_for
 from panscope.activations.store.manifest import FILE, Manifest, Origin, StoredType
 from panscope.activations.store.writer import StoreWriter, read_manifest, saying_what_failed
-from panscope.lms.load import load
+from panscope.data.identity import text_identity
+from panscope.lms.load import load, memory_bytes
 from panscope.lms.model import LanguageModel
 from panscope.suite.plan import Plan, SuiteConfig
 from panscope.suite.reporter import Reporter
 from panscope.suite.sources import training_tokens
 from panscope.suite.stages import planned_from
-from panscope.types import UserError
+from panscope.types import Site, UserError
 
 BLOCK_ROWS = 4096
 """Rows that share a checksum."""
+_BUCKET_SHARE = 1 / 2
+"""Of all memory, what one bucket may take at most."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,22 @@ def collect(suite: SuiteConfig, folder: Path, options: StoreOptions, reporter: R
         lm = load(suite.model)
         widths = {site: lm.width(site) for site in plan.sites()}
         writer = StoreWriter(folder, _manifest(plan, lm, folder, options), widths)
+        _check_bucket(writer, suite, widths)
         if not writer.missing:
             reporter.say(f"{folder} has all {writer.manifest.rows:,} rows of these sites already")
             return writer.manifest
         return _write(plan, lm, writer, reporter)
+
+
+def _check_bucket(writer: StoreWriter, suite: SuiteConfig, widths: dict[Site, int]) -> None:
+    """Raise UserError if rows that are shuffled together do not fit; a store keeps its buckets when sites are added."""
+    rows, size = writer.manifest.origin.bucket_rows, 4 if suite.model.dtype == "float32" else 2
+    needed, room = rows * size * sum(widths[site] for site in writer.missing), memory_bytes(suite.model)
+    if needed > _BUCKET_SHARE * room:
+        raise UserError(
+            f"buckets of {rows:,} rows of {len(writer.missing)} sites take {needed / 2**30:.1f} GiB, and here are "
+            f"{room / 2**30:.1f}: collect fewer sites at a time, or begin with a smaller activations.buffer_rows"
+        )
 
 
 def _write(plan: Plan, lm: LanguageModel, writer: StoreWriter, reporter: Reporter) -> Manifest:
@@ -82,6 +97,7 @@ def _manifest(plan: Plan, lm: LanguageModel, folder: Path, options: StoreOptions
         tokenizer=lm.tokenizer.vocabulary_hash(),
         model_dtype=suite.model.dtype,
         attention=lm.attention,
+        text=text_identity(suite.data),
         data=suite.data.model_dump(mode="json"),
         special_tokens=suite.activations.special_tokens,
         seed=suite.seed,

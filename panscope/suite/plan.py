@@ -92,7 +92,7 @@ def plan(suite: SuiteConfig, lm: ModelFacts, memory_bytes: int) -> Plan:
         model=suite.model.model_dump() | {"path": _absolute(suite.model.path)},
         data=suite.data.model_dump()
         | {"context": _context(suite, lm), "text": tuple(_absolute(text) for text in suite.data.text)},
-        activations=suite.activations.model_dump() | {"buffer_rows": buffer_rows},
+        activations=suite.activations.model_dump() | _places(suite.activations) | {"buffer_rows": buffer_rows},
         train=loop.model_dump() | {"batch": batch, "log_every": log_every, "checkpoint_every": checkpoint_every},
         coders=tuple(table for _, table in points),
     )
@@ -114,6 +114,12 @@ def _buffer_rows(
     fitting = memory_bytes // 4 // (itemsize * sum(lm.width(site) for site in sites))
     rows = max(coder.steps for coder in planned) * batch
     return max(batch, min(rows, BUFFER_ROWS, fitting))
+
+
+def _places(activations: ActivationsConfig) -> dict[str, str | None]:
+    """Where a store, its cache and a certificate are, in full."""
+    places = {"store": activations.store, "cache": activations.cache, "certificate": activations.certificate}
+    return {name: place if place is None else _absolute(place) for name, place in places.items()}
 
 
 def _absolute(place: str) -> str:

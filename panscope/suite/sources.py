@@ -20,12 +20,13 @@ from panscope.activations.store.opening import open_store
 from panscope.activations.store.stored import StoredRows
 from panscope.activations.store.windows import Slice, Windows
 from panscope.data.documents import open_documents
+from panscope.data.identity import text_sizes
 from panscope.data.tokens import TokenStream
 from panscope.lms.model import LanguageModel
 from panscope.suite.plan import Plan
 from panscope.types import Site, UserError
 
-_SAME_DATA = ("column", "subset", "split", "packing", "context", "held_out")
+_SAME_DATA = ("column", "packing", "context", "held_out")
 
 
 class Source(Protocol):
@@ -182,15 +183,10 @@ def check_origin(origin: Origin, plan: Plan, lm: LanguageModel, where: str) -> N
         )
     asked = suite.data.model_dump(mode="json")
     pairs = [(name, origin.data[name], asked[name]) for name in _SAME_DATA]
-    pairs.append(("text", _names(origin.data["text"]), _names(asked["text"])))
+    pairs.append(("text", tuple(text.partition(" xxh3 ")[0] for text in origin.text), text_sizes(suite.data)))
     for name, stored, here in pairs:
         if stored != here:
             raise UserError(
                 f"{where!r} was collected with data.{name} = {stored!r}, and the suite says {here!r}: give the same "
                 "[data], so that held-out text stays held out"
             )
-
-
-def _names(text: list[str]) -> list[str]:
-    """Files may have been moved since."""
-    return [Path(name).name for name in text]

@@ -219,3 +219,70 @@ def test_a_store_is_collected_by_one_process(stored: Path, panscope: Command, fl
         assert "in use by another process" in sentence(call)
         holder.kill()
     assert panscope("collect", *flags, "--sites", "attn_out", "--tokens", 2000, "--out", stored).status == 0
+
+
+def test_text_that_was_changed_is_another_one(
+    panscope: Command, flags: list[str], stored: Path, tiny: Tiny, tmp_path: Path
+):
+    """Also where the name is the same; a file that was only moved is the same text."""
+    moved, other = tmp_path / "moved" / tiny.text.name, tmp_path / "other" / tiny.text.name
+    for path in (moved, other):
+        path.parent.mkdir()
+        shutil.copy(tiny.text, path)
+    other.write_text(other.read_text().replace("w7", "w8"))
+    rest = [*SITES, "--tokens", "2000", "--out", str(stored), "--model", str(tiny.model), "--shard-gib", "1e-4"]
+    assert panscope("collect", "--text", moved, *rest).status == 0
+    assert "was begun with text = " in sentence(panscope("collect", "--text", other, *rest))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["collect", "--out", "s3://bucket/mine"], "'s3://bucket/mine' is not on this machine"),
+        (["collect", "--verify", "store", "--tokens", "4"], "--tokens cannot stand beside it"),
+        (["collect", "--verify", "ftp://somewhere/x"], "is not understood"),
+        (
+            ["train", "--store", "a", "--servers", "grpc://b:1", "--width", "4", "--sparsity", "2"],
+            "two sources of rows",
+        ),
+        (["serve", "store", "--host", "0.0.0.0"], "can be reached from other machines"),
+        (["serve", "store", "--sites", "resid_post"], "write it as L03.mlp_out"),
+        (["serve", "store", "--windows", "0"], "--windows 0 is too little"),
+    ],
+)
+def test_wrong_flags_are_said(arguments: list[str], said: str, panscope: Command, stored: Path, tmp_path: Path):
+    assert said in sentence(panscope(*arguments))
+    assert not (tmp_path / "s3:").exists()
+
+
+@pytest.mark.parametrize("token", ["s\u00e9cret", "line\n", " space"])
+def test_a_token_that_cannot_be_sent_is_said(
+    token: str, panscope: Command, stored: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PANSCOPE_TOKEN", token)
+    assert "PANSCOPE_TOKEN has a character that cannot be sent" in sentence(panscope("serve", stored))
+
+
+def test_windows_that_do_not_fit_are_said(panscope: Command, stored: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 1024, "SC_PHYS_PAGES": 100}[name])
+    assert "--windows and --window-rows make" in sentence(panscope("serve", stored))
+
+
+def test_a_bucket_that_does_not_fit_is_said(
+    panscope: Command, flags: list[str], stored: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(collecting, "memory_bytes", lambda config: 200_000)
+    call = panscope("collect", *flags, "--sites", "attn_out", "--tokens", 2000, "--out", stored)
+    assert "collect fewer sites at a time" in sentence(call)
+
+
+def test_a_run_finds_its_store_from_anywhere(
+    panscope: Command, suite: Path, stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    train(panscope, suite, "--store", "store", "--out", "run")
+    shutil.rmtree(tmp_path / "run" / "coders")
+    (tmp_path / "run" / "status.json").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = panscope("train", "--resume", tmp_path / "run")
+    assert again.status == 0, again.err

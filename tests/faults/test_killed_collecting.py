@@ -17,25 +17,29 @@ SUITE: dict[str, Any] = {
     "tokens": 30_000,
     "data": {"context": 96, "sequences": 16},
     "activations": {"buffer_rows": 2_000},
-    "coders": [{"sites": ["resid_post", "mlp_out"], "layers": [0, 1], "width": 16, "sparsity": 2}],
 }
+SITES = ["resid_post", "mlp_out"]
 
 
-def store(folder: Path, packing: str) -> None:
-    """Blocks of 256 rows, five of them a shard."""
+def store(folder: Path, packing: str, in_turns: bool = False) -> None:
+    """Blocks of 256 rows, five of them a shard; `in_turns` stores one kind of site, and then adds the other."""
     torch.set_num_threads(1)
     collecting.BLOCK_ROWS = 256
-    suite = SuiteConfig.read(SUITE | {"data": SUITE["data"] | {"packing": packing}}, "the suite")
-    collect(suite, folder, StoreOptions("bfloat16", shard_gib=5 * 256 * 128 * 2 / 2**30), Silent())
+    options = StoreOptions("bfloat16", shard_gib=5 * 256 * 128 * 2 / 2**30)
+    for sites in (["mlp_out"], SITES) if in_turns else (SITES,):
+        coders = [{"sites": sites, "layers": [0, 1], "width": 16, "sparsity": 2}]
+        fields = {"coders": coders, "data": SUITE["data"] | {"packing": packing}}
+        collect(SuiteConfig.read(SUITE | fields, "the suite"), folder, options, Silent())
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("packing", ["documents", "stream"])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_killed_collect_loses_nothing(packing: str, seed: int, tmp_path: Path):
+@pytest.mark.parametrize("in_turns", [False, True])
+def test_a_killed_collect_loses_nothing(packing: str, in_turns: bool, tmp_path: Path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    longest = live(store, undisturbed, packing)
+    live(store, undisturbed, packing)
     assert len(list(undisturbed.glob("tokens/*.json"))) > 10
-    live_killed(seed, KILLS, longest, killed, store, packing)
+    longest = live(store, tmp_path / "timed", packing, in_turns)
+    live_killed(int(in_turns), KILLS, longest, killed, store, packing, in_turns)
     assert_same_files(undisturbed, killed)
     assert not list(killed.rglob("*.tmp"))

@@ -106,6 +106,11 @@ class Buffer:
             resident.touched = now
         self._look_round()
 
+    def goes_on(self, name: str) -> None:
+        """A trainer takes more of a window."""
+        if name in self.trainers:
+            self.trainers[name].heard = self._clock()
+
     def ends(self, name: str, epoch: int, window: int, *, whole: bool) -> None:
         """It has been sent, or that broke off."""
         trainer = self.trainers.get(name)
@@ -132,7 +137,7 @@ class Buffer:
     def forget_silent(self) -> list[str]:
         """Forget the trainers that have said nothing for too long; their names."""
         now = self._clock()
-        gone = [t.name for t in self.trainers.values() if not t.taking and now >= t.heard + self._forget]
+        gone = [t.name for t in self.trainers.values() if now >= t.heard + self._forget]
         for name in gone:
             del self.trainers[name]
         return gone
@@ -150,7 +155,7 @@ class Buffer:
     def seconds(self) -> float | None:
         """After which time alone may change what `choose` or `forget_silent` do; None for never."""
         now = self._clock()
-        times = [trainer.heard + self._forget for trainer in self.trainers.values() if not trainer.taking]
+        times = [trainer.heard + self._forget for trainer in self.trainers.values()]
         if self._hungry():
             times += [self._kept_until(window) for window in self.resident]
         return max(0.0, min(times) - now) if times else None

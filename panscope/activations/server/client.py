@@ -193,6 +193,18 @@ class ServedRows:
             self._begun = True
             with self._changed:
                 self._look_at_feeds()
+            for first, end in self._unserved():
+                self._say(
+                    f"rows {first:,} to {end - 1:,} of {self.manifest.rows:,} are on no server that answered: they are "
+                    "not learned from until one does"
+                )
+
+    def _unserved(self) -> list[tuple[int, int]]:
+        """The rows of the store between the slices that are known."""
+        assert self.manifest.rows is not None
+        slices = sorted(self._standings)
+        ends, firsts = [0, *(end for _, end in slices)], [*(first for first, _ in slices), self.manifest.rows]
+        return [(end, first) for end, first in zip(ends, firsts, strict=True) if end < first]
 
     def _wait_for_window(self) -> Window:
         """From the server of which least was given, of those that have one ready."""

@@ -48,6 +48,7 @@ _WINDOW, _SLOWEST = 60.0, 1 << 20
 """Seconds within which a window comes, and bytes a second beyond that."""
 _OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
 """A new connection for each, so that one is tried at once after another was lost; and straight to the server."""
+_NO_TLS = "WRONG_VERSION_NUMBER"
 _BAD_TLS = ("CERTIFICATE_VERIFY_FAILED", "SSL_ERROR_SSL", "Peer name", "Ssl handshake failed")
 
 
@@ -161,10 +162,15 @@ class Connection:
                 f"{TOKEN_VARIABLE} to what it was started with"
             ) from None
         said = str(error)
+        if _NO_TLS in said.upper():
+            raise UserError(
+                f"the server {self._address!r} does not speak TLS: write its address as grpc://, or start it with "
+                "--certificate and --key"
+            ) from None
         if any(sign in said for sign in _BAD_TLS):
             raise UserError(
                 f"the server {self._address!r} cannot be trusted: its certificate does not match the one given to "
-                "check it with, or its host name; give the right certificate"
+                "check it with, or its host name; set activations.certificate to the right one"
             ) from None
         raise Lost(_short(said)) from None
 

@@ -38,8 +38,17 @@ _ENDING = 5.0
 
 
 def token_of_environment() -> str | None:
-    """The token, which is never given on a command line, as those can be seen by everybody; None if there is none."""
-    return os.environ.get(TOKEN_VARIABLE) or None
+    """The token, which is never given on a command line, as those can be seen by everybody; None if there is none.
+
+    Raises UserError if it has characters that cannot be sent.
+    """
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    if token is not None and not (token.isascii() and token.isprintable() and token == token.strip()):
+        raise UserError(
+            f"{TOKEN_VARIABLE} has a character that cannot be sent: use letters, digits and signs of ASCII, with no "
+            "space or line end around them"
+        )
+    return token
 
 
 @dataclass(frozen=True)

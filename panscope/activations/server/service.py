@@ -187,6 +187,7 @@ class Service:
                 yield message
                 with self._changed:
                     self._check_works()
+                    self._buffer.goes_on(ticket.trainer)
                     self._rows.add(len(message))
                     self._served.add(len(message) * row_bytes)
             whole = True

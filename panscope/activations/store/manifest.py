@@ -31,6 +31,8 @@ class Origin(Config):
     tokenizer: str
     model_dtype: str
     attention: str
+    text: tuple[str, ...] = ()
+    """What tells the text from another one under the same name, see `data/identity.py`."""
     data: dict[str, Any]
     """The `[data]` table: text, packing, context, held-out share, sequences a pass."""
     special_tokens: str
@@ -95,12 +97,18 @@ class Manifest(Config):
 
 def check_same(begun: Manifest, now: Manifest, where: str) -> None:
     """Raise UserError naming the first thing in which a store that was begun is not what is asked for now."""
-    fixed = ("dtype", "shard_rows", "block_rows")
-    pairs = [(name, getattr(begun, name), getattr(now, name)) for name in fixed]
-    pairs += [(name, value, getattr(now.origin, name)) for name, value in begun.origin]
-    for name, before, asked in pairs:
+    for name, before in _fixed(begun).items():
+        asked = _fixed(now).get(name)
         if before != asked:
             raise UserError(
                 f"the store {where!r} was begun with {name} = {before!r}, and now it is {asked!r}: give the same, or "
                 "collect into another folder"
             )
+
+
+def _fixed(manifest: Manifest) -> dict[str, Any]:
+    """What rows and their cut follow from; where model and text lie is none of it."""
+    origin = manifest.origin.model_dump(exclude={"model", "revision", "data"})
+    data = {f"data.{name}": value for name, value in manifest.origin.data.items() if name != "text"}
+    cut = {"dtype": manifest.dtype, "shard_rows": manifest.shard_rows, "block_rows": manifest.block_rows}
+    return cut | origin | data

@@ -80,9 +80,9 @@ class Windows:
 
     def order(self, seed: int, epoch: int) -> Tensor:
         """[windows] int64 the order in which an epoch visits them: shard by shard, both in random orders."""
-        mixed = torch.from_numpy(generator(seed, epoch).permutation(len(self)))
+        mixed = torch.from_numpy(generator(seed, epoch, 2).permutation(len(self)))
         shards, firsts = self._shards[mixed].unique(return_inverse=True)
-        place = torch.from_numpy(generator(seed, epoch, 0).permutation(len(shards)))
+        place = torch.from_numpy(generator(seed, epoch, 3).permutation(len(shards)))
         return mixed[place[firsts].sort(stable=True).indices]
 
     def permutation(self, seed: int, epoch: int, window: int) -> Tensor:

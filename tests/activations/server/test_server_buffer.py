@@ -136,15 +136,21 @@ def test_a_window_just_read_for_one_is_not_dropped_for_another() -> None:
     assert desk.take("b") == 0
 
 
-def test_silent_trainers_are_forgotten_unless_something_is_on_its_way() -> None:
+def test_silent_trainers_are_forgotten_also_in_the_middle_of_a_window() -> None:
+    """One that takes message after message is not silent."""
     desk = Desk(5, 2)
     desk.come("a")
     desk.read()
     desk.buffer.begins("a", 0)
-    desk.now = 2 * FORGET
+    desk.now = 0.9 * FORGET
+    desk.buffer.goes_on("a")
+    desk.now = 1.8 * FORGET
     assert desk.buffer.forget_silent() == []
-    desk.buffer.ends("a", 0, 0, whole=False)
+    assert desk.buffer.seconds() == pytest.approx(0.1 * FORGET)
+    desk.now = 2 * FORGET
     assert desk.buffer.forget_silent() == ["a"]
+    desk.buffer.goes_on("a")
+    desk.buffer.ends("a", 0, 0, whole=False)
     assert desk.buffer.choose() is None
     desk.buffer.ends("a", 0, 1, whole=True)
 

@@ -140,6 +140,7 @@ def test_a_trainer_starts_while_one_of_its_servers_is_not_there_yet(store: Store
     with serving(store, part="1/2") as first, trainer([first.address, late], say=said.append) as source:
         assert any(late in sentence for sentence in said)
         batches = take(source, 10)
+        assert f"rows {len(HALVES[0])} to {ROWS - 1} of {ROWS} are on no server" in " ".join(said)
         assert set(numbers(batches)) <= set(HALVES[0])
         with serving(store, part="2/2", door=Door(port=port)):
             while not set(numbers(batches)) & set(HALVES[1]):

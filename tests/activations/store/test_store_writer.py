@@ -273,10 +273,10 @@ def test_other_text_is_refused_by_its_tokens(tmp_path: Path, undisturbed: dict[s
         ("dtype", {"dtype": "bfloat16"}),
         ("shard_rows", {"shard_rows": 128}),
         ("seed", {"seed": 3}),
-        ("model", {"model": "other"}),
         ("weights", {"weights": "other"}),
         ("tokenizer", {"tokenizer": "other"}),
-        ("data", {"data": {"text": ["b.jsonl"], "context": 32}}),
+        ("text", {"text": ("a.jsonl 3 bytes xxh3 other",)}),
+        ("data.context", {"data": {"text": ["b.jsonl"], "context": 33}}),
         ("bucket_rows", {"bucket_rows": 128}),
     ],
 )
@@ -284,6 +284,15 @@ def test_what_differs_from_the_begun_store_is_named(tmp_path: Path, name: str, c
     write_store(tmp_path / "s", ROWS)
     with pytest.raises(UserError, match=f"/s' was begun with {name} = .* and now it is .*: give the same, or collect"):
         StoreWriter(tmp_path / "s", manifest_of(ROWS, **change), WIDTHS)
+
+
+def test_model_and_text_may_lie_elsewhere(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    """Weights and text are compared, not their places."""
+    write_store(tmp_path / "s", ROWS, widths={RESID: 6})
+    data = manifest_of(ROWS).origin.data | {"text": ["moved/a.jsonl"]}
+    moved = manifest_of(ROWS, model="moved", data=data)
+    StoreWriter(tmp_path / "s", moved, WIDTHS).write(NumberedRows(ROWS, {MLP: 3}))
+    assert tree(tmp_path / "s") == undisturbed
 
 
 def test_other_versions_may_go_on(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:

@@ -1,0 +1,51 @@
+"""What tells one text from another under the same name: size and checksum of each file, the revision of a dataset.
+
+A store that is gone on with, or added to, must read the very text it was begun with.
+"""
+
+from pathlib import Path
+
+import xxhash
+
+from panscope import demo
+from panscope.data.documents import DEMO_TEXT, DataConfig
+from panscope.types import UserError
+
+_PIECE = 1 << 22
+
+
+def text_identity(config: DataConfig) -> tuple[str, ...]:
+    """One for each text: `stories.jsonl 1234 bytes xxh3 0123456789abcdef`, or a dataset with its revision.
+
+    Reads every local file whole. Raises UserError if one cannot be read.
+    """
+    names = text_sizes(config)
+    return tuple(f"{known} xxh3 {_checksum(_path(name))}" if _path(name).is_file() else known
+                 for name, known in zip(config.text, names, strict=True))  # fmt: skip
+
+
+def text_sizes(config: DataConfig) -> tuple[str, ...]:
+    """The same without checksums, for which no file is read."""
+    return tuple(_named(name, config) for name in config.text)
+
+
+def _path(name: str) -> Path:
+    return demo.TEXT if name == DEMO_TEXT else Path(name).expanduser()
+
+
+def _named(name: str, config: DataConfig) -> str:
+    path = _path(name)
+    if path.is_file():
+        return f"{path.name} {path.stat().st_size} bytes"
+    return " ".join(part for part in (name, config.subset, config.split, config.revision) if part)
+
+
+def _checksum(path: Path) -> str:
+    digest = xxhash.xxh3_64()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+    except OSError as error:
+        raise UserError(f"data.text: {str(path)!r} cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
