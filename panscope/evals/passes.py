@@ -5,12 +5,13 @@ Special tokens and padding always keep the model's own activations, so a coder i
 Shape letters: N sequences, T tokens a sequence, V vocabulary, B content tokens of the batch, D width of a site.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
 from panscope.evals.predictions import Predictions, Score
+from panscope.lms.model import Start
 from panscope.types import Site, TokenBatch
 
 
@@ -39,8 +40,12 @@ class LanguageModel(Protocol):
         read: list[Site],
         splice: dict[Site, Callable[[Tensor], Tensor]],
         logits: bool,
+        start: Start | None = None,
     ) -> Reading:
-        """One forward pass over token ids [N, T]; each function of `splice` maps its site's [N, T, D] to a new one."""
+        """One forward pass over token ids [N, T]; each function of `splice` maps its site's [N, T, D] to a new one.
+
+        With `start` it begins there.
+        """
         ...
 
 
@@ -51,14 +56,23 @@ def content_rows(lm: LanguageModel, batch: TokenBatch, sites: list[Site]) -> dic
 
 
 class CleanPass:
-    """One batch read by the untouched model: rows of every site asked for, and what the model predicts."""
+    """One batch read by the untouched model: rows of every site asked for, and what the model predicts.
 
-    def __init__(self, lm: LanguageModel, batch: TokenBatch, sites: list[Site]) -> None:
-        reading = lm.run(batch.token_ids, batch.attention_mask, read=sites, splice={}, logits=True)
+    An altered pass begins at the block of the site that is altered, from what is known of the clean one: no block
+    before it is run again, and in its block neither attention nor an MLP that the change comes after.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, batch: TokenBatch, sites: Sequence[Site], altered: Collection[Site] = ()
+    ) -> None:
+        """`sites` are those whose rows are wanted, `altered` those of them at which other passes will differ."""
+        known = {before for site in altered for before in _before(site)}
+        reading = lm.run(batch.token_ids, batch.attention_mask, read=sorted({*sites, *known}), splice={}, logits=True)
         assert reading.logits is not None
         self._lm = lm
         self._batch = batch
         self.rows = {site: _content_of(reading.activations[site], batch) for site in sites}
+        self._known = {site: reading.activations[site] for site in known}
         self._predictions = Predictions(batch, reading.logits)
 
     @property
@@ -76,16 +90,41 @@ class CleanPass:
 
     def _logits_with(self, site: Site, rows: Tensor) -> Tensor:
         """[N, T, V]."""
-
-        def splice(activations: Tensor) -> Tensor:
-            spliced = activations.clone()
-            spliced[self._batch.content.to(activations.device)] = rows.to(activations)
-            return spliced
-
+        known = {before: self._known[before] for before in _before(site)}
+        residual, splice = known.pop(_residual(site), None), {}
+        if site in known:
+            known[site] = self._spliced(known[site], rows)
+        else:
+            splice[site] = lambda activations: self._spliced(activations, rows)
         ids, mask = self._batch.token_ids, self._batch.attention_mask
-        reading = self._lm.run(ids, mask, read=[], splice={site: splice}, logits=True)
+        start = Start(site.layer, residual, known)
+        reading = self._lm.run(ids, mask, read=[], splice=splice, logits=True, start=start)
         assert reading.logits is not None
         return reading.logits
+
+    def _spliced(self, activations: Tensor, rows: Tensor) -> Tensor:
+        """[N, T, D] with `rows` at the content tokens."""
+        spliced = activations.clone()
+        spliced[self._batch.content.to(activations.device)] = rows.to(activations)
+        return spliced
+
+
+def _before(site: Site) -> list[Site]:
+    """What is known of a pass that differs at `site` only: the block's input, and what attention and MLP gave.
+
+    Where those themselves are altered, they are what is altered in it.
+    """
+    early = [_residual(site)] if site.layer else []
+    if site.kind != "attn_z":
+        early.append(Site(site.layer, "attn_out"))
+    if site.kind in ("mlp_out", "resid_post"):
+        early.append(Site(site.layer, "mlp_out"))
+    return early
+
+
+def _residual(site: Site) -> Site:
+    """Where the block's input is read; of no meaning for the first block."""
+    return Site(max(0, site.layer - 1), "resid_post")
 
 
 def _content_of(activations: Tensor, batch: TokenBatch) -> Tensor:

@@ -85,7 +85,8 @@ def _measure(
 ) -> None:
     """Every coder on one batch."""
     sites = sorted({site for coder in coders.values() for site in coder.wiring.sites()})
-    clean = CleanPass(lm, batch, sites)
+    altered = {site for coder in coders.values() for site in coder.wiring.predicts}
+    clean = CleanPass(lm, batch, sites, altered)
     ablations = Ablations(clean, means)
     for name, coder in coders.items():
         for site, latents, y_hat in _reconstructions(name, coder, clean):

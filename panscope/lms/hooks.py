@@ -1,5 +1,7 @@
 """The only file that registers hooks: it lends a function the tensors at some modules' ends during one forward pass.
 
+`giving` is the other way to reach into a pass: modules that are known to give what they gave before are not run again.
+
 A pass may be cut short: whoever has seen enough raises `PassDone` from its tap, and `run_with` returns None. That is
 safe because transformers restores what a forward call changes in `finally` blocks, and the hooks leave the same way.
 """
@@ -38,6 +40,28 @@ def run_with(taps: Sequence[Tap], forward: Callable[[], Result]) -> Result | Non
             return forward()
     except PassDone:
         return None
+
+
+@contextmanager
+def giving(modules: Sequence[nn.Module], given: Any) -> Iterator[None]:
+    """For a while these modules compute nothing and give `given`, whatever they are called with."""
+    try:
+        for module in modules:
+            module.forward = lambda *_, **__: given
+        yield
+    finally:
+        for module in modules:
+            vars(module).pop("forward", None)  # the class's own is there again
+
+
+@contextmanager
+def watching(module: nn.Module, see: Callable[[Any], None]) -> Iterator[None]:
+    """For a while `see` is called with whatever the module gives."""
+    handle = module.register_forward_hook(lambda _module, _inputs, output: see(output))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

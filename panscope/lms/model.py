@@ -6,16 +6,19 @@ the logits ends as soon as everything asked for has been read, so later blocks c
 Shape letters: N sequences, T tokens a sequence, D width of a site, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 import transformers
 import xxhash
 from torch import Tensor, nn
 
-from panscope.lms.families import family_of
-from panscope.lms.hooks import PassDone, Tap, run_with
+from panscope.lms.families import Family, family_of
+from panscope.lms.hooks import PassDone, Tap, giving, run_with, watching
 from panscope.lms.norms import NormWithoutGain
 from panscope.lms.sites import KINDS
 from panscope.lms.tokenizer import HfTokenizer
@@ -34,6 +37,18 @@ class Reading:
     """[N, T, D] for every site that was to be read, in the order asked."""
     logits: Tensor | None
     """[N, T, V], or None where they were not asked for."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a pass begins other than at the text: what comes before is known, and is not run."""
+
+    layer: int
+    residual: Tensor | None
+    """[N, T, D] what the block before `layer` gave, its `resid_post`; None where the layer is 0."""
+    given: Mapping[Site, Tensor] = field(default_factory=dict)
+    """[N, T, D] at `attn_out` and `mlp_out` of blocks from `layer` on: attention or MLP is not run there, but gives
+    that."""
 
 
 class LanguageModel:
@@ -100,6 +115,7 @@ class LanguageModel:
         read: Sequence[Site] = (),
         splice: Mapping[Site, Change] | None = None,
         logits: bool = False,
+        start: Start | None = None,
     ) -> Reading:
         """Read the sites of `read`, with the sites of `splice` replaced, in one pass; logits if asked for.
 
@@ -108,6 +124,7 @@ class LanguageModel:
         takes its place: same shape, rounded to the model's dtype. A site that is both read and spliced is read before
         the splice; every site sees the splices that come before it in the model. Without `logits` the pass ends with
         the last site of `read`: nothing after it runs, later splices included, and with no site at all nothing runs.
+        With `start` no block before it is run, and no site of such a block may be read or spliced.
         Raises UserError if a layer does not exist, if T exceeds the context, or if a splice changes the shape.
         """
         assert token_ids.shape == attention_mask.shape, f"{token_ids.shape} tokens, {attention_mask.shape} mask"
@@ -120,8 +137,50 @@ class LanguageModel:
         taps = [self._tap(site, watch) for site in watch.sites]
         if not (read or logits):
             return Reading({}, None)
-        output = run_with(taps, lambda: self._forward(token_ids, attention_mask))
+        with self._begun_at(start, watch.sites):
+            output = run_with(taps, lambda: self._forward(token_ids, attention_mask))
         return Reading({site: watch.seen[site] for site in read}, output)
+
+    @contextlib.contextmanager
+    def _begun_at(self, start: Start | None, sites: Sequence[Site]) -> Iterator[None]:
+        """What is known gives what it gave."""
+        if start is None:
+            yield
+            return
+        early = [site for site in sites if site.layer < start.layer]
+        assert not early, f"{early} come before the block {start.layer} that the pass begins with"
+        hidden = [site for site in sites for given in start.given if _is_hidden(site, given)]
+        assert not hidden, f"{hidden} are in what is not run, as its output is given"
+        with contextlib.ExitStack() as stack:
+            if start.layer:
+                assert start.residual is not None
+                stack.enter_context(giving(self._blocks[: start.layer], self._as_output("", start.residual)))
+            for site, tensor in start.given.items():
+                for path in _computing(site, self.family):
+                    module = self._block(site).get_submodule(path)
+                    stack.enter_context(giving([module], self._as_output(path, tensor)))
+            yield
+
+    def _as_output(self, path: str, tensor: Tensor) -> Any:
+        """A tensor as the module at `path` of a block gives it: alone, or first in a tuple of which no more is read."""
+        length = self._lengths[path]
+        return tensor if length is None else (tensor, *[None] * (length - 1))
+
+    @cached_property
+    def _lengths(self) -> dict[str, int | None]:
+        """How long the tuple is that a module of a block gives, None for no tuple; versions of transformers differ."""
+        found: dict[str, int | None] = {}
+
+        def note(path: str, output: Any) -> None:
+            found[path] = len(output) if isinstance(output, tuple) else None
+
+        paths = {"", *(path for kind in ("attn_out", "mlp_out") for path in _computing(Site(0, kind), self.family))}
+        with contextlib.ExitStack() as stack:
+            for path in paths:
+                module = self._blocks[0].get_submodule(path)
+                stack.enter_context(watching(module, lambda output, path=path: note(path, output)))
+            self._forward(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool))
+        return found
 
     def _forward(self, token_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """[N, T, V] the logits."""
@@ -149,6 +208,21 @@ class LanguageModel:
                 f"this model has {self.n_layers} layers, so choose from 0 to {self.n_layers - 1}"
             )
         return self._blocks[site.layer]
+
+
+def _computing(site: Site, family: Family) -> tuple[str, ...]:
+    """The modules that need not be run where the site's tensor is known: attention or MLP, and the norm after it."""
+    if site.kind == "attn_out":
+        attention = family.w_o.rpartition(".")[0]
+        return (attention,) if family.attn_end == family.w_o else (attention, family.attn_end)
+    assert site.kind == "mlp_out", f"{site} is not what attention or an MLP gives"
+    return (family.mlp,) if family.mlp_end == family.mlp else (family.mlp, family.mlp_end)
+
+
+def _is_hidden(site: Site, given: Site) -> bool:
+    """Whether a site is inside of the attention or the MLP whose output is given."""
+    inside = ("attn_z", "attn_out") if given.kind == "attn_out" else ("mlp_in", "mlp_in_no_gain", "mlp_out")
+    return site.layer == given.layer and site.kind in inside
 
 
 class _Pass:

@@ -17,6 +17,7 @@ from torch import Tensor
 from panscope import coders
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.evals.run import EvalConfig, evaluate
+from panscope.lms.model import Start
 from panscope.types import Latents, NonFiniteError, Site, TokenBatch, UserError
 
 BOS, EOS, PAD, V, D, F = 0, 1, 2, 11, 4, 10
@@ -57,13 +58,19 @@ class FakeLM:
         read: Sequence[Site] = (),
         splice: Mapping[Site, Callable[[Tensor], Tensor]] | None = None,
         logits: bool = False,
+        start: Start | None = None,
     ) -> FakeReading:
         self.passes += 1
+        start = start or Start(0, None)
         seen: dict[Site, Tensor] = {}
 
         def visit(site: Site, value: Tensor) -> Tensor:
             if site in read:
                 seen[site] = value
+            if site in start.given:
+                if not torch.equal(value, start.given[site]):
+                    self.splices.append((site, value, start.given[site]))
+                return start.given[site]
             if not splice or site not in splice:
                 return value
             after = splice[site](value.clone())
@@ -71,8 +78,12 @@ class FakeLM:
             return after
 
         x = self.embedding[token_ids]
+        if start.layer:
+            assert start.residual is not None
+            x = start.residual
         steps = torch.arange(1, x.shape[1] + 1, dtype=torch.float64)[:, None]
-        for layer in range(LAYERS):
+        for layer in range(start.layer, LAYERS):
+            x = x + visit(Site(layer, "attn_out"), torch.zeros_like(x))
             mlp_in = visit(Site(layer, "mlp_in"), x.cumsum(dim=1) / steps)
             mlp_out = visit(Site(layer, "mlp_out"), torch.tanh(mlp_in @ self.mlps[layer]))
             x = visit(Site(layer, "resid_post"), x + mlp_out)

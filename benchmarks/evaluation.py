@@ -1,0 +1,173 @@
+"""One evaluation for all coders against each coder alone with whole passes: block passes, wall time, equal numbers.
+
+Run from the repository's root: python -m benchmarks.evaluation --model FOLDER --text FILE ...
+
+The naive way is what tools do that know one SAE at a time: for each coder a pass to find its site's mean, a clean pass,
+and a whole pass each for its reconstruction, zeros and the mean. Both ways use the same code for everything else. The
+coders have random weights: how well they reconstruct changes nothing about the work.
+
+Shape letters: F latents.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import machine
+from benchmarks.other_load import OtherLoad
+from panscope import coders
+from panscope.coders.wiring import WiredCoder, Wiring
+from panscope.data.documents import DataConfig, open_documents
+from panscope.data.tokens import TokenStream
+from panscope.evals.run import evaluate
+from panscope.lms.load import LanguageModelConfig, load
+from panscope.lms.model import LanguageModel, Reading, Start
+from panscope.records import JsonLines
+from panscope.types import Site, UserError
+
+_NEAR = 1e-5
+
+
+@dataclass(frozen=True)
+class Options:
+    """All coders at once against each alone."""
+
+    model: str
+    """Folder of a language model."""
+    text: tuple[str, ...]
+    """Text files."""
+    kinds: tuple[str, ...] = ("resid_post", "attn_out", "mlp_out")
+    """Sites of every layer."""
+    widths: tuple[int, ...] = (256, 512)
+    """F; a coder at every site for each."""
+    active: int = 16
+    """K of the TopK coders."""
+    tokens: int = 8_000
+    context: int = 256
+    repeats: int = 3
+    out: Path = Path("benchmarks/results/evaluation.jsonl")
+    """Results are appended."""
+
+
+class WholePasses:
+    """A language model of which every pass begins at the text."""
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self._lm = lm
+
+    def run(self, *arguments: Any, splice: dict[Site, Any], start: Start | None = None, **options: Any) -> Reading:
+        """One whole pass, with what would have been given put in place at its site."""
+        given = {} if start is None else start.given
+        put = {site: lambda _, tensor=tensor: tensor for site, tensor in given.items()}
+        return self._lm.run(*arguments, splice=put | splice, **options)
+
+
+def main(options: Options) -> None:
+    """Measure both ways in turns, compare their numbers, record and print."""
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    lm = load(LanguageModelConfig(path=options.model, device="cpu"))
+    measured = _coders(options, lm)
+    open_tokens = _text(options, lm)
+
+    def at_once() -> dict[str, dict[str, Any]]:
+        return evaluate(lm, open_tokens, measured, tokens=options.tokens)
+
+    def one_by_one() -> dict[str, dict[str, Any]]:
+        whole = WholePasses(lm)
+        alone = (evaluate(whole, open_tokens, {name: coder}, tokens=options.tokens) for name, coder in measured.items())
+        return {name: result for results in alone for name, result in results.items()}
+
+    lines: list[dict[str, Any]] = []
+    for repeat in range(options.repeats):
+        results = {}
+        for way, work in {"at once": at_once, "each alone": one_by_one}.items():
+            load_of_others = OtherLoad()
+            with counting_blocks(lm) as blocks:
+                began = time.perf_counter()
+                results[way] = work()
+                seconds = time.perf_counter() - began
+            lines.append(_setting(options) | {"way": way, "repeat": repeat, "seconds": seconds, "blocks": blocks[0],
+                                              "coders": len(measured), "others": load_of_others.share()})  # fmt: skip
+        check_equal(results["at once"], results["each alone"])
+    JsonLines(options.out).append(lines)
+    Console(width=160).print(table(lines))
+
+
+def _coders(options: Options, lm: LanguageModel) -> dict[str, WiredCoder]:
+    generator, made = torch.Generator().manual_seed(0), {}
+    for site in (Site(layer, kind) for layer in range(lm.n_layers) for kind in options.kinds):
+        for width in options.widths:
+            d = lm.width(site)
+            fields = {"d_in": d, "d_out": d, "width": width, "sparsity": options.active}
+            coder = coders.build(coders.config_type("topk").read(fields, "the coder"))
+            coder.initialise(generator)
+            made[f"{site}-{width}"] = WiredCoder(Wiring(wiring="sae", reads=(site,), predicts=(site,)), coder)
+    return made
+
+
+def _text(options: Options, lm: LanguageModel) -> Callable[[], TokenStream]:
+    data = DataConfig(text=options.text, context=options.context, held_out=0.0)
+    documents = open_documents(data)
+    return lambda: TokenStream(documents, lm.tokenizer, data, part="all", seed=0, epochs=1)
+
+
+@contextmanager
+def counting_blocks(lm: LanguageModel) -> Iterator[list[int]]:
+    """How many blocks are run, whole or in part, on one batch each: counted at the first module inside each."""
+    blocks, runs = lm.model.get_submodule(lm.family.blocks), [0]
+
+    def count(*_: object) -> None:
+        runs[0] += 1
+
+    handles = [next(block.children()).register_forward_hook(count) for block in blocks.children()]
+    try:
+        yield runs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def check_equal(one: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise UserError unless all numbers are equal, relatively or absolutely, but for rounding."""
+    for name, result in one.items():
+        for field, value in result.items():
+            if not math.isclose(value, other[name][field], rel_tol=_NEAR, abs_tol=_NEAR):
+                raise UserError(f"{name}: {field} is {value} at once and {other[name][field]} alone")
+
+
+def _setting(options: Options) -> dict[str, Any]:
+    fields = asdict(options) | {"model": Path(options.model).name, "text": [Path(text).name for text in options.text]}
+    del fields["out"]
+    return fields | {"date": time.strftime("%F"), "machine": machine.facts()}
+
+
+def table(lines: list[dict[str, Any]]) -> Table:
+    """A row for each way: Markdown."""
+    shown = Table(box=box.MARKDOWN)
+    for name in ("", "coders", "blocks run", "seconds", "times"):
+        shown.add_column(name, no_wrap=True)
+    alone = _median(lines, "each alone")
+    for way in ("at once", "each alone"):
+        of = [line for line in lines if line["way"] == way]
+        seconds = _median(lines, way)
+        shown.add_row(way, f"{of[0]['coders']}", f"{of[0]['blocks']:,}", f"{seconds:.2f}", f"{alone / seconds:.1f}")
+    return shown
+
+
+def _median(lines: list[dict[str, Any]], way: str) -> float:
+    return statistics.median(line["seconds"] for line in lines if line["way"] == way)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

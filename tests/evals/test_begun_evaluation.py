@@ -1,0 +1,61 @@
+"""Passes that begin in the middle measure what whole ones do, at every kind of site of a trained model."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from panscope import coders
+from panscope.coders.wiring import WiredCoder, Wiring
+from panscope.data.documents import DataConfig, open_documents
+from panscope.data.tokens import TokenStream
+from panscope.evals.run import evaluate
+from panscope.lms.load import LanguageModelConfig, load
+from panscope.lms.model import LanguageModel, Reading, Start
+from panscope.types import SITE_KINDS, Site
+
+
+class WholePasses:
+    """Every pass begins at the text; what would have been given is put in place at its site."""
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self._lm = lm
+        self.started: list[int] = []
+
+    def run(self, *arguments: Any, splice: dict[Site, Any], start: Start | None = None, **options: Any) -> Reading:
+        given = {} if start is None else start.given
+        self.started.append(-1 if start is None else start.layer)
+        put = {site: lambda _, tensor=tensor: tensor for site, tensor in given.items()}
+        return self._lm.run(*arguments, splice=put | splice, **options)
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return load(LanguageModelConfig(device="cpu"))
+
+
+@pytest.mark.parametrize("kind", SITE_KINDS)
+def test_begun_and_whole_passes_measure_the_same(kind: str, lm: LanguageModel):
+    data = DataConfig(context=32, sequences=8)
+    documents = open_documents(data)
+    generator, measured = torch.Generator().manual_seed(0), {}
+    for layer in range(lm.n_layers):
+        site = Site(layer, kind)
+        d = lm.width(site)
+        coder = coders.build(
+            coders.config_type("topk").read({"d_in": d, "d_out": d, "width": 2 * d, "sparsity": 8}, "it")
+        )
+        coder.initialise(generator)
+        measured[str(site)] = WiredCoder(Wiring(wiring="sae", reads=(site,), predicts=(site,)), coder)
+
+    def open_tokens() -> TokenStream:
+        return TokenStream(documents, lm.tokenizer, data, part="held_out", seed=0, epochs=1)
+
+    whole = WholePasses(lm)
+    expected = evaluate(whole, open_tokens, measured, tokens=400)
+    found = evaluate(lm, open_tokens, measured, tokens=400)
+    assert set(range(lm.n_layers)) <= set(whole.started)
+    for name, result in expected.items():
+        assert result["delta_loss"] != 0
+        for field, value in result.items():
+            assert found[name][field] == pytest.approx(value, rel=1e-6, abs=1e-8), (name, field)
