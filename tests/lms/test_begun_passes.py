@@ -84,6 +84,7 @@ def test_copies_of_a_batch_side_by_side(lm: LanguageModel, tokens: Tokens):
     layer, copies = lm.n_layers - 1, 3
     site, start = Site(layer, "mlp_out"), start_at(lm, tokens, layer)
     ids, mask = (column.repeat(copies, 1) for column in tokens)
+    assert start.residual is not None
     many = Start(layer, start.residual.repeat(copies, 1, 1))
     factors = torch.arange(1.0, copies + 1).repeat_interleave(len(tokens[0]))[:, None, None]
     together = lm.run(ids, mask, splice={site: lambda x: x * factors.to(x)}, logits=True, start=many).logits
