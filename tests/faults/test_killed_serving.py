@@ -22,8 +22,8 @@ from panscope.suite.plan import SuiteConfig
 from panscope.suite.reporter import Silent
 from panscope.types import Site
 
-KILLS = 36
-ROWS, BATCH, EPOCHS = 30_720, 128, 20
+KILLS = 72
+ROWS, BATCH, EPOCHS = 30_720, 128, 40
 SITE = Site(0, "resid_post")
 SUITE: dict[str, Any] = {
     "tokens": ROWS,

@@ -93,14 +93,15 @@ class StoreWriter:
             self._sweep()
             while True:
                 room = cut.rows_of(shard, wanted)
-                progress(min(wanted, shard * cut.shard_rows))
-                rows = self._write_shard(shard, source, room) if room else 0
+                before = min(wanted, shard * cut.shard_rows)
+                progress(before)
+                rows = self._write_shard(shard, source, room, lambda rows, n=before: progress(n + rows)) if room else 0
                 shard += rows > 0
                 if rows < cut.shard_rows:
                     return self._finish(shard)
 
-    def _write_shard(self, shard: int, source: RowSource, room: int) -> int:
-        """Write at most `room` rows of every column; how many there were."""
+    def _write_shard(self, shard: int, source: RowSource, room: int, written: Callable[[int], None]) -> int:
+        """Write at most `room` rows of every column; how many there were, which `written` hears block by block."""
         first = _next(source)
         if first is None:
             return 0
@@ -116,6 +117,7 @@ class StoreWriter:
                     writer.write(batch.rows[site])
                 tokens.write(_provenance(batch))
                 rows += len(batch)
+                written(rows)
                 batch = _next(source) if rows < room else None
             name = partial(name_of, self.manifest, number=shard)
             found = {column: writers[site].finish(name(column)) for site, column in self._columns.items()}
