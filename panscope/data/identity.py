@@ -19,9 +19,7 @@ def text_identity(config: DataConfig) -> tuple[str, ...]:
 
     Reads every local file whole. Raises UserError if one cannot be read.
     """
-    names = text_sizes(config)
-    return tuple(f"{known} xxh3 {_checksum(_path(name))}" if _path(name).is_file() else known
-                 for name, known in zip(config.text, names, strict=True))  # fmt: skip
+    return tuple(_with_checksum(name, _named(name, config)) for name in config.text)
 
 
 def text_sizes(config: DataConfig) -> tuple[str, ...]:
@@ -38,6 +36,10 @@ def _named(name: str, config: DataConfig) -> str:
     if path.is_file():
         return f"{path.name} {path.stat().st_size} bytes"
     return " ".join(part for part in (name, config.subset, config.split, config.revision) if part)
+
+
+def _with_checksum(name: str, known: str) -> str:
+    return f"{known} xxh3 {_checksum(_path(name))}" if _path(name).is_file() else known
 
 
 def _checksum(path: Path) -> str:

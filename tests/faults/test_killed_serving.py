@@ -1,5 +1,6 @@
 """Servers and trainers killed at random moments, dozens of times: every row is given once an epoch to every trainer."""
 
+import itertools
 import json
 import random
 import socket
@@ -14,7 +15,10 @@ from rich.console import Console
 
 from panscope import records
 from panscope.activations.server.client import ServedRows, Servers
+from panscope.activations.server.standing import Standing
+from panscope.activations.store.layout import Column
 from panscope.activations.store.store import Store
+from panscope.activations.store.windows import Slice, Windows
 from panscope.cli.serve import Serve
 from panscope.suite import collecting
 from panscope.suite.collecting import StoreOptions, collect
@@ -23,7 +27,7 @@ from panscope.suite.reporter import Silent
 from panscope.types import Site
 
 KILLS = 72
-ROWS, BATCH, EPOCHS = 30_720, 128, 40
+ROWS, BATCH, WINDOW_ROWS, SEED = 30_720, 128, 512, 1
 SITE = Site(0, "resid_post")
 SUITE: dict[str, Any] = {
     "tokens": ROWS,
@@ -40,26 +44,41 @@ def store(folder: Path) -> None:
 
 def serve(folder: Path, part: str, port: int) -> None:
     with Path("/dev/null").open("w") as nowhere:
-        options: dict[str, Any] = {"window_rows": 512, "windows": 3, "grace": 0.2, "forget": 5.0}
+        options: dict[str, Any] = {"window_rows": WINDOW_ROWS, "windows": 3, "grace": 0.2, "forget": 5.0}
         Serve(store=str(folder), slice=part, port=port, **options).run(Console(file=nowhere))
 
 
-def learn(notes: Path, addresses: list[str]) -> None:
-    """Take all batches of both epochs; write down every few of them which rows came, together with the place."""
+def learn(notes: Path, enough: Path, addresses: list[str]) -> None:
+    """Take batches until `enough` is there; write down every few of them which rows came, together with the place."""
     torch.set_num_threads(1)
-    rows = ServedRows(Servers(tuple(addresses), trainer=notes.name), [SITE], batch=BATCH, seed=1)
-    kept: dict[str, Any] = {"batches": 0, "seen": {}, "state": None}
+    rows = ServedRows(Servers(tuple(addresses), trainer=notes.name), [SITE], batch=BATCH, seed=SEED)
+    kept: dict[str, Any] = {"seen": {}, "state": None}
     if notes.exists():
         kept = json.loads(notes.read_text())
         rows.load_state_dict(kept["state"])
     seen = Counter(kept["seen"])
-    for number in range(kept["batches"], EPOCHS * ROWS // BATCH):
-        batch = next(rows)
-        places = zip(batch.document_ids.tolist(), batch.positions.tolist(), strict=True)
-        seen.update(f"{document} {position}" for document, position in places)
-        if number % 5 == 4 or number + 1 == EPOCHS * ROWS // BATCH:
-            records.write_json(notes, {"batches": number + 1, "seen": seen, "state": rows.state_dict()})
+    while not enough.exists():
+        for batch in itertools.islice(rows, 5):
+            places = zip(batch.document_ids.tolist(), batch.positions.tolist(), strict=True)
+            seen.update(f"{document} {position}" for document, position in places)
+        records.write_json(notes, {"seen": seen, "state": rows.state_dict()})
     rows.close()
+
+
+def expected(store: Store, state: dict[str, Any]) -> dict[str, int]:
+    """How often each row was given to a trainer that stands there, if each came once an epoch."""
+    _, document_ids, positions = store.read(Column.of_tokens(), 0, store.rows).unbind(dim=1)
+    counts = torch.zeros(store.rows, dtype=torch.int64)
+    for part in (Slice(1, 2), Slice(2, 2)):
+        windows = Windows(store.rows, WINDOW_ROWS, store.manifest.cut, part)
+        standing = Standing.of(state["slices"][f"{windows.first}-{windows.end}"])
+        counts[windows.first : windows.end] = standing.epoch
+        for window in range(len(windows)):
+            first, count = windows.bounds(window)
+            given = count if standing.had[window] else standing.partial.get(window, 0)
+            counts[first + windows.permutation(SEED, standing.epoch, window)[:given]] += 1
+    names = [f"{d} {p}" for d, p in zip(document_ids.tolist(), positions.tolist(), strict=True)]
+    return {name: count for name, count in zip(names, counts.tolist(), strict=True) if count}
 
 
 def free_port() -> int:
@@ -70,19 +89,21 @@ def free_port() -> int:
 
 @pytest.mark.soak
 def test_servers_and_trainers_may_die(tmp_path: Path):
-    """Two servers with a slice each, two trainers; whoever is drawn is killed and begun again."""
+    """Two servers with a slice each, two trainers; whoever is drawn is killed and begun again.
+
+    In the end each row was given as often as the trainer's own place says, no more and no less.
+    """
     live(nothing)
     folder = tmp_path / "store"
     live(store, folder)
-    expected = Store.open(folder).rows
-    assert expected == ROWS
+    enough = tmp_path / "enough"
     draw, ports = random.Random(0), [free_port(), free_port()]
     addresses = [f"grpc://127.0.0.1:{port}" for port in ports]
     works: dict[str, tuple[Any, ...]] = {
         "server 1": (serve, folder, "1/2", ports[0]),
         "server 2": (serve, folder, "2/2", ports[1]),
-        "trainer 1": (learn, tmp_path / "trainer-1", addresses),
-        "trainer 2": (learn, tmp_path / "trainer-2", addresses),
+        "trainer 1": (learn, tmp_path / "trainer-1", enough, addresses),
+        "trainer 2": (learn, tmp_path / "trainer-2", enough, addresses),
     }
     lives = {name: begun(*work) for name, work in works.items()}
     try:
@@ -91,8 +112,9 @@ def test_servers_and_trainers_may_die(tmp_path: Path):
             lives[victim].join(draw.uniform(0, 1))
             lives[victim].kill()
             lives[victim].join()
-            assert lives[victim].exitcode == -9, "it ended before all kills were done: give it more to do"
+            assert lives[victim].exitcode == -9, f"{victim} ended before it was killed"
             lives[victim] = begun(*works[victim])
+        enough.touch()
         for name in ("trainer 1", "trainer 2"):
             lives[name].join(300)
             assert lives[name].exitcode == 0, name
@@ -100,8 +122,9 @@ def test_servers_and_trainers_may_die(tmp_path: Path):
         for process in lives.values():
             process.kill()
             process.join()
+    stored = Store.open(folder)
+    assert stored.rows == ROWS
     for name in ("trainer-1", "trainer-2"):
         notes = json.loads((tmp_path / name).read_text())
-        assert notes["batches"] == EPOCHS * ROWS // BATCH
-        assert len(notes["seen"]) == ROWS
-        assert set(notes["seen"].values()) == {EPOCHS}
+        assert notes["seen"] == expected(stored, notes["state"])
+        assert min(notes["seen"].values()) >= 2, "no whole epochs were given"

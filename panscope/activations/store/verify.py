@@ -18,6 +18,8 @@ from panscope.types import Site, UserError
 
 Progress = Callable[[int, int], None]
 """Hears how many bytes were read, and of how many."""
+_MOST_SPANS = 8
+"""Named of one file; of more only the number is said."""
 
 
 def verify(files: Files, progress: Progress = lambda done, total: None) -> list[str]:
@@ -118,6 +120,3 @@ class _Check:
     def _advance(self, count: int) -> None:
         self._read += count
         self._progress(self._read, self._total)
-
-
-_MOST_SPANS = 8
