@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from benchmarks import machine
 from benchmarks.other_load import OtherLoad
@@ -30,6 +31,7 @@ from panscope import coders
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.data.documents import DataConfig, open_documents
 from panscope.data.tokens import TokenStream
+from panscope.evals.question import Question
 from panscope.evals.run import evaluate
 from panscope.lms.load import LanguageModelConfig, load
 from panscope.lms.model import LanguageModel, Reading, Start
@@ -37,6 +39,7 @@ from panscope.records import JsonLines
 from panscope.types import Site, UserError
 
 _NEAR = 1e-5
+Results = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,10 @@ class Options:
     active: int = 16
     """K of the TopK coders."""
     tokens: int = 8_000
+    probes: int = 256
+    """Sequences in which the uniformity of active latents is measured."""
+    together: int = 4
+    """Altered passes of one site that make one pass."""
     context: int = 256
     repeats: int = 3
     out: Path = Path("benchmarks/results/evaluation.jsonl")
@@ -72,6 +79,12 @@ class WholePasses:
         put = {site: lambda _, tensor=tensor: tensor for site, tensor in given.items()}
         return self._lm.run(*arguments, splice=put | splice, **options)
 
+    def gradients(
+        self, token_ids: Tensor, attention_mask: Tensor, sites: list[Site], objective: Callable[[Tensor], Tensor]
+    ) -> dict[Site, Tensor]:
+        """As the model gives them."""
+        return self._lm.gradients(token_ids, attention_mask, sites, objective)
+
 
 def main(options: Options) -> None:
     """Measure both ways in turns, compare their numbers, record and print."""
@@ -80,13 +93,18 @@ def main(options: Options) -> None:
     measured = _coders(options, lm)
     open_tokens = _text(options, lm)
 
-    def at_once() -> dict[str, dict[str, Any]]:
-        return evaluate(lm, open_tokens, measured, tokens=options.tokens)
+    question = Question(tokens=options.tokens, probes=options.probes, together=options.together)
 
-    def one_by_one() -> dict[str, dict[str, Any]]:
-        whole = WholePasses(lm)
-        alone = (evaluate(whole, open_tokens, {name: coder}, tokens=options.tokens) for name, coder in measured.items())
-        return {name: result for results in alone for name, result in results.items()}
+    def of(model: LanguageModel | WholePasses, some: Mapping[str, WiredCoder], asked: Question) -> Results:
+        results = evaluate(model, open_tokens, some, context=options.context, question=asked)
+        return {name: result.fields for name, result in results.items()}
+
+    def at_once() -> Results:
+        return of(lm, measured, question)
+
+    def one_by_one() -> Results:
+        whole, alone = WholePasses(lm), replace(question, together=1)
+        return {name: of(whole, {name: coder}, alone)[name] for name, coder in measured.items()}
 
     lines: list[dict[str, Any]] = []
     for repeat in range(options.repeats):
@@ -138,11 +156,13 @@ def counting_blocks(lm: LanguageModel) -> Iterator[list[int]]:
             handle.remove()
 
 
-def check_equal(one: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]]) -> None:
+def check_equal(one: Results, other: Results) -> None:
     """Raise UserError unless all numbers are equal, relatively or absolutely, but for rounding."""
     for name, result in one.items():
         for field, value in result.items():
-            if not math.isclose(value, other[name][field], rel_tol=_NEAR, abs_tol=_NEAR):
+            if isinstance(value, int | float) and not math.isclose(
+                value, other[name][field], rel_tol=_NEAR, abs_tol=_NEAR
+            ):
                 raise UserError(f"{name}: {field} is {value} at once and {other[name][field]} alone")
 
 

@@ -287,15 +287,15 @@ def _seal(value: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process alone; raises UserError if another one holds it.
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the folder for this process alone; raises UserError if another one holds it, unless it is to `wait`.
 
     The system lets go of the lock when its owner ends, however it ends.
     """
     lock = filelock.FileLock(folder / LOCK)
     with writing(folder / LOCK):
         try:
-            lock.acquire(blocking=False)
+            lock.acquire(blocking=wait)
         except filelock.Timeout:
             raise UserError(
                 f"{str(folder)!r} is in use by another process of panscope: wait until that has ended, or stop it"

@@ -93,6 +93,10 @@ class Tokenizer(Protocol):
         """Token ids of each text, with no special token added."""
         ...
 
+    def encode_with_ends(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
+        """The same, and where in the text each token ends: the number of characters up to there, never falling."""
+        ...
+
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -212,6 +216,27 @@ class Latents:
             return values.sum(dim=0)
         return values.new_zeros(self.width).index_add(0, self.indices.flatten(), values.flatten())
 
+    def over_groups(self, values: Tensor, groups: Tensor, n: int) -> Tensor:
+        """[n, F] the sum for each latent over the rows of each group; `groups` [B] int64 has every row's, from 0."""
+        if self.indices is None:
+            return values.new_zeros(n, self.width).index_add(0, groups, values)
+        of_places = groups[:, None].expand_as(self.indices) if self.starts is None else groups[self.rows()]
+        places = (of_places * self.width + self.indices).flatten()
+        return values.new_zeros(n * self.width).index_add(0, places, values.flatten()).view(n, self.width)
+
+    def largest(self) -> Tensor:
+        """[F] the largest value of each latent, 0 where it is nowhere active."""
+        if self.indices is None:
+            return torch.cat([self.values, self.values.new_zeros(1, self.width)]).amax(dim=0)
+        none = self.values.new_zeros(self.width)
+        return none.scatter_reduce(0, self.indices.flatten(), self.values.flatten(), "amax")
+
+    def totals(self) -> Tensor:
+        """[F] float64 the sum of each latent's values."""
+        if self.indices is None:
+            return self.values.sum(dim=0, dtype=torch.float64)
+        return self.over_rows(self.values.double())
+
     def select(self, index: Tensor | slice) -> "Latents":
         """The codes of the rows at `index`; of dense or even codes."""
         assert self.starts is None
@@ -221,9 +246,11 @@ class Latents:
         """[B] how many latents are active: values > 0."""
         return self.over_latents((self.values > 0).long())
 
-    def l1(self) -> Tensor:
-        """[B] sum of the values."""
-        return self.over_latents(self.values)
+    def l1(self, dtype: torch.dtype | None = None) -> Tensor:
+        """[B] sum of the values, taken in `dtype` or the values' own."""
+        if self.indices is None:
+            return self.values.sum(dim=1, dtype=dtype)
+        return self.over_latents(self.values if dtype is None else self.values.to(dtype))
 
     def firings(self, above: float = 0.0) -> Tensor:
         """[F] int64: how many of the B rows each latent is active on, with a value over `above`."""

@@ -56,6 +56,8 @@ HOMES = {
     "numba": "kernels/cpu",
     "triton": "kernels/triton",
     "obstore": "activations/store",
+    "umap": "geometry",
+    "vl_convert": "report",
 }
 
 

@@ -54,6 +54,10 @@ class Collect:
     """Tokens of a sequence at most."""
     packing: Annotated[str | None, flag("NAME")] = None
     """documents (BOS, truncate) or stream (joined by EOS, cut)."""
+    chat_user: Annotated[str | None, flag("TEXT")] = None
+    """For a fine-tuned model: the prefix of the user's query, written before every document and never learned from."""
+    chat_model: Annotated[str | None, flag("TEXT")] = None
+    """For a fine-tuned model: the prefix of the model's response, written after every document."""
     seed: Annotated[int | None, flag("N")] = None
     """Fixes text order and shuffle."""
     device: Annotated[str | None, flag("NAME")] = None

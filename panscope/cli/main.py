@@ -12,7 +12,10 @@ from rich.console import Console
 from panscope.cli.collect import Collect
 from panscope.cli.doctor import Doctor
 from panscope.cli.evaluate import Eval
+from panscope.cli.geometry import Geometry
 from panscope.cli.plan import PlanSuite
+from panscope.cli.report import Report
+from panscope.cli.rollouts import MakeRollouts
 from panscope.cli.serve import Serve
 from panscope.cli.train import Train
 from panscope.types import UserError
@@ -23,6 +26,9 @@ _Command = (
     | Annotated[Collect, tyro.conf.subcommand("collect")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
+    | Annotated[MakeRollouts, tyro.conf.subcommand("rollouts")]
+    | Annotated[Geometry, tyro.conf.subcommand("geometry")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 

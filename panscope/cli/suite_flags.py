@@ -40,7 +40,7 @@ def _merged(tables: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     models = {"model": "path", "revision": "revision", "device": "device", "dtype": "dtype"}
     merged["model"] = _table(tables, "model") | _renamed(flags, models)
     data = {name: name for name in ("text", "context", "packing")}
-    merged["data"] = _table(tables, "data") | _renamed(flags, data)
+    merged["data"] = _table(tables, "data") | _renamed(flags, data) | _chat(_table(tables, "data"), flags)
     merged["activations"] = _table(tables, "activations") | _source(flags)
     merged["train"] = _table(tables, "train") | _renamed(flags, {"kernels": "kernels"})
     over = {name: flags[name] for name in _CODER_FLAGS if name in flags}
@@ -52,6 +52,12 @@ def _merged(tables: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     own = {"tokens"} if "tokens" in flags else set()
     merged["coders"] = [_overridden(table, over, own) for table in found]
     return merged
+
+
+def _chat(data: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The prefixes of a fine-tuned model, if a flag gives them."""
+    over = _renamed(flags, {"chat_user": "user", "chat_model": "model"})
+    return {"chat": _table(data, "chat") | over} if over else {}
 
 
 def _source(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,10 @@ class Train:
     """Tokens of a sequence at most."""
     packing: Annotated[str | None, flag("NAME")] = None
     """documents (BOS, truncate) or stream (joined by EOS, cut)."""
+    chat_user: Annotated[str | None, flag("TEXT")] = None
+    """For a fine-tuned model: the prefix of the user's query, written before every document and never learned from."""
+    chat_model: Annotated[str | None, flag("TEXT")] = None
+    """For a fine-tuned model: the prefix of the model's response, written after every document."""
     store: Annotated[str | None, flag("STORE")] = None
     """Learn from rows that `panscope collect` stored: a folder, s3://... or gs://..."""
     servers: Annotated[tuple[str, ...] | None, flag("ADDRESS ...")] = None

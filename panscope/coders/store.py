@@ -47,6 +47,18 @@ def load_as_trained(folder: Path) -> Coder:
     return _coder(folder, _TRAINING, config, config["training"]["coder"])
 
 
+def load_trained(folder: Path) -> WiredCoder:
+    """The coder as it was trained, with its normaliser, at its sites; raises as `load`."""
+    config, path = _config(folder), str(folder / _CONFIG)
+    wiring, normaliser = Wiring.read(config["wiring"], path), Normaliser.read(config["normaliser"], path)
+    return WiredCoder(wiring, load_as_trained(folder), normaliser)
+
+
+def origin(folder: Path) -> dict[str, Any]:
+    """What config.json says: where the coder came from, and the checksums of its weights; raises as `load`."""
+    return _config(folder)
+
+
 def _config(folder: Path) -> dict[str, Any]:
     """What config.json says, once it has proved to be of this format and as it was written."""
     path = folder / _CONFIG

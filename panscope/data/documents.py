@@ -2,13 +2,14 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from panscope import demo
 from panscope.config import Config
+from panscope.data.chats import ChatConfig
 from panscope.data.files import TextFile, open_file
 from panscope.data.hub import open_hub
 from panscope.data.order import generator
@@ -43,13 +44,22 @@ class DataConfig(Config):
     """Share of the documents that is kept for evaluation and never trained on."""
     sequences: int = Field(default=32, ge=1)
     """Sequences of one pass of the language model."""
+    chat: ChatConfig | None = None
+    """How documents are put to a fine-tuned model; left out, they stand as they are."""
+
+    @model_validator(mode="after")
+    def _chats_stand_alone(self) -> Self:
+        if self.chat is not None and self.packing == "stream":
+            raise ValueError("packing is 'stream', but a chat begins its own sequence: set packing to 'documents'")
+        return self
 
 
 class LocalDocuments:
     """The documents of local files, one file after the other; 8 bytes a document more while one order is in use."""
 
-    def __init__(self, files: list[TextFile]):
-        self._files = files
+    def __init__(self, files: list[TextFile], responses: list[TextFile] | None = None):
+        """Of chats, `responses` are the same files read for another field."""
+        self._files, self._responses = files, responses
         self._units = np.concatenate([file.units for file in files])
         self._ends = np.cumsum([file.units.sum() for file in files])
 
@@ -63,9 +73,21 @@ class LocalDocuments:
 
     def text(self, number: int) -> str:
         """The text of document `number`; raises UserError if the file has none there, naming the line."""
-        file = int(np.searchsorted(self._ends, number, side="right"))
+        return self._read(self._files, number)
+
+    def document(self, number: int) -> Document:
+        """Document `number`, with its response if it is a chat."""
+        response = "" if self._responses is None else self._read(self._responses, number)
+        return Document(number, self.text(number), response)
+
+    def _read(self, files: list[TextFile], number: int) -> str:
+        file = self.file_of(number)
         first = int(self._ends[file - 1]) if file else 0
-        return self._files[file].read(number - first)
+        return files[file].read(number - first)
+
+    def file_of(self, number: int) -> int:
+        """Which of the files document `number` is in, from 0."""
+        return int(np.searchsorted(self._ends, number, side="right"))
 
     def walk(self, seed: int, epoch: int) -> Walk:
         """Every document once, in a seeded order; the rows of a Parquet row group stay together, shuffled."""
@@ -91,7 +113,7 @@ class _LocalWalk:
             raise StopIteration
         number = int(self._order[self._taken])
         self._taken += 1
-        return Document(number, self._documents.text(number))
+        return self._documents.document(number)
 
     def state_dict(self) -> dict[str, Any]:
         return {"taken": self._taken}
@@ -107,15 +129,26 @@ def open_documents(config: DataConfig) -> LocalDocuments | Documents:
         return _open_local(config)
     if len(config.text) > 1:
         raise UserError(f"data.text: the hub dataset {hub[0]!r} stands beside other text; give it alone")
-    return open_hub(hub[0], config.column, subset=config.subset, split=config.split, revision=config.revision)
+    return open_hub(
+        hub[0], config.column, _response_of(config), subset=config.subset, split=config.split, revision=config.revision
+    )
 
 
 def _open_local(config: DataConfig) -> LocalDocuments:
     paths = [demo.TEXT if name == DEMO_TEXT else Path(name).expanduser() for name in config.text]
-    documents = LocalDocuments([open_file(path, config.column) for path in paths])
+    response, responses = _response_of(config), None
+    texts = [open_file(path, config.column) for path in paths]
+    if response is not None:
+        responses = [open_file(path, response, setting="data.chat.response") for path in paths]
+    documents = LocalDocuments(texts, responses)
     if not len(documents):
         raise UserError(f"data.text: there is no document in {', '.join(map(str, paths))}; give a file with text")
     return documents
+
+
+def _response_of(config: DataConfig) -> str | None:
+    """The field of the responses, if documents are chats."""
+    return None if config.chat is None else config.chat.response
 
 
 def _is_hub_id(name: str) -> bool:

@@ -79,8 +79,9 @@ class ParagraphFile:
 class LineFile:
     """A .jsonl file: one JSON object a line, its text in `column`; other fields are ignored, blank lines skipped."""
 
-    def __init__(self, path: Path, column: str):
-        self._path, self._column = path, column
+    def __init__(self, path: Path, column: str, setting: str = "data.column"):
+        """Read the field `column`, which the user named in `setting`."""
+        self._path, self._column, self._setting = path, column, setting
         self._spans = _Spans(path, _lines(path))
         self.units = np.ones(len(self._spans), dtype=np.int64)
 
@@ -92,13 +93,13 @@ class LineFile:
         except (ValueError, RecursionError):
             raise self._fault(index, "is not JSON", "write one object a line") from None
         if not isinstance(fields, dict) or self._column not in fields:
-            raise self._fault(index, f"has no field {self._column!r}", "set data.column to the field of the text")
+            raise self._fault(index, f"has no field {self._column!r}", f"set {self._setting} to the field of the text")
         text = fields[self._column]
         if not isinstance(text, str | None):
             raise self._fault(
-                index, f"has {type(text).__name__} in the field {self._column!r}", "expected text: set data.column"
+                index, f"has {type(text).__name__} in the field {self._column!r}", f"expected text: set {self._setting}"
             )
-        return _without_half_pairs(text or "")
+        return without_half_pairs(text or "")
 
     def _fault(self, index: int, what: str, advice: str) -> UserError:
         return UserError(f"data.text: {str(self._path)!r} line {self._spans.line(index)} {what}; {advice}")
@@ -107,7 +108,8 @@ class LineFile:
 class ParquetFile:
     """A .parquet file: one document a row. The text column of one row group, the last one read, is in memory."""
 
-    def __init__(self, path: Path, column: str):
+    def __init__(self, path: Path, column: str, setting: str = "data.column"):
+        """Read the column `column`, which the user named in `setting`."""
         self._path, self._column = path, column
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
@@ -116,10 +118,10 @@ class ParquetFile:
             raise self._broken(error) from None
         if column not in schema.names:
             names = ", ".join(schema.names)
-            raise UserError(f"data.column is {column!r}, but {str(path)!r} has the columns {names}; name one of them")
+            raise UserError(f"{setting} is {column!r}, but {str(path)!r} has the columns {names}; name one of them")
         kind = schema.field(column).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise UserError(f"data.column is {column!r}, which holds {kind} in {str(path)!r}; name a column of text")
+            raise UserError(f"{setting} is {column!r}, which holds {kind} in {str(path)!r}; name a column of text")
         self.units = np.array([metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)], dtype=np.int64)
         self._ends = np.cumsum(self.units)
         self._group = -1
@@ -144,30 +146,36 @@ class ParquetFile:
         return UserError(f"data.text: {str(self._path)!r} is not a good Parquet file ({reason}); write it anew")
 
 
-def open_file(path: Path, column: str) -> TextFile:
-    """Index `path`; raises UserError if it is not there, cannot be read or its suffix is not one of ours."""
+def open_file(path: Path, column: str, *, setting: str = "data.column") -> TextFile:
+    """Index `path`; `setting` is where the user named `column`.
+
+    Raises UserError if it is not there, cannot be read, its suffix is not one of ours or it has no such column.
+    """
     if not path.is_file():
         raise UserError(
             f"data.text: {str(path)!r} is not a file; give the path of a .txt, .jsonl or .parquet file, "
             "or a hub dataset as owner/name"
         )
     try:
-        return _open(path, column)
+        return _open(path, column, setting)
     except OSError as error:
         raise UserError(f"data.text: {str(path)!r} cannot be read ({error}); give a file that can") from None
 
 
-def _open(path: Path, column: str) -> TextFile:
+def _open(path: Path, column: str, setting: str) -> TextFile:
+    if path.suffix == ".txt" and setting != "data.column":
+        raise UserError(f"{setting} is {column!r}, but {str(path)!r} has no fields: give .jsonl or .parquet")
     if path.suffix == ".txt":
         return ParagraphFile(path)
     if path.suffix == ".jsonl":
-        return LineFile(path, column)
+        return LineFile(path, column, setting)
     if path.suffix == ".parquet":
-        return ParquetFile(path, column)
+        return ParquetFile(path, column, setting)
     raise UserError(f"data.text: the kind {path.suffix!r} of {str(path)!r} is unknown; use .txt, .jsonl or .parquet")
 
 
-def _without_half_pairs(text: str) -> str:
+def without_half_pairs(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, which JSON can write and which is no character."""
     try:
         text.encode()
     except UnicodeEncodeError:

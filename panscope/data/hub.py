@@ -5,6 +5,7 @@ A checkpoint holds where the window began, not the window, which is read again.
 """
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import datasets
@@ -15,32 +16,42 @@ from panscope.types import UserError
 
 WINDOW = 10_000
 """Documents shuffled together, and held in memory while they are handed out."""
+Columns = tuple[str, str | None]
+"""That of the text and, in chats, that of the response."""
+_SETTINGS = ("data.column", "data.chat.response")
+"""Where the user names them."""
 
 
 class HubDocuments:
-    """The documents of a streamed dataset: the texts of `column`."""
+    """The documents of a streamed dataset: the texts of one column, and in chats the responses of another."""
 
     count = None
 
-    def __init__(self, dataset: datasets.IterableDataset, column: str, *, window: int = WINDOW):
+    def __init__(
+        self, dataset: datasets.IterableDataset, column: str, response: str | None = None, *, window: int = WINDOW
+    ):
         """Read `dataset`, which is never iterated itself, only copies of it are."""
-        self._dataset, self._column, self._window = dataset, column, window
+        self._dataset, self._columns, self._window = dataset, (column, response), window
 
     def walk(self, seed: int, epoch: int) -> Walk:
         """Every document once, shuffled in windows."""
-        return _HubWalk(copy.deepcopy(self._dataset), self._column, self._window, (seed, epoch))
+        return _HubWalk(copy.deepcopy(self._dataset), self._columns, self._window, (seed, epoch))
 
 
-def open_hub(name: str, column: str, *, subset: str | None, split: str, revision: str | None) -> HubDocuments:
+def open_hub(
+    name: str, column: str, response: str | None = None, *, subset: str | None, split: str, revision: str | None
+) -> HubDocuments:
     """Open the hub dataset `name` for streaming; raises UserError if it cannot be reached or has no such split."""
     try:
         dataset = datasets.load_dataset(name, subset, split=split, revision=revision, streaming=True)
     except (OSError, ValueError) as error:
         raise UserError(f"data.text: the hub dataset {name!r} cannot be opened ({_first_line(error)})") from error
     names = dataset.column_names
-    if names is not None and column not in names:
-        raise UserError(f"data.column is {column!r}, but {name!r} has the columns {', '.join(names)}; name one of them")
-    return HubDocuments(dataset, column)
+    for setting, asked in zip(_SETTINGS, (column, response), strict=True):
+        if names is not None and asked is not None and asked not in names:
+            known = ", ".join(names)
+            raise UserError(f"{setting} is {asked!r}, but {name!r} has the columns {known}; name one of them")
+    return HubDocuments(dataset, column, response)
 
 
 def _first_line(error: Exception) -> str:
@@ -48,8 +59,8 @@ def _first_line(error: Exception) -> str:
 
 
 class _HubWalk:
-    def __init__(self, dataset: datasets.IterableDataset, column: str, window: int, seeds: tuple[int, int]):
-        self._dataset, self._column, self._size, self._seeds = dataset, column, window, seeds
+    def __init__(self, dataset: datasets.IterableDataset, columns: Columns, window: int, seeds: tuple[int, int]):
+        self._dataset, self._columns, self._size, self._seeds = dataset, columns, window, seeds
         self._rows = iter(dataset)
         self._start: dict[str, Any] = {"dataset": dataset.state_dict(), "first": 0}
         self._window: list[Document] = []
@@ -72,16 +83,18 @@ class _HubWalk:
     def _read_window(self) -> None:
         first = self._start["first"]
         rows = zip(range(first, first + self._size), self._rows, strict=False)
-        documents = [Document(number, self._text(number, row)) for number, row in rows]
+        documents = [Document(number, *self._texts(number, row)) for number, row in rows]
         order = generator(*self._seeds, first).permutation(len(documents))
         self._window = [documents[i] for i in order]
 
-    def _text(self, number: int, row: dict[str, Any]) -> str:
-        text = row.get(self._column)
-        if not isinstance(text, str | None):
-            kind = type(text).__name__
-            raise UserError(f"data.column is {self._column!r}, which holds {kind} in document {number}; name a text")
-        return text or ""
+    def _texts(self, number: int, row: dict[str, Any]) -> Iterator[str]:
+        """The text and the response, which is empty where none is asked for."""
+        for setting, column in zip(_SETTINGS, self._columns, strict=True):
+            text = None if column is None else row.get(column)
+            if not isinstance(text, str | None):
+                kind = type(text).__name__
+                raise UserError(f"{setting} is {column!r}, which holds {kind} in document {number}; name a text")
+            yield text or ""
 
     def state_dict(self) -> dict[str, Any]:
         return {**self._start, "taken": self._taken}

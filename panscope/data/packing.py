@@ -28,6 +28,8 @@ class TokenSequence:
     """[T] int64."""
     document_ids: Tensor
     """[T] int64."""
+    content: Tensor | None = None
+    """[T] bool: which tokens are content, where their roles say so; None where all are that are not special."""
 
 
 class Packer(Protocol):

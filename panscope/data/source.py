@@ -20,6 +20,9 @@ class Document:
 
     number: int
     text: str
+    """Of a chat, the user's query: what decides whether it is held out, so that all responses to it are on one side."""
+    response: str = ""
+    """Of a chat, what the model responded; else empty."""
 
 
 class Walk(Iterator[Document], Protocol):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from panscope.data.chats import ChatSequences
 from panscope.data.documents import DataConfig
 from panscope.data.encoding import encode_heads
 from panscope.data.packing import PACKERS, TokenSequence
@@ -49,6 +50,7 @@ class TokenStream:
         self._part: Part = part
         self._keep_rest = keep_rest
         self._seed, self._epochs = seed, epochs
+        self._chats = None if config.chat is None else ChatSequences(tokenizer, self._context, config.chat)
         special = tokenizer.special_ids | {tokenizer.bos_id, tokenizer.eos_id}
         self._special = torch.tensor(sorted(i for i in special if i is not None), dtype=torch.int64)
         self._begin_epoch(0)
@@ -78,7 +80,8 @@ class TokenStream:
         token_ids = pad_sequence([s.token_ids for s in sequences], batch_first=True)
         document_ids = pad_sequence([s.document_ids for s in sequences], batch_first=True, padding_value=-1)
         mask = document_ids >= 0
-        content = mask & ~torch.isin(token_ids, self._special)
+        roles = [s.content for s in sequences if s.content is not None]
+        content = pad_sequence(roles, batch_first=True) if roles else mask & ~torch.isin(token_ids, self._special)
         positions = torch.arange(token_ids.shape[1]).expand_as(token_ids).contiguous()
         return TokenBatch(token_ids, mask, content, document_ids, positions)
 
@@ -112,11 +115,15 @@ class TokenStream:
 
     def _read_chunk(self) -> None:
         documents = self._next_documents()
-        encoded = encode_heads(self._tokenizer, [document.text for document in documents], self._packer.needed)
-        self._chunk = self._packer.pack([(d.number, ids) for d, ids in zip(documents, encoded, strict=True)])
+        self._chunk = self._sequences(documents) if self._chats is None else self._chats.of(documents)
         if self._walk_ended and self._keep_rest:
             self._chunk += self._packer.rest()
         self._made += len(self._chunk)
+
+    def _sequences(self, documents: list[Document]) -> list[TokenSequence]:
+        """Plain documents, packed."""
+        encoded = encode_heads(self._tokenizer, [document.text for document in documents], self._packer.needed)
+        return self._packer.pack([(d.number, ids) for d, ids in zip(documents, encoded, strict=True)])
 
     def _next_documents(self) -> list[Document]:
         """The next documents of the part that are not blank, as many as make a chunk."""
@@ -125,7 +132,7 @@ class TokenStream:
         for document in self._walk:
             if document.text.strip() and is_in_part(document.text, self._part, self._config.held_out):
                 chunk.append(document)
-                characters += len(document.text)
+                characters += len(document.text) + len(document.response)
             if len(chunk) == CHUNK_DOCUMENTS or characters >= CHUNK_CHARACTERS:
                 return chunk
         self._walk_ended = True
@@ -135,6 +142,12 @@ class TokenStream:
         """Why an epoch gave no sequence."""
         names = ", ".join(self._config.text)
         part = {"training": "training", "held_out": "held-out", "all": "whole"}[self._part]
+        if self._config.chat is not None:
+            return UserError(
+                f"data.chat: the {part} part of {names} has no content (data.chat.content "
+                f"{self._config.chat.content!r}) within the first {self._context} tokens of any chat; give other text "
+                "or change data.chat.content or data.context"
+            )
         return UserError(
             f"data.text: the {part} part of {names} has too little text for one sequence "
             f"(packing {self._config.packing!r}, context {self._config.context}, held_out {self._config.held_out}); "

@@ -1,18 +1,25 @@
-"""Forward passes over one token batch: the clean one, and others with the content rows of one site replaced.
+"""Forward passes over one token batch: the clean one, and others with the rows of one site replaced.
 
-Special tokens and padding always keep the model's own activations, so a coder is judged only where it was trained.
+Special tokens keep the model's own activations, so that a coder is judged only where it was trained; other tools
+replace them too, which `splice` "all" does. Padding is never touched.
 
-Shape letters: N sequences, T tokens a sequence, V vocabulary, B content tokens of the batch, D width of a site.
+Shape letters: N sequences, T tokens a sequence, V vocabulary, D width of a site, M replaced tokens of the batch.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
-from panscope.evals.predictions import Predictions, Score
+from panscope.evals.outcome import Losses
+from panscope.evals.predictions import Judged, Predictions
 from panscope.lms.model import Start
 from panscope.types import Site, TokenBatch
+
+Splice = Literal["content", "all"]
+"""Which tokens are replaced: text alone, or special tokens too."""
 
 
 class Reading(Protocol):
@@ -30,7 +37,7 @@ class Reading(Protocol):
 
 
 class LanguageModel(Protocol):
-    """What evaluation asks of a language model: to be read and spliced, without gradients."""
+    """What evaluation asks of a language model."""
 
     def run(
         self,
@@ -48,11 +55,27 @@ class LanguageModel(Protocol):
         """
         ...
 
+    def gradients(
+        self, token_ids: Tensor, attention_mask: Tensor, sites: list[Site], objective: Callable[[Tensor], Tensor]
+    ) -> Mapping[Site, Tensor]:
+        """[N, T, D] a site: the gradient of objective(logits [N, T, V]), a number, by its activations."""
+        ...
+
 
 def content_rows(lm: LanguageModel, batch: TokenBatch, sites: list[Site]) -> dict[Site, Tensor]:
     """[B, D] a site: its activations at content tokens, with no prediction made."""
     reading = lm.run(batch.token_ids, batch.attention_mask, read=sites, splice={}, logits=False)
-    return {site: _content_of(reading.activations[site], batch) for site in sites}
+    return {site: _at(batch.content, reading.activations[site]) for site in sites}
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What takes the place of a site's rows in an altered pass."""
+
+    rows: Tensor
+    """[M, D]."""
+    divergences: bool = True
+    """Whether the predictions are compared with the clean ones, and not with the text alone."""
 
 
 class CleanPass:
@@ -63,7 +86,14 @@ class CleanPass:
     """
 
     def __init__(
-        self, lm: LanguageModel, batch: TokenBatch, sites: Sequence[Site], altered: Collection[Site] = ()
+        self,
+        lm: LanguageModel,
+        batch: TokenBatch,
+        sites: Sequence[Site],
+        altered: Collection[Site] = (),
+        *,
+        splice: Splice = "content",
+        judged: Judged = "target",
     ) -> None:
         """`sites` are those whose rows are wanted, `altered` those of them at which other passes will differ."""
         known = {before for site in altered for before in _before(site)}
@@ -71,41 +101,42 @@ class CleanPass:
         assert reading.logits is not None
         self._lm = lm
         self._batch = batch
-        self.rows = {site: _content_of(reading.activations[site], batch) for site in sites}
+        self._mask = batch.content if splice == "content" else batch.attention_mask
+        self.is_content = batch.content[self._mask].to(reading.logits.device)
+        """[M] bool: which of the rows are of content tokens."""
+        self.rows = {site: _at(self._mask, reading.activations[site]) for site in sites}
+        """[M, D] a site: the rows that an altered pass replaces."""
         self._known = {site: reading.activations[site] for site in known}
-        self._predictions = Predictions(batch, reading.logits)
+        self._predictions = Predictions(batch, reading.logits, judged)
 
     @property
     def ce(self) -> Tensor:
         """[P] float64, the untouched model's loss at each predicted token."""
         return self._predictions.ce_clean
 
-    def replaced(self, site: Site, rows: Tensor) -> Score:
-        """Run again with `rows` [B, D] at the content tokens of `site`, and compare with the clean pass."""
-        return self._predictions.score(self._logits_with(site, rows))
-
-    def ablated(self, site: Site, row: Tensor) -> Tensor:
-        """[P] float64, the loss with the one `row` [D] at every content token of `site`."""
-        return self._predictions.losses(self._logits_with(site, row))
-
-    def _logits_with(self, site: Site, rows: Tensor) -> Tensor:
-        """[N, T, V]."""
-        known = {before: self._known[before] for before in _before(site)}
+    def altered(self, site: Site, replacements: Sequence[Replacement]) -> list[Losses]:
+        """What the model predicts with each of `replacements` at `site`, all in one pass."""
+        times = len(replacements)
+        known = {before: self._known[before].repeat(times, 1, 1) for before in _before(site)}
         residual, splice = known.pop(_residual(site), None), {}
         if site in known:
-            known[site] = self._spliced(known[site], rows)
+            known[site] = self._spliced(known[site], replacements)
         else:
-            splice[site] = lambda activations: self._spliced(activations, rows)
-        ids, mask = self._batch.token_ids, self._batch.attention_mask
+            splice[site] = lambda activations: self._spliced(activations, replacements)
+        ids, mask = self._batch.token_ids.repeat(times, 1), self._batch.attention_mask.repeat(times, 1)
         start = Start(site.layer, residual, known)
         reading = self._lm.run(ids, mask, read=[], splice=splice, logits=True, start=start)
         assert reading.logits is not None
-        return reading.logits
+        return [
+            self._predictions.losses(logits, divergences=one.divergences)
+            for one, logits in zip(replacements, reading.logits.chunk(times), strict=True)
+        ]
 
-    def _spliced(self, activations: Tensor, rows: Tensor) -> Tensor:
-        """[N, T, D] with `rows` at the content tokens."""
+    def _spliced(self, activations: Tensor, replacements: Sequence[Replacement]) -> Tensor:
+        """[copies * N, T, D] with each of `replacements` in its copy of the batch."""
         spliced = activations.clone()
-        spliced[self._batch.content.to(activations.device)] = rows.to(activations)
+        mask = self._mask.repeat(len(replacements), 1).to(activations.device)
+        spliced[mask] = torch.cat([one.rows.to(activations) for one in replacements])
         return spliced
 
 
@@ -127,6 +158,6 @@ def _residual(site: Site) -> Site:
     return Site(max(0, site.layer - 1), "resid_post")
 
 
-def _content_of(activations: Tensor, batch: TokenBatch) -> Tensor:
-    """[N, T, D] -> [B, D]."""
-    return activations[batch.content.to(activations.device)]
+def _at(mask: Tensor, activations: Tensor) -> Tensor:
+    """[N, T, D] -> [M, D]."""
+    return activations[mask.to(activations.device)]

@@ -1,124 +1,284 @@
 """The evaluation: two looks at held-out text give every number of every coder's eval.json.
 
 The first look finds the mean of each predicted site. The second reads every site in one clean pass a batch; each coder
-then encodes and decodes its rows and the model runs once more with the reconstruction in place. Memory holds one
-batch and the metrics' sums, whatever the length of the text.
+then encodes and decodes its rows, and the model goes on from its site's block with the reconstruction in place. Memory
+holds one batch and the metrics' sums, whatever the length of the text. The sums can be saved after any batch, gone on
+with, and merged with those of other processes that measured other batches of the same text.
 
-Shape letters: B content tokens of a batch, P predicted tokens.
+Shape letters: B content tokens of a batch, M replaced ones, E width of a site, F latents, Q probed tokens.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Self
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from panscope.coders.wiring import WiredCoder
-from panscope.config import Config
-from panscope.evals.ablation import Ablations, not_finite, site_means
+from panscope.evals.adjacent import AdjacentLayers
+from panscope.evals.altered import Ablated, AlteredPasses
 from panscope.evals.finite import require_finite
-from panscope.evals.outcome import Outcome
+from panscope.evals.means import not_finite, site_means
+from panscope.evals.outcome import Losses, Outcome, Places, Span, Uniformity
 from panscope.evals.passes import CleanPass, LanguageModel
-from panscope.evals.tally import SiteTallies
+from panscope.evals.predictions import predicted_places
+from panscope.evals.probes import Probes, probe, uniformity_of
+from panscope.evals.question import Question
+from panscope.evals.tally import Result, Shape, SiteTallies, State, below, by_layer, flat
 from panscope.types import Latents, Site, TokenBatch, UserError
 
 Tokens = Callable[[], Iterable[TokenBatch]]
 """Opens the held-out text from its start: the same batches at every call."""
 
 
-class EvalConfig(Config):
-    """The [eval] table of a suite file."""
+@dataclass(frozen=True)
+class Stand:
+    """How much of the text has been gone through, by whichever process."""
 
-    tokens: int = Field(default=100_000, gt=0)
-    """Content tokens to evaluate on: it stops after the batch that reaches them, or at the end of the text."""
+    batches: int = 0
+    rows: int = 0
+    sequences: int = 0
+
+    def after(self, batch: TokenBatch) -> "Stand":
+        """The same with one more batch."""
+        return Stand(self.batches + 1, self.rows + int(batch.content.sum()), self.sequences + len(batch.content))
+
+
+@dataclass(frozen=True)
+class Look:
+    """One batch as all coders see it."""
+
+    stand: Stand
+    """What came before it."""
+    batch: TokenBatch
+    span: Span
+    clean: CleanPass
+    probes: Probes | None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What one coder makes of one batch at one site."""
+
+    coder: str
+    site: Site
+    latents: Latents
+    """Of the B content rows."""
+    y_hat: Tensor
+    """[B, E]."""
+    uniformity: Uniformity | None
+
+
+class Evaluation:
+    """The sums of every coder over the batches measured so far. Raises NonFiniteError on NaN or infinity."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        coders: Mapping[str, WiredCoder],
+        means: dict[Site, Tensor],
+        *,
+        context: int,
+        question: Question,
+    ) -> None:
+        """`means` [E] float64 are of every predicted site; no sequence is longer than `context`."""
+        self.means = means
+        self._lm, self._coders, self._question = lm, coders, question
+        shape = Shape(context, question.subsets, question.saebench)
+        self._tallies = {name: SiteTallies(one.wiring, shape, one.coder.config.width) for name, one in coders.items()}
+        stacks = {one.wiring.reads for one in coders.values() if by_layer(one.wiring)}
+        self._adjacent = {sites: AdjacentLayers(sites) for sites in sorted(stacks)}
+
+    @torch.no_grad()
+    def measure(self, batch: TokenBatch, stand: Stand) -> None:
+        """Take in one batch, before which the text stood at `stand`."""
+        sites = sorted({site for coder in self._coders.values() for site in coder.wiring.sites()})
+        altered = sorted({site for coder in self._coders.values() for site in coder.wiring.predicts})
+        question = self._question
+        clean = CleanPass(self._lm, batch, sites, altered, splice=question.splice, judged=question.judged)
+        require_finite(clean.ce, "the model's own loss is NaN or infinite: use float32")
+        predicted = predicted_places(batch, question.judged)
+        probed = probe(self._lm, batch, predicted, altered, first=stand.sequences, probes=question.probes)
+        look = Look(stand, batch, self._span(batch, stand, predicted, clean), clean, probed)
+        passes = AlteredPasses(clean, self.means, question.together)
+        for name in self._in_order():
+            self._measure_one(name, look, passes)
+        passes.finish()
+        for sites_of_stack, adjacent in self._adjacent.items():
+            rows = {site: clean.rows[site][clean.is_content] for site in sites_of_stack}
+            adjacent.update(rows, self.means)
+
+    def results(self) -> dict[str, Result]:
+        """What came out for each coder; raises UserError where no token was predicted."""
+        results = {name: tallies.result() for name, tallies in self._tallies.items()}
+        for name, coder in self._coders.items():
+            fields = results[name].fields
+            if fields["predicted_tokens"] == 0:
+                raise UserError(
+                    "the evaluation text has 0 tokens to predict, expected at least 1: give documents of 2 or more"
+                )
+            if by_layer(coder.wiring):
+                adjacent = self._adjacent[coder.wiring.reads]
+                fields["layers"] |= adjacent.numbers() | {"sites": adjacent.by_site()}
+        return results
+
+    def merge(self, other: Self) -> None:
+        """Take in all that `other` has measured, of other batches of the same text."""
+        assert all(torch.equal(mean, other.means[site]) for site, mean in self.means.items()), "of other text"
+        for name, tallies in self._tallies.items():
+            tallies.merge(other._tallies[name])
+        for sites, adjacent in self._adjacent.items():
+            adjacent.merge(other._adjacent[sites])
+
+    def state_dict(self) -> State:
+        """Every sum, and the means they are about."""
+        tallies = {f"coder {name}": one.state_dict() for name, one in self._tallies.items()}
+        stacks = {_stack(sites): adjacent.state_dict() for sites, adjacent in self._adjacent.items()}
+        return flat(tallies | stacks | {"means": {str(site): mean.cpu() for site, mean in self.means.items()}})
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from where `state_dict` was taken, with the same coders."""
+        for name, one in self._tallies.items():
+            one.load_state_dict(below(state, f"coder {name}"))
+        for sites, adjacent in self._adjacent.items():
+            adjacent.load_state_dict(below(state, _stack(sites)))
+        self.means = {site: state[f"means/{site}"].to(mean) for site, mean in self.means.items()}
+
+    def _in_order(self) -> list[str]:
+        """Coders of one site after each other, so that their passes can be run together."""
+        return sorted(self._coders, key=lambda name: (self._coders[name].wiring.predicts, name))
+
+    def _span(self, batch: TokenBatch, stand: Stand, predicted: Tensor, clean: CleanPass) -> Span:
+        documents = batch.document_ids.unique().tolist()
+        subset = dict(zip(documents, self._question.subsets_of(documents), strict=True))
+        subsets = batch.document_ids.clone().apply_(lambda document: subset[document])
+
+        def places(mask: Tensor, ahead: int = 0) -> Places:
+            sequences, positions = mask.nonzero().T
+            of = subsets[sequences, positions + ahead]
+            return Places(*(x.to(clean.ce.device) for x in (sequences, positions, of)))
+
+        ahead = int(self._question.judged == "target")
+        return Span(stand.rows, len(batch.content), places(batch.content), places(predicted, ahead))
+
+    def _measure_one(self, name: str, look: Look, passes: AlteredPasses) -> None:
+        """One coder on one batch."""
+        coder, clean = self._coders[name], look.clean
+        wiring = coder.wiring
+        for site in wiring.reads:
+            require_finite(clean.rows[site], not_finite(site, name))
+        x = wiring.gather(clean.rows)
+        latents = coder.encode(x)
+        pieces = wiring.split(coder.decode(latents, x), [clean.rows[site].shape[1] for site in wiring.predicts])
+        codes = [_content(part, clean) for part in wiring.codes(latents)]
+        self._tallies[name].update_layers(codes)
+        for site, code, y_hat in zip(wiring.predicts, codes, pieces, strict=True):
+            require_finite(
+                y_hat, f"coder {name!r} reconstructs {site} with NaN or infinity: its weights are not usable"
+            )
+            uniformity = self._uniformity(coder, site, code, look)
+            made = Made(name, site, code, y_hat[clean.is_content], uniformity)
+            passes.spliced(site, y_hat, partial(self._take, look, made))
+
+    def _take(self, look: Look, made: Made, spliced: Losses, ablated: Ablated) -> None:
+        """What one coder did to one batch with its reconstruction at one site, all others left alone."""
+        where = f"round coder {made.coder!r} at {made.site}"
+        for losses in (spliced, ablated.zero, ablated.mean):
+            for nats in (losses.ce, losses.kl):
+                require_finite(nats, f"the model's loss is NaN or infinite {where}: use float32")
+        y = look.clean.rows[made.site][look.clean.is_content].double()
+        outcome = Outcome(
+            span=look.span,
+            y=y,
+            y_hat=made.y_hat.double(),
+            centre=self.means[made.site].to(y),
+            latents=made.latents,
+            ce_clean=look.clean.ce,
+            spliced=spliced,
+            zero_ablated=ablated.zero,
+            mean_ablated=ablated.mean,
+            uniformity=made.uniformity,
+        )
+        self._tallies[made.coder].update(made.site, outcome)
+
+    def _uniformity(self, coder: WiredCoder, site: Site, latents: Latents, look: Look) -> Uniformity | None:
+        """At the probed tokens; None where there is none, or no gradient at the site."""
+        if look.probes is None or site not in look.probes.gradients:
+            return None
+        rows = look.probes.rows(look.batch.content)
+        gradient = look.probes.gradients[site]
+        places = Places(look.probes.sequences, look.probes.positions, look.span.rows.subsets.cpu()[rows])
+        device = gradient.device
+        on_device = Places(*(x.to(device) for x in (places.sequences, places.positions, places.subsets)))
+        return uniformity_of(latents.select(rows.to(device)), _decoder(coder, site, look.clean), gradient, on_device)
+
+
+def _decoder(coder: WiredCoder, site: Site, clean: CleanPass) -> Tensor:
+    """[F, E] the columns of the decoder that predict `site`; it has all of them unless sites are concatenated."""
+    W_dec, wiring = coder.coder.W_dec.detach(), coder.wiring
+    if wiring.wiring != "crosscoder":
+        return W_dec
+    widths = [clean.rows[one].shape[1] for one in wiring.predicts]
+    return W_dec.split(widths, dim=1)[wiring.predicts.index(site)]
+
+
+def _content(latents: Latents, clean: CleanPass) -> Latents:
+    """The codes of the content rows."""
+    return latents if bool(clean.is_content.all()) else latents.select(clean.is_content)
+
+
+def _stack(sites: tuple[Site, ...]) -> str:
+    return "stack " + " ".join(map(str, sites))
 
 
 @torch.no_grad()
+def first_look(
+    lm: LanguageModel, open_tokens: Tokens, coders: Mapping[str, WiredCoder], tokens: int | None
+) -> dict[Site, Tensor]:
+    """[E] float64 the mean of each predicted site; raises UserError if the text has no content token."""
+    predicted = {site: name for name, coder in coders.items() for site in coder.wiring.predicts}
+    return site_means(lm, (batch for batch, _ in batches_of(open_tokens, tokens)), predicted)
+
+
 def evaluate(
     lm: LanguageModel,
     open_tokens: Tokens,
     coders: Mapping[str, WiredCoder],
     *,
-    tokens: int | None,
+    context: int,
+    question: Question,
     progress: Callable[[int], None] = lambda tokens: None,
-) -> dict[str, dict[str, Any]]:
-    """Measure every coder on at least `tokens` content tokens (None: all of the text); the fields of eval.json a coder.
+) -> dict[str, Result]:
+    """Measure every coder in one go.
 
-    Coders work on raw activations and sit on the model's device. `progress` is told the tokens measured so far after
-    every batch. Raises UserError if the text has no content token or none to predict, NonFiniteError if the model or a
-    coder gives NaN or infinity.
+    Coders work on raw activations and sit on the model's device. `progress` is told the tokens gone through so far
+    after every batch. Raises UserError if the text has no content token or none to predict, NonFiniteError if the model
+    or a coder gives NaN or infinity.
     """
     if not coders:
         return {}
-    predicted = {site: name for name, coder in coders.items() for site in coder.wiring.predicts}
-    means = site_means(lm, _up_to(tokens, open_tokens()), predicted)
-    tallies = {name: SiteTallies(coder.wiring) for name, coder in coders.items()}
-    measured = 0
-    for batch in _up_to(tokens, open_tokens()):
-        _measure(lm, batch, coders, tallies, means=means)
-        measured += int(batch.content.sum())
-        progress(measured)
-    return {name: _checked(tally) for name, tally in tallies.items()}
+    means = first_look(lm, open_tokens, coders, question.tokens)
+    evaluation = Evaluation(lm, coders, means, context=context, question=question)
+    for batch, stand in batches_of(open_tokens, question.tokens):
+        if stand.batches in question.share:
+            evaluation.measure(batch, stand)
+        progress(stand.after(batch).rows)
+    return evaluation.results()
 
 
-def _up_to(tokens: int | None, batches: Iterable[TokenBatch]) -> Iterator[TokenBatch]:
-    """Batches with content, until there are enough content tokens."""
-    seen = 0
-    for batch in batches:
-        content = int(batch.content.sum())
-        if content == 0:
+def batches_of(open_tokens: Tokens, tokens: int | None) -> Iterator[tuple[TokenBatch, Stand]]:
+    """Batches with content, and where the text stood before each, until there are enough content tokens.
+
+    Sequences of batches without content are counted all the same: a sequence has its number however batches are cut.
+    """
+    stand = Stand()
+    for batch in open_tokens():
+        if not batch.content.any():
+            stand = replace(stand, sequences=stand.sequences + len(batch.content))
             continue
-        yield batch
-        seen += content
-        if tokens is not None and seen >= tokens:
+        yield batch, stand
+        stand = stand.after(batch)
+        if tokens is not None and stand.rows >= tokens:
             return
-
-
-def _measure(
-    lm: LanguageModel,
-    batch: TokenBatch,
-    coders: Mapping[str, WiredCoder],
-    tallies: Mapping[str, SiteTallies],
-    *,
-    means: dict[Site, Tensor],
-) -> None:
-    """Every coder on one batch."""
-    sites = sorted({site for coder in coders.values() for site in coder.wiring.sites()})
-    altered = {site for coder in coders.values() for site in coder.wiring.predicts}
-    clean = CleanPass(lm, batch, sites, altered)
-    ablations = Ablations(clean, means)
-    for name, coder in coders.items():
-        for site, latents, y_hat in _reconstructions(name, coder, clean):
-            tallies[name].update(site, _outcome(name, site, latents, y_hat, clean=clean, ablations=ablations))
-
-
-def _reconstructions(name: str, coder: WiredCoder, clean: CleanPass) -> Iterator[tuple[Site, Latents, Tensor]]:
-    """For each site that a coder predicts: the codes behind its rows, and their reconstruction [B, E]."""
-    wiring = coder.wiring
-    for site in wiring.reads:
-        require_finite(clean.rows[site], not_finite(site, name))
-    x = wiring.gather(clean.rows)
-    latents = coder.encode(x)
-    pieces = wiring.split(coder.decode(latents, x), [clean.rows[site].shape[1] for site in wiring.predicts])
-    yield from zip(wiring.predicts, wiring.codes(latents), pieces, strict=True)
-
-
-def _outcome(
-    name: str, site: Site, latents: Latents, y_hat: Tensor, *, clean: CleanPass, ablations: Ablations
-) -> Outcome:
-    """What one coder does to one batch with its reconstruction at one site, all others left alone."""
-    require_finite(y_hat, f"coder {name!r} reconstructs {site} with NaN or infinity: its weights are not usable")
-    spliced = clean.replaced(site, y_hat)
-    zeroed, averaged = ablations.losses(site)
-    for loss in (clean.ce, spliced.ce, spliced.kl, zeroed, averaged):
-        require_finite(loss, f"the model's loss is NaN or infinite round coder {name!r} at {site}: use float32")
-    y = clean.rows[site]
-    return Outcome(y.double(), y_hat.double(), latents, clean.ce, spliced.ce, zeroed, averaged, spliced.kl)
-
-
-def _checked(tally: SiteTallies) -> dict[str, Any]:
-    result = tally.result()
-    if result["predicted_tokens"] == 0:
-        raise UserError("the evaluation text has 0 tokens to predict, expected at least 1: give documents of 2 or more")
-    return result

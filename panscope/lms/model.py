@@ -77,6 +77,13 @@ class LanguageModel:
         """How many blocks the model has."""
         return len(self._blocks)
 
+    @cached_property
+    def closing_ids(self) -> frozenset[int]:
+        """Every token after which the model has said what it had to say; a chat model may have one of its own."""
+        stated = getattr(self.model.generation_config, "eos_token_id", None)
+        own = stated if isinstance(stated, list) else [stated]
+        return self.tokenizer.closing_ids | {token for token in own if token is not None}
+
     @property
     def attention(self) -> str:
         """How attention is computed, as transformers names it."""
@@ -141,6 +148,31 @@ class LanguageModel:
             output = run_with(taps, lambda: self._forward(token_ids, attention_mask))
         return Reading({site: watch.seen[site] for site in read}, output)
 
+    def gradients(
+        self,
+        token_ids: Tensor,
+        attention_mask: Tensor,
+        sites: Sequence[Site],
+        objective: Callable[[Tensor], Tensor],
+    ) -> dict[Site, Tensor]:
+        """[N, T, D] a site: the gradient of a number, objective(logits [N, T, V]), by what stands at that site.
+
+        A site counts as if what stands there came from nowhere: through later sites too, not by earlier ones. Not for
+        sites before a norm's gain, which are no part of the model's own way.
+        """
+        assert not any(KINDS[site.kind].no_gain for site in sites), "a site before the gain has no gradient"
+        seen: dict[Site, Tensor] = {}
+
+        def visit(site: Site, value: Tensor) -> Tensor:
+            seen[site] = value if value.requires_grad else value.detach().requires_grad_()
+            return seen[site]
+
+        taps = [self._tap_at(site, lambda value, site=site: visit(site, value)) for site in sites]
+        with torch.enable_grad():
+            logits = run_with(taps, lambda: self._forward(token_ids, attention_mask))
+            assert logits is not None
+            return dict(zip(seen, torch.autograd.grad(objective(logits), list(seen.values())), strict=True))
+
     @contextlib.contextmanager
     def _begun_at(self, start: Start | None, sites: Sequence[Site]) -> Iterator[None]:
         """What is known gives what it gave."""
@@ -189,9 +221,9 @@ class LanguageModel:
 
     def _tap(self, site: Site, watch: "_Pass") -> Tap:
         kind = KINDS[site.kind]
-        module = self._block(site).get_submodule(kind.module(self.family))
         if not kind.no_gain:
-            return Tap(module, kind.end, lambda _, value: watch.visit(site, value))
+            return self._tap_at(site, lambda value: watch.visit(site, value))
+        module = self._block(site).get_submodule(kind.module(self.family))
         norm = NormWithoutGain(module, self.family.gain_offset)
 
         def visit(x: Tensor, y: Tensor) -> Tensor:
@@ -200,6 +232,10 @@ class LanguageModel:
             return y if written is read else norm.write(written, read, y)
 
         return Tap(module, kind.end, visit)
+
+    def _tap_at(self, site: Site, visit: Change) -> Tap:
+        kind = KINDS[site.kind]
+        return Tap(self._block(site).get_submodule(kind.module(self.family)), kind.end, lambda _, value: visit(value))
 
     def _block(self, site: Site) -> nn.Module:
         if site.layer >= self.n_layers:

@@ -1,10 +1,13 @@
 """A Hugging Face tokenizer as the text pipeline wants it: ids without special tokens, and which ids are special."""
 
 import json
+from itertools import accumulate
 from typing import Any
 
 import transformers
 import xxhash
+
+from panscope.types import UserError
 
 
 class HfTokenizer:
@@ -22,6 +25,7 @@ class HfTokenizer:
         )
         self._bos_id = bos[0] if bos else None
         self._eos_id = eos[0] if eos else None
+        self._closing_ids = frozenset([*bos, *eos])
         self._special_ids = frozenset([*tokenizer.all_special_ids, *bos, *eos, *pad])
 
     def vocabulary_hash(self) -> str:
@@ -39,6 +43,11 @@ class HfTokenizer:
         return self._eos_id
 
     @property
+    def closing_ids(self) -> frozenset[int]:
+        """Every token that ends a document: each EOS there is, and BOS, which begins another one."""
+        return self._closing_ids
+
+    @property
     def special_ids(self) -> frozenset[int]:
         """Every id that is not text; `unk` is among them where there is one."""
         return self._special_ids
@@ -49,6 +58,40 @@ class HfTokenizer:
             return []
         encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         return encoded["input_ids"]
+
+    def encode_with_ends(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
+        """The same, and where in the text each token ends, in characters; raises UserError where that is not known."""
+        if not texts:
+            return []
+        if not self._tokenizer.is_fast:
+            raise UserError(
+                f"data.chat needs to know where tokens end, which the tokenizer {type(self._tokenizer).__name__} of "
+                "this model does not say: give a model with a tokenizer.json"
+            )
+        encoded = self._tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
+        )
+        ends = [list(accumulate((end for _, end in spans), max)) for spans in encoded["offset_mapping"]]
+        return list(zip(encoded["input_ids"], ends, strict=True))
+
+    def decode_after(self, before: list[int], tokens: list[int]) -> str:
+        """The text that `tokens` add to the text of `before`; special tokens have none.
+
+        Many tokenizers write the first token of a text without its space, so it cannot be read alone.
+        """
+        start, whole = self._decode(before), self._decode(before + tokens)
+        if not whole.startswith(start):
+            raise UserError(
+                f"the tokenizer {type(self._tokenizer).__name__} of this model writes {start[-20:]!r} otherwise when "
+                "more follows, so where a response begins cannot be told: end the prompts with a whole word"
+            )
+        return whole[len(start) :]
+
+    def _decode(self, tokens: list[int]) -> str:
+        text_tokens = [token for token in tokens if token not in self._special_ids]  # some tokenizers know not all
+        text = self._tokenizer.decode(text_tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
 
 
 def _known_ids(

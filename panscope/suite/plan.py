@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from panscope.activations.config import ActivationsConfig
 from panscope.config import Config
 from panscope.data.documents import DataConfig
-from panscope.evals.run import EvalConfig
+from panscope.evals.question import EvalConfig
 from panscope.lms.facts import ModelFacts
 from panscope.lms.load import LanguageModelConfig
 from panscope.suite import names

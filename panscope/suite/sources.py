@@ -26,7 +26,7 @@ from panscope.lms.model import LanguageModel
 from panscope.suite.plan import Plan
 from panscope.types import Site, UserError
 
-_SAME_DATA = ("column", "packing", "context", "held_out")
+_SAME_DATA = ("column", "packing", "context", "held_out", "chat")
 
 
 class Source(Protocol):
@@ -182,7 +182,7 @@ def check_origin(origin: Origin, plan: Plan, lm: LanguageModel, where: str) -> N
             f"is {suite.activations.special_tokens!r}: set it to the same, or collect again"
         )
     asked = suite.data.model_dump(mode="json")
-    pairs = [(name, origin.data[name], asked[name]) for name in _SAME_DATA]
+    pairs = [(name, origin.data.get(name), asked[name]) for name in _SAME_DATA]  # old stores know of no chats
     pairs.append(("text", tuple(text.partition(" xxh3 ")[0] for text in origin.text), text_sizes(suite.data)))
     for name, stored, here in pairs:
         if stored != here:

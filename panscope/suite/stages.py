@@ -1,18 +1,15 @@
 """A run from end to end: plan -> train -> save -> evaluate, each stage safe to repeat after a crash."""
 
 from pathlib import Path
-from typing import Any
 
-from panscope.coders import store
-from panscope.data.documents import DataConfig, open_documents
-from panscope.data.source import Part
+from panscope.data.documents import open_documents
 from panscope.data.tokens import TokenStream
-from panscope.evals.run import evaluate
-from panscope.evals.table import write_results
 from panscope.lms.facts import facts_of
 from panscope.lms.load import device_of, load, memory_bytes
 from panscope.lms.model import LanguageModel
-from panscope.records import RunFolder, locked, read_sealed, read_sealed_toml, write_sealed, write_sealed_toml
+from panscope.records import RunFolder, locked, read_sealed, read_sealed_toml, write_sealed_toml
+from panscope.suite.eval_files import Results
+from panscope.suite.evaluating import check_precision, evaluate_run
 from panscope.suite.kernels import KernelChoice, choose_kernels
 from panscope.suite.plan import Plan, SuiteConfig, plan
 from panscope.suite.reporter import Reporter
@@ -20,8 +17,6 @@ from panscope.suite.room import check_room, need
 from panscope.suite.signals import StopRequest
 from panscope.suite.training import TrainingState, fresh, restored, save_coders, train_suite
 from panscope.types import UserError
-
-Results = dict[str, dict[str, Any]]
 
 
 def start(suite: SuiteConfig, out: Path, reporter: Reporter, *, profile: bool = False) -> Results | None:
@@ -130,67 +125,7 @@ def _go_on(
     save_coders(planned, lm, state, run, reporter)
     run.write_status("evaluating")
     results = evaluate_run(run, planned.suite, lm, reporter)
+    assert results is not None, "no other process has a part of it"
     run.write_status("done")
+    check_precision(results, planned.suite.eval.precision)
     return results
-
-
-def evaluate_run(
-    run: RunFolder, suite: SuiteConfig, lm: LanguageModel, reporter: Reporter, data: DataConfig | None = None
-) -> Results:
-    """Measure every coder of a run and write `eval.json` beside each and `results.parquet`.
-
-    On the held-out share of the suite's text, up to `eval.tokens` tokens; or, with `data`, on all of that text, written
-    to `eval-text.json` and `results-text.parquet`, so that the held-out numbers stay.
-    """
-    names = run.coder_names()
-    if not names:
-        raise UserError(f"the run {str(run.path)!r} has no finished coder yet: go on with `panscope train --resume`")
-    coders = {name: store.load(run.coder(name)) for name in names}
-    for wired in coders.values():
-        wired.coder.to(lm.device)
-    part: Part = "held_out" if data is None else "all"
-    chosen = _in_small_batches(
-        suite.data if data is None else data, lm, memory_bytes(suite.model.replace(device=str(lm.device)))
-    )
-    tokens = suite.eval.tokens if data is None else None
-    documents = open_documents(chosen)
-
-    def open_tokens() -> TokenStream:
-        whole = data is not None
-        return TokenStream(documents, lm.tokenizer, chosen, part=part, seed=suite.seed, epochs=1, keep_rest=whole)
-
-    try:
-        results = evaluate(
-            lm, open_tokens, coders, tokens=tokens, progress=lambda done: reporter.evaluating(done, tokens)
-        )
-    finally:
-        reporter.finished()
-    suffix = "" if data is None else "-text"
-    text = {"text": list(chosen.text), "part": part, "packing": chosen.packing, "context": chosen.context}
-    for name, result in results.items():
-        write_sealed(run.coder(name) / f"eval{suffix}.json", result | {"coder": name, "evaluated_on": text})
-    facts = {name: _facts(wired) for name, wired in coders.items()}
-    flat = {name: {key: value for key, value in result.items() if key != "sites"} for name, result in results.items()}
-    write_results(run.path / f"results{suffix}.parquet", flat, facts)
-    return results
-
-
-def _in_small_batches(data: DataConfig, lm: LanguageModel, memory: int) -> DataConfig:
-    """`data` with so few sequences a batch that logits and probabilities take at most an eighth of the memory."""
-    assert data.context is not None
-    bytes_a_sequence = 5 * 4 * data.context * lm.vocabulary
-    return data.replace(sequences=max(1, min(data.sequences, memory // 8 // bytes_a_sequence)))
-
-
-def _facts(wired: Any) -> dict[str, Any]:
-    """The columns of results.parquet that say which coder a row is about."""
-    wiring, config = wired.wiring, wired.coder.config
-    return {
-        "wiring": wiring.wiring,
-        "layer": wiring.predicts[0].layer if len(wiring.predicts) == 1 else None,
-        "reads": " ".join(map(str, wiring.reads)),
-        "predicts": " ".join(map(str, wiring.predicts)),
-        "architecture": config.architecture,
-        "width": config.width,
-        "sparsity": config.sparsity,
-    }

@@ -158,6 +158,7 @@ def save_coders(plan: Plan, lm: LanguageModel, state: TrainingState, run: RunFol
             "name": planned.name,
             "normaliser": trainee.normaliser.model_dump(),
             "model": plan.suite.model.model_dump(exclude={"device"}),
+            "model_weights": lm.weights_hash(),
             "tokens": planned.steps * plan.batch,
             "schedule": planned.training.model_dump(mode="json"),
             "activations": state.source.about(),

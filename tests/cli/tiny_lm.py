@@ -19,10 +19,10 @@ CALIBRATION_ROWS = 640
 """In place of 32,768: with batches of 64 rows that alone would take longer than all the rest."""
 
 
-def save_model(folder: Path, *, spoilt: bool) -> None:
-    """Two Llama blocks, 16 wide; where `spoilt`, one weight of the last block's MLP is NaN."""
+def save_model(folder: Path, *, spoilt: bool, d_model: int = 16) -> None:
+    """Two Llama blocks, 16 wide or as asked; where `spoilt`, one weight of the last block's MLP is NaN."""
     torch.manual_seed(7)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {"hidden_size": d_model, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     fields: dict[str, Any] = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, **sizes, **special}
     config = transformers.LlamaConfig(num_key_value_heads=2, **fields)

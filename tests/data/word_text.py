@@ -1,5 +1,7 @@
 """A tokenizer of single words and texts of numbered words, so that every token says where it came from."""
 
+import re
+
 from panscope.data.documents import DataConfig
 
 
@@ -16,6 +18,10 @@ class WordTokenizer:
         self.longest_call = max(self.longest_call, len(texts))
         self.longest_text = max([self.longest_text, *map(len, texts)])
         return [[3 if word == "<pad>" else int(word) + 10 for word in text.split()] for text in texts]
+
+    def encode_with_ends(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
+        ends = [[match.end() for match in re.finditer(r"\S+", text)] for text in texts]
+        return list(zip(self.encode(texts), ends, strict=True))
 
 
 def words(lengths: list[int]) -> list[str]:

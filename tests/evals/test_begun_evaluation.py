@@ -1,14 +1,18 @@
 """Passes that begin in the middle measure what whole ones do, at every kind of site of a trained model."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from definitions import differences
+from torch import Tensor
 
 from panscope import coders
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.data.documents import DataConfig, open_documents
 from panscope.data.tokens import TokenStream
+from panscope.evals.question import Question
 from panscope.evals.run import evaluate
 from panscope.lms.load import LanguageModelConfig, load
 from panscope.lms.model import LanguageModel, Reading, Start
@@ -27,6 +31,9 @@ class WholePasses:
         self.started.append(-1 if start is None else start.layer)
         put = {site: lambda _, tensor=tensor: tensor for site, tensor in given.items()}
         return self._lm.run(*arguments, splice=put | splice, **options)
+
+    def gradients(self, *arguments: Any, **options: Any) -> dict[Site, Tensor]:
+        return self._lm.gradients(*arguments, **options)
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +58,15 @@ def test_begun_and_whole_passes_measure_the_same(kind: str, lm: LanguageModel):
     def open_tokens() -> TokenStream:
         return TokenStream(documents, lm.tokenizer, data, part="held_out", seed=0, epochs=1)
 
-    whole = WholePasses(lm)
-    expected = evaluate(whole, open_tokens, measured, tokens=400)
-    found = evaluate(lm, open_tokens, measured, tokens=400)
+    whole, question = WholePasses(lm), Question(tokens=400, probes=3)
+    expected = evaluate(whole, open_tokens, measured, context=32, question=question)
+    found = evaluate(lm, open_tokens, measured, context=32, question=question)
     assert set(range(lm.n_layers)) <= set(whole.started)
     for name, result in expected.items():
-        assert result["delta_loss"] != 0
-        for field, value in result.items():
-            assert found[name][field] == pytest.approx(value, rel=1e-6, abs=1e-8), (name, field)
+        assert result.fields["delta_loss"] != 0
+        assert (result.fields["probed_tokens"] > 0) == (kind != "mlp_in_no_gain")
+        assert not differences(found[name].fields, result.fields, 1e-6), name
+        assert not differences(found[name].tables["positions"], result.tables["positions"], 1e-6), name
+    together = evaluate(lm, open_tokens, measured, context=32, question=replace(question, together=3))
+    for name, result in found.items():  # other shapes of the same products, in float32
+        assert not differences(together[name].fields, result.fields, 1e-4), name

@@ -1,187 +1,49 @@
-"""Every metric against plain float64 loops, in one go and merged from parts.
+"""Metrics where the answer is known without a language model, and what holds of all of them.
 
-Shape letters: B rows, E width, F latents, K codes a row, P predicted tokens.
+Shape letters: B rows, E width, F latents.
 """
 
 import math
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from outcomes import E, F, an_outcome, tally_of, with_rows
 from torch import Tensor
 
 from panscope.evals.metrics import METRICS
-from panscope.evals.metrics.fvu import FractionOfVarianceUnexplained
-from panscope.evals.outcome import Outcome
-from panscope.evals.tally import Tally
+from panscope.evals.metrics.uniformity import uniformity
+from panscope.evals.moments import BY_POSITION, LAYOUT
+from panscope.evals.outcome import Losses
+from panscope.evals.probes import uniformity_of
 from panscope.types import Latents
 
-E, F, K = 3, 12, 4
-
-
-def an_outcome(rows: int = 40, predicted: int = 30, seed: int = 0) -> Outcome:
-    """Random rows and losses; sparse codes where some latents fire often, some never and some places are unused."""
-    g = torch.Generator().manual_seed(seed)
-    y = torch.randn(rows, E, generator=g, dtype=torch.float64) + torch.tensor([5.0, -1.0, 0.0])
-    y_hat = y + 0.3 * torch.randn(rows, E, generator=g, dtype=torch.float64)
-    weights = torch.linspace(1, 0.001, F).square()
-    weights[-2:] = 0
-    indices = torch.multinomial(weights.expand(max(rows, 1), F), K, generator=g)[:rows]
-    values = torch.rand(rows, K, generator=g) * (torch.rand(rows, K, generator=g) > 0.2)
-    losses = [torch.rand(predicted, generator=g, dtype=torch.float64) * size for size in (1, 1.2, 4, 3, 0.1)]
-    return Outcome(y, y_hat, Latents(values, F, indices), *losses)
-
-
-def brute_force(outcome: Outcome) -> dict[str, float | int]:
-    """Every number from its definition, one row and one entry at a time."""
-    y, y_hat, codes = outcome.y.tolist(), outcome.y_hat.tolist(), outcome.latents.dense().tolist()
-    rows, width = len(y), len(y[0])
-    mean = [math.fsum(row[e] for row in y) / rows for e in range(width)]
-    error = math.fsum((y[b][e] - y_hat[b][e]) ** 2 for b in range(rows) for e in range(width))
-    scatter = math.fsum((y[b][e] - mean[e]) ** 2 for b in range(rows) for e in range(width))
-    size = math.fsum(y[b][e] ** 2 for b in range(rows) for e in range(width))
-    cosines = [
-        math.fsum(a * b for a, b in zip(u, v, strict=True)) / (math.hypot(*u) * math.hypot(*v))
-        for u, v in zip(y, y_hat, strict=True)
-    ]
-    firings = [sum(1 for b in range(rows) if codes[b][f] > 0) for f in range(len(codes[0]))]
-    clean, spliced, zero, average, kl = (
-        math.fsum(loss.tolist()) / len(loss)
-        for loss in (
-            outcome.ce_clean,
-            outcome.ce_spliced,
-            outcome.ce_zero_ablated,
-            outcome.ce_mean_ablated,
-            outcome.kl,
-        )
-    )
-    return {
-        "tokens": rows,
-        "l0": sum(firings) / rows,
-        "l1": math.fsum(math.fsum(row) for row in codes) / rows,
-        "mse": error / (rows * width),
-        "fvu": error / scatter,
-        "explained_variance": 1 - error / scatter,
-        "ev_uncentered": 1 - error / size,
-        "cosine": math.fsum(cosines) / rows,
-        "ce_clean": clean,
-        "ce_spliced": spliced,
-        "ce_zero_ablated": zero,
-        "ce_mean_ablated": average,
-        "delta_loss": spliced - clean,
-        "loss_recovered": (zero - spliced) / (zero - clean),
-        "predicted_tokens": len(outcome.kl),
-        "kl": kl,
-        "dead_fraction": sum(1 for count in firings if count == 0) / len(firings),
-        "dead_window": rows,
-        "dense_fraction": sum(1 for count in firings if count > 0.1 * rows) / len(firings),
-    }
-
-
-def part(outcome: Outcome, rows: slice, predicted: slice) -> Outcome:
-    latents = outcome.latents
-    indices = None if latents.indices is None else latents.indices[rows]
-    codes = Latents(latents.values[rows], latents.width, indices)
-    losses = (outcome.ce_clean, outcome.ce_spliced, outcome.ce_zero_ablated, outcome.ce_mean_ablated, outcome.kl)
-    return Outcome(outcome.y[rows], outcome.y_hat[rows], codes, *(loss[predicted] for loss in losses))
-
-
-def parts(outcome: Outcome, row_cuts: list[int], token_cuts: list[int]) -> list[Outcome]:
-    """The outcome cut into consecutive parts, some of them perhaps empty."""
-    b = [0, *sorted(row_cuts), len(outcome.y)]
-    p = [0, *sorted(token_cuts), len(outcome.kl)]
-    return [part(outcome, slice(*b[i : i + 2]), slice(*p[i : i + 2])) for i in range(len(b) - 1)]
-
-
-def tally_of(outcomes: list[Outcome]) -> Tally:
-    tally = Tally()
-    for outcome in outcomes:
-        tally.update(outcome)
-    return tally
-
-
-def close(expected: dict[str, Any]) -> Any:
-    # The order of float64 sums is all that differs; l1 is summed over a row's codes in fp32 first.
-    return pytest.approx(expected, rel=1e-7)
-
-
-def test_every_number_is_its_definition():
-    outcome = an_outcome()
-    result = tally_of([outcome]).result()
-    assert result == close(brute_force(outcome))
-    assert 0 < result["dead_fraction"] < 1
-    assert 0 < result["dense_fraction"] < 1
+DOUBLE = torch.float64
 
 
 def test_no_two_metrics_share_a_name():
-    results = [metric() for metric in METRICS.values()]
-    for metric in results:
-        metric.update(an_outcome())
-    assert sum(len(metric.result()) for metric in results) == len(tally_of([an_outcome()]).result())
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    row_cuts=st.lists(st.integers(0, 40), min_size=3, max_size=3),
-    token_cuts=st.lists(st.integers(0, 30), min_size=3, max_size=3),
-    order=st.permutations(range(5)),
-    split=st.integers(0, 5),
-)
-def test_merged_parts_equal_one_pass(row_cuts: list[int], token_cuts: list[int], order: list[int], split: int):
-    outcome = an_outcome()
-    pieces = [*parts(outcome, row_cuts, token_cuts), part(outcome, slice(0, 0), slice(0, 0))]
-    shuffled = [pieces[i] for i in order]
-    first, second = tally_of(shuffled[:split]), tally_of(shuffled[split:])
-    first.merge(second)
-    assert first.result() == close(tally_of([outcome]).result())
-
-
-def test_merging_leaves_the_other_as_it_was():
-    first, second = tally_of([an_outcome(seed=1)]), tally_of([an_outcome(seed=2)])
-    before = second.result()
-    first.merge(second)
-    first.update(an_outcome(seed=3))
-    assert second.result() == before
-    fresh = Tally()
-    fresh.merge(second)
-    fresh.update(an_outcome(seed=3))
-    assert second.result() == before
+    ones = torch.ones(len(LAYOUT), dtype=DOUBLE)
+    apart = [
+        metric.numbers(dict.fromkeys([*metric.quantities, "count", "sequences"], ones[0]))
+        for metric in METRICS.values()
+    ]
+    names = [name for numbers in apart for name in numbers]
+    assert len(names) == len(set(names)) == len(LAYOUT.numbers(ones))
+    assert set(BY_POSITION.numbers(ones)) < set(names)
 
 
 def test_sparse_and_dense_codes_give_the_same_numbers():
     sparse = an_outcome()
     dense = replace(sparse, latents=Latents(sparse.latents.dense(), F))
-    assert tally_of([dense]).result() == close(tally_of([sparse]).result())
-
-
-def test_state_goes_on_where_it_was_taken():
-    outcomes = [an_outcome(seed=seed) for seed in range(4)]
-    first = tally_of(outcomes[:2])
-    state = first.state_dict()
-    first.update(outcomes[3])  # must not reach the state already taken
-    resumed = Tally()
-    resumed.load_state_dict(state)
-    for outcome in outcomes[2:]:
-        resumed.update(outcome)
-    assert resumed.result() == tally_of(outcomes).result()
-
-
-def test_the_state_before_the_first_batch_can_be_loaded():
-    fresh = Tally()
-    fresh.load_state_dict(Tally().state_dict())
-    fresh.update(an_outcome())
-    assert fresh.result() == tally_of([an_outcome()]).result()
-
-
-def test_state_does_not_grow_with_the_text():
-    def numbers(tally: Tally) -> int:
-        return sum(value.numel() for sums in tally.state_dict().values() for value in sums.values())
-
-    assert numbers(tally_of([an_outcome()])) == numbers(tally_of([an_outcome(rows=400, predicted=300)] * 3))
+    found, expected = tally_of([dense]), tally_of([sparse])
+    for name, value in expected.fields().items():
+        if isinstance(value, float):
+            assert found.fields()[name] == pytest.approx(value, rel=1e-12, nan_ok=True), name
+        elif name != "intervals":
+            assert found.fields()[name] == value, name
+    for name, column in expected.firing.table().items():
+        assert torch.allclose(found.firing.table()[name].double(), column.double(), rtol=1e-12, equal_nan=True), name
 
 
 def exact_fvu(y: Tensor, y_hat: Tensor) -> float:
@@ -196,42 +58,166 @@ def exact_fvu(y: Tensor, y_hat: Tensor) -> float:
 
 @pytest.mark.parametrize("offset", [1e4, 1e7])
 def test_a_large_mean_does_not_spoil_fvu(offset: float):
-    plain = an_outcome(rows=200)
+    plain = an_outcome(40)
     y, y_hat = plain.y + offset, plain.y_hat + offset
-    metric = FractionOfVarianceUnexplained()
-    for piece in parts(replace(plain, y=y, y_hat=y_hat), [7, 8, 8, 90], [1, 2, 3, 4]):
-        metric.update(piece)
-    assert metric.result()["fvu"] == pytest.approx(exact_fvu(y, y_hat), rel=1e-7)
+    result = tally_of([with_rows(y, y_hat, sequences=40)]).fields()
+    assert result["fvu"] == pytest.approx(exact_fvu(y, y_hat), rel=1e-7)
+    assert result["intervals"]["fvu"] == pytest.approx(
+        tally_of([with_rows(plain.y, plain.y_hat, sequences=40)]).fields()["intervals"]["fvu"], rel=1e-6
+    )
 
 
 def test_the_mean_is_of_the_whole_set_and_not_of_a_batch():
     """Two batches that are constant within themselves: per-batch variance is 0, over both it is not."""
-    low, high = torch.zeros(4, 1, dtype=torch.float64), torch.full((4, 1), 2.0, dtype=torch.float64)
-    metric = FractionOfVarianceUnexplained()
-    for y in (low, high):
-        metric.update(replace(an_outcome(rows=4), y=y, y_hat=y + 0.5))
-    assert metric.result() == {"fvu": 0.25, "explained_variance": 0.75}
+    low, high, middle = (
+        torch.zeros(4, 1, dtype=DOUBLE),
+        torch.full((4, 1), 2.0, dtype=DOUBLE),
+        torch.ones(1, dtype=DOUBLE),
+    )
+    result = tally_of([with_rows(y, y + 0.5, centre=middle) for y in (low, high)]).fields()
+    assert (result["fvu"], result["explained_variance"]) == (0.25, 0.75)
+    assert (result["fvu_scalar"], result["ev_token_mean"], result["ev_uncentered"]) == (0.25, 0.75, 0.875)
+
+
+def test_the_estimators_of_other_papers_part_where_they_should():
+    """Two rows, dimensions of unlike means: by hand."""
+    y = torch.tensor([[1.0, 10.0], [3.0, 10.0]], dtype=DOUBLE)
+    y_hat = torch.tensor([[1.5, 10.0], [3.0, 9.0]], dtype=DOUBLE)
+    result = tally_of([with_rows(y, y_hat)]).fields()
+    assert result["fvu"] == pytest.approx(1.25 / 2)
+    assert result["ev_uncentered"] == pytest.approx(1 - 1.25 / 210)
+    assert result["fvu_scalar"] == pytest.approx(1.25 / (25 + 16 + 9 + 16))  # the mean of all entries is 6
+    assert result["ev_token_mean"] == pytest.approx(1 - (0.25 / 1 + 1 / 1) / 2)
+    assert result["nmse_token"] == pytest.approx((0.25 / 101 + 1 / 109) / 2)
+    assert result["mse"] == pytest.approx(1.25 / 4)
+
+
+def test_rows_without_size_or_scatter_are_left_out_of_means_of_ratios():
+    y = torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]], dtype=DOUBLE)
+    y_hat = torch.tensor([[7.0, 7.0], [3.0, 3.0], [1.0, 0.0]], dtype=DOUBLE)
+    result = tally_of([with_rows(y, y_hat, centre=y[2])]).fields()
+    assert result["nmse_token"] == pytest.approx((1 / 25 + 1 / 2) / 2)
+    assert result["l2_ratio"] == pytest.approx((math.sqrt(18) / 5 + 1 / math.sqrt(2)) / 2)
+    assert result["ev_token_mean"] == pytest.approx(1 - (98 / 2 + 1 / 13) / 2)
+
+
+def test_a_coder_that_shrinks_by_half():
+    y = an_outcome().y
+    result = tally_of([with_rows(y, y / 2)]).fields()
+    for name in ("relative_reconstruction_bias", "l2_ratio"):
+        assert result[name] == pytest.approx(0.5, rel=1e-12)
+    assert result["ev_uncentered"] == pytest.approx(0.75, rel=1e-12)
+    assert result["nmse_token"] == pytest.approx(0.25, rel=1e-12)
+    assert result["cosine"] == pytest.approx(1, rel=1e-12)
+
+
+def test_scaling_the_reconstruction_helps_only_where_the_bias_is_not_1():
+    """At the best factor the bias is 1: that is what it says."""
+    outcome = an_outcome()
+    factor = float((outcome.y * outcome.y_hat).sum() / outcome.y_hat.square().sum())
+    biases = [
+        tally_of([with_rows(outcome.y, c * outcome.y_hat)]).fields()["relative_reconstruction_bias"]
+        for c in (1, factor)
+    ]
+    assert biases == [pytest.approx(1 / factor, rel=1e-12), pytest.approx(1, rel=1e-12)]
 
 
 def test_a_row_without_direction_has_cosine_0():
-    y = torch.tensor([[3.0, 4.0, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
-    y_hat = torch.tensor([[6.0, 8.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
-    result = tally_of([replace(an_outcome(rows=2), y=y, y_hat=y_hat)]).result()
-    assert result["cosine"] == pytest.approx(0.5, abs=1e-15)
+    y = torch.tensor([[3.0, 4.0, 0.0], [1.0, 0.0, 0.0]], dtype=DOUBLE)
+    y_hat = torch.tensor([[6.0, 8.0, 0.0], [0.0, 0.0, 0.0]], dtype=DOUBLE)
+    assert tally_of([with_rows(y, y_hat)]).fields()["cosine"] == pytest.approx(0.5, abs=1e-15)
 
 
 def test_dense_is_strictly_above_a_tenth():
     values = torch.zeros(30, 2)
     values[:3, 0] = 1  # exactly a tenth
     values[:4, 1] = 1
-    result = tally_of([replace(an_outcome(rows=30), latents=Latents(values, 2))]).result()
+    result = tally_of([replace(an_outcome(6, 5), latents=Latents(values, 2))]).fields()
     assert result["dense_fraction"] == 0.5
 
 
+def test_never_fired_looks_at_the_first_tokens_alone(monkeypatch: pytest.MonkeyPatch):
+    """Latent n fires first at token 4 n, whatever the batches, which here begin in the middle of a window."""
+    monkeypatch.setattr("panscope.evals.firing.WINDOWS", (1, 4, 5, 12, 13, 20, 21))
+    values = torch.zeros(20, 5)
+    values[torch.arange(5) * 4, torch.arange(5)] = 1
+    parts = [(0, 5), (5, 15), (15, 20)]
+    batches = [
+        replace(an_outcome(end - start, 1, first_row=start), latents=Latents(values[start:end], 5))
+        for start, end in parts
+    ]
+    expected = {"1": 0.8, "4": 0.8, "5": 0.6, "12": 0.4, "13": 0.2, "20": 0.0}
+    for order in (batches, batches[::-1]):
+        result = tally_of(order).fields()
+        assert result["never_fired"] == pytest.approx(expected)
+        assert (result["dead_fraction"], result["dead_window"]) == (0, 20)
+
+
+def test_the_histogram_has_eight_bars_a_decade():
+    values = torch.zeros(1000, 5)
+    for latent, firings in enumerate((1, 10, 11, 1000)):
+        values[:firings, latent] = 1
+    outcome = replace(an_outcome(1000, 1), latents=Latents(values, 5))
+    frequency = tally_of([outcome]).fields()["frequency"]
+    assert len(frequency["log10_edges"]) == 57
+    assert (frequency["log10_edges"][0], frequency["log10_edges"][-1], frequency["never"]) == (-7, 0, 1)
+    bars = {round(frequency["log10_edges"][n], 3): count for n, count in enumerate(frequency["latents"]) if count}
+    assert bars == {-3.0: 1, -2.0: 2, -0.125: 1}
+
+
+def test_the_mean_and_the_largest_value_of_each_latent():
+    values = torch.tensor([[0.5, 0.0, 0.0], [1.5, 0.0, 2.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    table = tally_of([replace(an_outcome(2, 2), latents=Latents(values, 3))]).firing.table()
+    assert table["firings"].tolist() == [2, 0, 1]
+    assert table["sequences"].tolist() == [1, 0, 1]
+    assert table["frequency"].tolist() == [0.5, 0, 0.25]
+    assert table["mean"].tolist() == [1.0, pytest.approx(math.nan, nan_ok=True), 2.0]
+    assert table["max"].tolist() == [1.5, 0, 2.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_codes_in_half_precision_are_counted_and_summed_in_full(dtype: torch.dtype):
+    """Bfloat16 counts no further than 256, and float16 no further than 65,504."""
+    rows = 70_000
+    outcome = replace(an_outcome(2, rows // 2), latents=Latents(torch.ones(rows, 2, dtype=dtype), 2))
+    sparse = Latents(torch.ones(rows, 2, dtype=dtype), 2, torch.tensor([[0, 1]]).expand(rows, 2))
+    for some in (outcome, replace(outcome, latents=sparse)):
+        tally = tally_of([some], positions=rows)
+        fields, table = tally.fields(), tally.firing.table()
+        assert (fields["l0"], fields["l1"], fields["dense_fraction"]) == (2, 2, 1)
+        assert (table["firings"].tolist(), table["mean"].tolist()) == ([rows, rows], [1, 1])
+
+
+def test_uniformity_is_1_where_all_matter_the_same_and_a_share_where_one_does():
+    parts = torch.tensor([[2.0, -2.0, 0.0, 2.0], [5.0, 1e-200, 0.0, 0.0], [0.5, 0.25, -0.25, 0.0]], dtype=DOUBLE)
+    entropy = 1.5 * math.log(2)
+    assert uniformity(parts).tolist() == pytest.approx([1, 0.5, math.exp(entropy) / 3], rel=1e-12)
+
+
+def test_uniformity_leaves_out_tokens_where_nothing_matters():
+    outcome = an_outcome(3, 1)
+    codes = torch.tensor([[1.0, 0.0], [0.0, 0.0], [2.0, 3.0]])
+    W_dec, gradient = torch.eye(2), torch.tensor([[1.0, 1.0], [1.0, 1.0], [3.0, -2.0]])
+    found = uniformity_of(Latents(codes, 2), W_dec, gradient, outcome.span.rows)
+    assert found.values.tolist() == pytest.approx([1, 1])
+    assert found.places.sequences.tolist() == [0, 2]
+
+
 def test_what_has_no_meaning_is_nan():
-    constant = torch.zeros(5, E, dtype=torch.float64)
-    outcome = an_outcome(rows=5)
-    same = replace(outcome, y=constant, y_hat=constant, ce_zero_ablated=outcome.ce_clean)
-    result = tally_of([same]).result()
-    for name in ("fvu", "explained_variance", "ev_uncentered", "loss_recovered"):
-        assert math.isnan(result[name])
+    constant = torch.zeros(5, E, dtype=DOUBLE)
+    outcome = with_rows(constant, constant)
+    nats = outcome.ce_clean
+    result = tally_of([replace(outcome, zero_ablated=Losses(nats, nats, nats))]).fields()
+    undefined = [
+        *("fvu", "explained_variance", "ev_uncentered", "fvu_scalar", "ev_token_mean", "nmse_token"),
+        *("relative_reconstruction_bias", "l2_ratio", "loss_recovered", "uniformity"),
+    ]
+    assert [name for name in undefined if not math.isnan(result[name])] == []
+    assert result["intervals"] == {}  # of one sequence
+
+
+def test_what_has_no_meaning_has_no_interval_and_spoils_no_other():
+    constant = torch.zeros(6, E, dtype=DOUBLE)
+    intervals = tally_of([with_rows(constant, constant, sequences=3)]).fields()["intervals"]
+    assert all(math.isnan(end) for name in ("fvu", "uniformity", "l2_ratio") for end in intervals[name])
+    assert all(math.isfinite(end) for name in ("delta_loss", "mse", "l0", "kl") for end in intervals[name])

@@ -1,4 +1,4 @@
-"""Coders of several sites, per-row normalisers and skips: each site's numbers against one token at a time in numpy.
+"""Coders of several sites, per-row normalisers and skips: each site's numbers against the float64 oracle.
 
 Shape letters: D width of a site, S sites, F latents.
 """
@@ -6,10 +6,11 @@ Shape letters: D width of a site, S sites, F latents.
 from collections.abc import Callable
 from typing import Any
 
+import definitions as defined
 import numpy as np
 import pytest
 import torch
-from test_evaluate import (
+from averaging_lm import (
     MLP_IN,
     MLP_OUT,
     RESID0,
@@ -20,85 +21,112 @@ from test_evaluate import (
     FakeLM,
     a_batch,
     a_coder,
-    all_text,
-    brute_evaluation,
-    brute_pass,
-    brute_relu,
-    close,
-    is_content,
+    built,
+    measure,
+    over,
 )  # fmt: skip
+from test_oracle import TEXT, forward, row_of_relu, rows_of
 
-from panscope import coders
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import WiredCoder, Wiring
-from panscope.evals.run import evaluate
+from panscope.evals.tally import Result
 from panscope.types import Site
 
 SITES = [RESID0, MLP_OUT, RESID1]
 STANDARDISE = Normaliser(kind="standardise", scale_in=1, scale_out=1)
 TOKEN_NORM = Normaliser(kind="token_norm", scale_in=1, scale_out=1)
 Row = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+ASKED = defined.Asked(probes=6)
 
 
-def built(architecture: str, d: int, **fields: Any) -> Any:
-    """A random float64 coder with two latents that never fire."""
-    made = {"d_in": d, "d_out": d, "width": F, "sparsity": 3} | fields
-    coder: Any = coders.build(coders.config_type(architecture).read(made, "test"))
-    coder.initialise(torch.Generator().manual_seed(2)).double()
-    g = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        coder.b_enc[:2] = -100.0
-        coder.b_dec += torch.randn(d, generator=g)
-        if made.get("skip"):
-            coder.W_skip += torch.randn(d, d, generator=g)
-    return coder
+def found(wired: WiredCoder) -> Result:
+    return measure({"c": wired}, [a_batch(TEXT.sequences)], probes=ASKED.probes)["c"]
 
 
-def over(wiring: str, sites: list[Site]) -> Wiring:
-    return Wiring.read({"wiring": wiring, "reads": sites, "predicts": sites}, "test")
+def at_site(site: Site, row: Row, W_dec: np.ndarray, reads: Site | None = None) -> defined.Group:
+    return defined.measured(forward, TEXT, defined.Coded(reads or site, site, row, W_dec), ASKED)
 
 
-def mean_of(results: list[dict[str, Any]]) -> dict[str, Any]:
-    return {name: sum(one[name] for one in results) / len(results) for name in results[0]}
+def together(groups: list[defined.Group]) -> list[defined.Token]:
+    """The rows of all sites: those of each site are sequences of their own."""
+    step = 100
+    return [
+        defined.Token(row.sequence + step * n, row.position, row.subset, row.of)
+        for n, group in enumerate(groups)
+        for row in group.rows
+    ]
 
 
-def firing_latents(sites: list[Site], row: Row) -> np.ndarray:
-    """[F] on how many content tokens of all sites together each latent fires."""
-    lm, counts = FakeLM(), np.zeros(F)
-    for ids in SEQUENCES:
-        seen, _ = brute_pass(lm, ids, {})
-        for t, token in enumerate(ids):
-            for site in sites if is_content(token) else []:
-                counts += row(seen[site, t])[0] > 0
-    return counts
+def mean_of(sites: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        name: sum(site[name] for site in sites) / len(sites)
+        for name, value in sites[0].items()
+        if isinstance(value, int | float)
+    }
 
 
 @pytest.mark.parametrize(
     "sites", [[RESID0, RESID1], SITES, [RESID1, RESID0]], ids=lambda sites: " ".join(map(str, sites))
 )
 def test_a_multilayer_coder_is_an_sae_at_each_of_its_sites(sites: list[Site]):
-    """Replaced at one site at a time; on top stand the means over sites, but for latents that fire at no layer.
+    """Replaced at one site at a time; on top stand the means over sites, but for how often latents fire.
 
-    The window stays in tokens.
+    Of that, the rows of all sites count, and the window stays in tokens.
     """
-    lm, coder = FakeLM(), built("relu", D)
-    wired = WiredCoder(over("multilayer", sites), coder)
-    result = evaluate(lm, all_text, {"m": wired}, tokens=None)["m"]
-    brute = [brute_evaluation(FakeLM(), site, site, brute_relu(coder)) for site in sites]
-    assert list(result["sites"]) == [str(site) for site in sites]
-    for site, expected in zip(sites, brute, strict=True):
-        assert result["sites"][str(site)] == close(expected)
-    counts = firing_latents(sites, brute_relu(coder))
-    rows = brute[0]["tokens"] * len(sites)
-    whole = mean_of(brute) | {
-        "dead_fraction": (counts == 0).sum() / F,
-        "dense_fraction": (counts > 0.1 * rows).sum() / F,
-    }
-    sites_apart = result.pop("sites")
-    assert result == close(whole)
-    assert result["dead_fraction"] <= min(one["dead_fraction"] for one in sites_apart.values())
-    assert isinstance(result["tokens"], int)
-    assert result["tokens"] == 20
+    coder = built("relu", D)
+    result = found(over("multilayer", sites, coder))
+    groups = [at_site(site, row_of_relu(coder), coder.W_dec.detach().numpy()) for site in sites]
+    expected = [defined.fields_of(group, ASKED) for group in groups]
+    fields = dict(result.fields)
+    assert list(fields["sites"]) == [str(site) for site in sites]
+    for site, numbers in zip(sites, expected, strict=True):
+        assert not defined.differences(fields["sites"][str(site)], numbers, 1e-6)
+    firing = defined.firing_of(together(groups), ()) | {"dead_window": 31}
+    for name in ("dead_fraction", "dead_window", "dense_fraction", "frequency", "never_fired"):
+        assert not defined.differences(fields[name], firing[name], 0), name
+    shares = ("dead_fraction", "dense_fraction", "dead_window")
+    means = {name: value for name, value in mean_of(expected).items() if name not in shares}
+    assert not defined.differences({name: fields[name] for name in means}, means, 1e-6)
+    assert fields["dead_fraction"] <= min(numbers["dead_fraction"] for numbers in expected)
+    assert isinstance(fields["tokens"], int)
+    assert fields["tokens"] == 31
+    positions = [row for site, group in zip(sites, groups, strict=True) for row in defined.positions_of(group, site)]
+    assert not defined.differences(rows_of(result.tables["positions"]), positions, 1e-6)
+    latents = defined.latents_of(together(groups))
+    for name in ("firings", "frequency", "mean", "max"):
+        assert not defined.differences(result.tables["latents"][name], [one[name] for one in latents], 1e-6), name
+
+
+def test_intervals_of_means_over_sites_are_as_wide_as_those_of_sites_on_average():
+    coder = built("relu", D)
+    fields = found(over("multilayer", SITES, coder)).fields
+    for name in ("fvu", "delta_loss", "l0", "kl"):
+        halves = [np.diff(site["intervals"][name])[0] / 2 for site in fields["sites"].values()]
+        middle = fields[name]
+        assert fields["intervals"][name] == pytest.approx([middle - np.mean(halves), middle + np.mean(halves)])
+
+
+def test_intervals_of_shares_over_layers_are_on_the_safe_side():
+    """In how many sequences a latent fired at one layer or another is not kept: the interval holds the one it gives."""
+    sites, coder = [RESID0, RESID1], built("relu", D)
+    intervals = found(over("multilayer", sites, coder)).fields["intervals"]
+    groups = [at_site(site, row_of_relu(coder), coder.W_dec.detach().numpy()) for site in sites]
+    true = defined.firing_of([row for group in groups for row in group.rows], ())["intervals"]
+    for name in ("dead_fraction", "dense_fraction"):
+        assert intervals[name][0] <= true[name][0] <= true[name][1] <= intervals[name][1]
+    assert true["dense_fraction"][0] < true["dense_fraction"][1]
+
+
+def test_where_sites_are_of_one_kind_layers_are_compared_in_their_order():
+    coder = built("relu", D)
+    there, back = (found(over("multilayer", sites, coder)) for sites in ([RESID0, RESID1], [RESID1, RESID0]))
+    assert not defined.differences(back.fields["layers"], there.fields["layers"], 1e-12)
+    assert list(there.fields["layers"]["sites"]) == ["L00.resid_post", "L01.resid_post"]
+    tables = [{name: list(column) for name, column in one.tables["layers"].items()} for one in (back, there)]
+    assert not defined.differences(tables[0], tables[1], 1e-12)
+    mixed = found(over("multilayer", SITES, coder))
+    assert "layers" not in mixed.fields
+    assert "layers" not in mixed.tables
 
 
 def test_a_latent_that_fires_at_one_layer_alone_is_not_dead():
@@ -118,72 +146,76 @@ def test_a_latent_that_fires_at_one_layer_alone_is_not_dead():
         coder.W_enc.zero_()
         coder.b_enc.fill_(-1e-3)
         coder.W_enc[0, 0], coder.W_enc[1, 0] = 1.0, -1.0
-    wired = WiredCoder(over("multilayer", [RESID0, RESID1]), coder)
-    result = evaluate(Layered(), all_text, {"m": wired}, tokens=None)["m"]
-    assert [one["dead_fraction"] for one in result["sites"].values()] == [1 - 1 / F, 1 - 1 / F]
-    assert result["dead_fraction"] == 1 - 2 / F
-    assert (result["l0"], result["dead_window"]) == (1, 20)
+    fields = measure({"m": over("multilayer", [RESID0, RESID1], coder)}, lm=Layered())["m"].fields
+    assert [one["dead_fraction"] for one in fields["sites"].values()] == [1 - 1 / F, 1 - 1 / F]
+    assert fields["dead_fraction"] == 1 - 2 / F
+    assert (fields["l0"], fields["dead_window"]) == (1, 20)
 
 
-def brute_crosscoder(coder: Any, sites: list[Site]) -> dict[Site, float]:
-    """FVU at each site, the mean taken over content tokens, codes from all sites at once."""
-    lm, w = FakeLM(), {name: tensor.numpy() for name, tensor in coder.tensors().items()}
-    y: dict[Site, list[np.ndarray]] = {site: [] for site in sites}
-    errors = dict.fromkeys(sites, 0.0)
-    for ids in SEQUENCES:
-        seen, _ = brute_pass(lm, ids, {})
-        for t in (t for t, token in enumerate(ids) if is_content(token)):
-            pre = w["b_enc"].copy()
-            for n, site in enumerate(sites):
-                pre += w["W_enc"][:, n * D : (n + 1) * D] @ seen[site, t]
-            codes = np.maximum(pre, 0)
-            for n, site in enumerate(sites):
-                made = codes @ w["W_dec"][:, n * D : (n + 1) * D] + w["b_dec"][n * D : (n + 1) * D]
-                errors[site] += float(((made - seen[site, t]) ** 2).sum())
-                y[site].append(seen[site, t])
-    return {site: errors[site] / float(((np.array(y[site]) - np.mean(y[site], axis=0)) ** 2).sum()) for site in sites}
+def rows_of_crosscoder(coder: Any, sites: list[Site], n: int, ids: list[int], t: int) -> tuple[Any, Any]:
+    """The codes of one token from all sites at once, and what they say of the n-th site."""
+    w = {name: tensor.numpy() for name, tensor in coder.tensors().items()}
+    seen, _ = forward(ids, {})
+    own = slice(n * D, (n + 1) * D)
+    codes = np.maximum(w["W_enc"] @ np.concatenate([seen[site, t] for site in sites]) + w["b_enc"], 0)
+    return codes, codes @ w["W_dec"][:, own] + w["b_dec"][own]
+
+
+def group_of_crosscoder(coder: Any, sites: list[Site], n: int) -> defined.Group:
+    """What a site of a crosscoder must show: each row's codes come by its place, as they depend on other sites too."""
+    made: dict[tuple[float, ...], tuple[Any, Any]] = {}
+    for ids in TEXT.sequences:
+        for t in range(len(ids)):
+            seen, _ = forward(ids, {})
+            made[tuple(seen[sites[n], t])] = rows_of_crosscoder(coder, sites, n, ids, t)
+    W_dec = coder.W_dec.detach().numpy()[:, n * D : (n + 1) * D]
+    return at_site(sites[n], lambda x: made[tuple(x)], W_dec)
 
 
 def test_a_crosscoder_shares_its_codes_and_is_measured_site_by_site():
-    lm, coder = FakeLM(), built("relu", len(SITES) * D)
-    wired = WiredCoder(over("crosscoder", SITES), coder)
-    result = evaluate(lm, all_text, {"cc": wired}, tokens=None)["cc"]
-    apart = result.pop("sites")
-    expected = brute_crosscoder(coder, SITES)
-    assert {site: one["fvu"] for site, one in apart.items()} == {
-        str(site): pytest.approx(value, rel=1e-9) for site, value in expected.items()
-    }
-    for name in ("l0", "l1", "dead_fraction", "dense_fraction", "dead_window"):
-        assert len({one[name] for one in apart.values()}) == 1  # one code
-        assert result[name] == apart[str(RESID0)][name]
-    numbers = {name: pytest.approx(value, rel=1e-12) for name, value in mean_of(list(apart.values())).items()}
-    assert result == numbers
-    assert result["dead_fraction"] >= 2 / F
-    assert len({one["ce_spliced"] for one in apart.values()}) == len(SITES)
+    coder = built("relu", len(SITES) * D)
+    fields = found(over("crosscoder", SITES, coder)).fields
+    apart = fields.pop("sites")
+    for n, site in enumerate(SITES):
+        expected = defined.fields_of(group_of_crosscoder(coder, SITES, n), ASKED)
+        assert not defined.differences(apart[str(site)], expected, 1e-6), site
+    first = apart[str(RESID0)]
+    for name in ("l0", "l1", "dead_fraction", "dense_fraction", "dead_window", "frequency"):
+        assert fields[name] == first[name]  # one code
+        assert all(one[name] == first[name] for one in apart.values())
+    assert not defined.differences({name: fields[name] for name in mean_of([first])}, mean_of([*apart.values()]), 1e-12)
+    assert fields["dead_fraction"] >= 2 / F
+    for name in ("ce_spliced", "uniformity"):
+        assert len({one[name] for one in apart.values()}) == len(SITES)
+    assert "layers" not in fields
 
 
 def spliced_at(wired: WiredCoder) -> list[tuple[Site, bool]]:
     """Where the model was changed, and whether special tokens were left alone."""
     lm, content = FakeLM(), a_batch(SEQUENCES).content
-    evaluate(lm, all_text, {"c": wired}, tokens=None)
+    measure({"c": wired}, lm=lm)
     return [(site, bool(torch.equal(after[~content], before[~content]))) for site, before, after in lm.splices]
 
 
 @pytest.mark.parametrize("wiring", ["multilayer", "crosscoder"])
 def test_one_site_is_replaced_at_a_time_and_special_tokens_never(wiring: str):
     width = D if wiring == "multilayer" else 2 * D
-    seen = spliced_at(WiredCoder(over(wiring, [RESID0, RESID1]), built("relu", width)))
+    seen = spliced_at(over(wiring, [RESID0, RESID1], built("relu", width)))
     # At each site: the reconstruction, zeros, the mean.
     assert sorted(seen) == sorted([(RESID0, True), (RESID1, True)] * 3)
 
 
 def test_several_sites_do_not_disturb_other_coders():
-    single, multilayer = a_coder(RESID1, RESID1), WiredCoder(over("multilayer", [RESID0, RESID1]), built("relu", D))
-    cross = WiredCoder(over("crosscoder", [MLP_OUT, RESID1]), built("relu", 2 * D))
-    many = {"a": single, "m": multilayer, "c": cross, "tc": a_coder(MLP_IN, MLP_OUT)}
-    together = evaluate(FakeLM(), all_text, many, tokens=None)
+    many = {
+        "a": a_coder(RESID1, RESID1),
+        "m": over("multilayer", [RESID0, RESID1], built("relu", D)),
+        "c": over("crosscoder", [MLP_OUT, RESID1], built("relu", 2 * D)),
+        "tc": a_coder(MLP_IN, MLP_OUT),
+    }
+    all_of_them = measure(many, probes=5)
     for name, coder in many.items():
-        assert together[name] == evaluate(FakeLM(), all_text, {name: coder}, tokens=None)[name]
+        alone = measure({name: coder}, probes=5)[name]
+        assert not defined.differences(all_of_them[name].fields, alone.fields, 0)
 
 
 @pytest.mark.parametrize("normaliser", [STANDARDISE, TOKEN_NORM], ids=lambda n: n.kind)
@@ -195,16 +227,16 @@ def test_a_per_row_normaliser_is_applied_to_raw_rows_and_undone(normaliser: Norm
         middle, size = (
             (x.mean(), x.std(ddof=1)) if normaliser.kind == "standardise" else (0.0, np.linalg.norm(x) / D**0.5)
         )
-        codes, made = brute_relu(coder)((x - middle) / (size + 1e-5))
+        codes, made = row_of_relu(coder)((x - middle) / (size + 1e-5))
         return codes, made * (size + 1e-5) + middle
 
-    wired = WiredCoder(over("sae" if len(sites) == 1 else "multilayer", sites), coder, normaliser)
-    result = evaluate(FakeLM(), all_text, {"c": wired}, tokens=None)["c"]
+    wiring = "sae" if len(sites) == 1 else "multilayer"
+    fields = found(over(wiring, sites, coder, normaliser)).fields
     for site in sites:
-        expected = brute_evaluation(FakeLM(), site, site, row)
-        assert (result["sites"][str(site)] if len(sites) > 1 else result) == close(expected)
-    bare = evaluate(FakeLM(), all_text, {"c": WiredCoder(wired.wiring, coder)}, tokens=None)["c"]
-    assert bare["fvu"] != pytest.approx(result["fvu"], rel=1e-3)
+        expected = defined.fields_of(at_site(site, row, coder.W_dec.detach().numpy()), ASKED)
+        assert not defined.differences(fields["sites"][str(site)] if len(sites) > 1 else fields, expected, 1e-6)
+    bare = found(over(wiring, sites, coder)).fields
+    assert bare["fvu"] != pytest.approx(fields["fvu"], rel=1e-3)
 
 
 def test_a_crosscoders_sites_are_standardised_apart():
@@ -212,7 +244,7 @@ def test_a_crosscoders_sites_are_standardised_apart():
     parts = ({"width": D, "scale": 1.0}, {"width": D, "scale": 1.0})
     normaliser = Normaliser.read({"kind": "standardise", "scale_in": 1, "scale_out": 1, "parts": parts}, "test")
     coder = built("relu", 2 * D)
-    wired = WiredCoder(over("crosscoder", [RESID0, RESID1]), coder, normaliser)
+    wired = over("crosscoder", [RESID0, RESID1], coder, normaliser)
     x = torch.randn(5, 2 * D, generator=torch.Generator().manual_seed(4), dtype=torch.float64) * 3 + 1
     pieces = [x[:, :D], x[:, D:]]
     inside = torch.cat([(p - p.mean(1, keepdim=True)) / (p.std(1, keepdim=True) + 1e-5) for p in pieces], dim=1)
@@ -228,15 +260,15 @@ def test_a_crosscoders_sites_are_standardised_apart():
 
 def test_a_transcoders_skip_is_part_of_what_is_spliced_in():
     coder = built("relu", D, skip=True, encoder_init="own")
-    skip = coder.tensors()["W_skip"].numpy()
+    skip, W_dec = coder.tensors()["W_skip"].numpy(), coder.W_dec.detach().numpy()
 
     def row(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        codes, made = brute_relu(coder)(x)
+        codes, made = row_of_relu(coder)(x)
         return codes, made + skip @ x
 
-    wired = WiredCoder(Wiring(wiring="transcoder", reads=(MLP_IN,), predicts=(MLP_OUT,)), coder)
-    result = evaluate(FakeLM(), all_text, {"tc": wired}, tokens=None)["tc"]
-    assert result == close(brute_evaluation(FakeLM(), MLP_IN, MLP_OUT, row))
-    without = brute_evaluation(FakeLM(), MLP_IN, MLP_OUT, brute_relu(coder))
-    assert result["fvu"] != pytest.approx(without["fvu"], rel=1e-2)
-    assert "sites" not in result
+    fields = found(WiredCoder(Wiring(wiring="transcoder", reads=(MLP_IN,), predicts=(MLP_OUT,)), coder)).fields
+    expected = defined.fields_of(at_site(MLP_OUT, row, W_dec, MLP_IN), ASKED)
+    assert not defined.differences(fields, expected, 1e-6)
+    without = defined.fields_of(at_site(MLP_OUT, row_of_relu(coder), W_dec, MLP_IN), ASKED)
+    assert fields["fvu"] != pytest.approx(without["fvu"], rel=1e-2)
+    assert "sites" not in fields

@@ -109,11 +109,11 @@ def test_a_run_is_held_from_its_first_file_to_its_last(
         return call
 
     monkeypatch.setattr(training, "CALIBRATION_ROWS", CALIBRATION_ROWS)
-    for stage in ("train_suite", "save_coders", "evaluate"):
+    for stage in ("train_suite", "save_coders", "evaluate_run"):
         monkeypatch.setattr(stages, stage, watched(stage, getattr(stages, stage)))
     suite = small_suite(shared, stopped.parent / "text.jsonl")
     assert stages.start(suite, tmp_path / "run", Doing(2, lambda: try_to_resume(tmp_path / "run"))) is not None
-    assert refused == ["train_suite", "save_coders", "evaluate"]
+    assert refused == ["train_suite", "save_coders", "evaluate_run"]
     with records.locked(tmp_path / "run"):
         pass
 

@@ -5,22 +5,17 @@ direction and counts as 0.
 """
 
 import torch
+from torch import Tensor
 
-from panscope.evals.metrics.base import Additive, Number, Sums, count, ratio
+from panscope.evals.metrics.base import Metric, over_count
 from panscope.evals.outcome import Outcome
 
 SMALLEST_NORM = 1e-100
 """Below this a float64 row is taken for 0."""
 
 
-class Cosine(Additive):
-    """Mean cosine similarity of rows and reconstructions."""
+def _cosines(outcome: Outcome) -> Tensor:
+    return torch.cosine_similarity(outcome.y, outcome.y_hat, dim=1, eps=SMALLEST_NORM)
 
-    def measure(self, outcome: Outcome) -> Sums:
-        """Cosines and rows."""
-        cosines = torch.cosine_similarity(outcome.y, outcome.y_hat, dim=1, eps=SMALLEST_NORM)
-        return {"cosines": cosines.sum(), "rows": count(outcome.y)}
 
-    def summary(self, sums: Sums) -> dict[str, Number]:
-        """`cosine`."""
-        return {"cosine": ratio(sums["cosines"], sums["rows"])}
+COSINE = Metric("rows", {"cosine": _cosines}, over_count("cosine"), by_position=True)

@@ -1,7 +1,7 @@
-"""`ce_*`, `delta_loss`, `loss_recovered` and `predicted_tokens`: what the coder costs the language model, in nats.
+"""`ce_*`, `delta_loss` and `loss_recovered`: what the coder costs the language model, in nats.
 
 Each ce is the mean of -log p(next token) over predicted tokens: the places whose next token is text, so BOS, EOS and
-padding are never predicted. Replacements are made at content tokens only.
+padding are never predicted. Replacements are made at content tokens only, unless asked otherwise (`evals.question`).
 
 - ce_clean: the model as it is. ce_spliced: the coder's reconstruction at its output site.
 - ce_zero_ablated: 0 at that site. ce_mean_ablated: the site's mean over the evaluation set there.
@@ -11,26 +11,21 @@ padding are never predicted. Replacements are made at content tokens only.
   not compare sites; delta_loss with both ablations beside it does (Gemma Scope, footnote 7).
 """
 
-from panscope.evals.metrics.base import Additive, Number, Sums, count, ratio
-from panscope.evals.outcome import Outcome
-
-LOSSES = ("ce_clean", "ce_spliced", "ce_zero_ablated", "ce_mean_ablated")
+from panscope.evals.metrics.base import Metric, Numbers, Sums, ratio
 
 
-class Losses(Additive):
-    """Cross-entropies of the model, untouched and altered."""
+def _numbers(sums: Sums) -> Numbers:
+    gained = sums["ce_zero_ablated"] - sums["ce_spliced"]
+    return {name: ratio(sums[name], sums["count"]) for name in _QUANTITIES} | {
+        "delta_loss": ratio(sums["ce_spliced"] - sums["ce_clean"], sums["count"]),
+        "loss_recovered": ratio(gained, sums["ce_zero_ablated"] - sums["ce_clean"]),
+    }
 
-    def measure(self, outcome: Outcome) -> Sums:
-        """Summed losses and predicted tokens."""
-        return {name: getattr(outcome, name).sum() for name in LOSSES} | {"predicted": count(outcome.ce_clean)}
 
-    def summary(self, sums: Sums) -> dict[str, Number]:
-        """The four means and what follows from them; NaN for loss_recovered where zeroing the site costs nothing."""
-        ce = {name: ratio(sums[name], sums["predicted"]) for name in LOSSES}
-        recovered = ce["ce_zero_ablated"] - ce["ce_spliced"]
-        return {
-            **ce,
-            "delta_loss": ce["ce_spliced"] - ce["ce_clean"],
-            "loss_recovered": ratio(recovered, ce["ce_zero_ablated"] - ce["ce_clean"]),
-            "predicted_tokens": int(sums["predicted"]),
-        }
+_QUANTITIES = {
+    "ce_clean": lambda o: o.ce_clean,
+    "ce_spliced": lambda o: o.spliced.ce,
+    "ce_zero_ablated": lambda o: o.zero_ablated.ce,
+    "ce_mean_ablated": lambda o: o.mean_ablated.ce,
+}
+LOSSES = Metric("predictions", _QUANTITIES, _numbers, by_position=True)

@@ -4,21 +4,15 @@ l0 counts values > 0 (Gemma Scope section 4.1; a TopK coder may have fewer than 
 decoder norms do not enter, so it is comparable only between coders whose decoders have the same norm.
 """
 
-from panscope.evals.metrics.base import Additive, Number, Sums, count, ratio
-from panscope.evals.outcome import Outcome
+import torch
+
+from panscope.evals.metrics.base import Metric, Numbers, Sums, ratio
 
 
-class Sparsity(Additive):
-    """Active latents a row and their total."""
+def _numbers(sums: Sums) -> Numbers:
+    return {name: ratio(sums[name], sums["count"]) for name in ("l0", "l1")}
 
-    def measure(self, outcome: Outcome) -> Sums:
-        """Active latents, values and rows."""
-        return {
-            "active": outcome.latents.l0().sum(),
-            "values": outcome.latents.l1().double().sum(),
-            "rows": count(outcome.y),
-        }
 
-    def summary(self, sums: Sums) -> dict[str, Number]:
-        """`l0` and `l1`."""
-        return {"l0": ratio(sums["active"], sums["rows"]), "l1": ratio(sums["values"], sums["rows"])}
+SPARSITY = Metric(
+    "rows", {"l0": lambda o: o.latents.l0(), "l1": lambda o: o.latents.l1(torch.float64)}, _numbers, by_position=True
+)

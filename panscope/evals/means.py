@@ -1,8 +1,6 @@
-"""What a site is worth to the model: its loss with the site's rows set to 0, and set to their mean.
+"""The first look at the text: the mean of each site that a coder predicts.
 
-Both belong to the site, not to a coder, so each is run once a batch however many coders predict that site.
-
-Shape letters: B content tokens of a batch, D width of a site, P predicted tokens.
+Shape letters: D width of a site.
 """
 
 from collections.abc import Iterable
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor
 
 from panscope.evals.finite import require_finite
-from panscope.evals.passes import CleanPass, LanguageModel, content_rows
+from panscope.evals.passes import LanguageModel, content_rows
 from panscope.types import Site, TokenBatch, UserError
 
 
@@ -40,19 +38,3 @@ def not_finite(site: Site, coder: str) -> str:
         f"the language model's activations at {site}, needed by coder {coder!r}, hold NaN or infinity: "
         "check the model's weights, or load it in a wider dtype such as float32"
     )
-
-
-class Ablations:
-    """The two ablated losses of each site over one batch, run when first asked for."""
-
-    def __init__(self, clean: CleanPass, means: dict[Site, Tensor]) -> None:
-        self._clean = clean
-        self._means = means
-        self._losses: dict[Site, tuple[Tensor, Tensor]] = {}
-
-    def losses(self, site: Site) -> tuple[Tensor, Tensor]:
-        """[P] with zeros and [P] with the mean at the content tokens of `site`."""
-        if site not in self._losses:
-            mean = self._means[site]
-            self._losses[site] = self._clean.ablated(site, torch.zeros_like(mean)), self._clean.ablated(site, mean)
-        return self._losses[site]

@@ -1,0 +1,56 @@
+"""`panscope report`: the figures of one run, or of several beside each other, as one page."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from panscope.cli.flags import flag
+from panscope.report.runs import read_runs
+from panscope.report.write import check_place, write_report
+from panscope.types import UserError
+
+
+@dataclass(frozen=True)
+class Report:
+    """Draw every figure of a run's results: a page that opens without network, and each figure as SVG and CSV.
+
+    For example
+      panscope report runs/demo                              into runs/demo/report/index.html
+      panscope report runs/a runs/b --out reports/a-and-b    two runs in the same figures
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, flag("RUN [RUN ...]")]
+    """The folders of runs."""
+    out: Annotated[Path | None, flag("DIR")] = None
+    """Where the report goes, if not into the run's own folder; needed for several runs."""
+
+    def run(self, console: Console) -> int:
+        """Do it; the exit status."""
+        out = self._place()
+        results = read_runs(self.runs)
+        check_place(out)
+        written = write_report(results, out)
+        for title, reason in written.left_out.items():
+            _say(console, f"left out: {title}: {reason}")
+        _say(console, f"{len(written.figures)} figures are in {written.page}; open it in a browser")
+        return 0
+
+    def _place(self) -> Path:
+        if not self.runs:
+            raise UserError("RUN is missing: give the folder of a run, or of several")
+        if self.out is not None:
+            return self.out.expanduser()
+        first, *others = self.runs
+        if others:
+            raise UserError(
+                f"--out is missing: a report on {len(self.runs)} runs belongs to none of them, so say where"
+            )
+        return first.expanduser() / "report"
+
+
+def _say(console: Console, text: str) -> None:
+    """One line as it is."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

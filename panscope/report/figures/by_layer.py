@@ -1,0 +1,25 @@
+"""Every coder of the suite by layer: sparsity, explained variance and delta loss.
+
+Llama Scope, Figure 10.
+"""
+
+from panscope.report import charts
+from panscope.report.axes import DELTA_LOSS, EXPLAINED, L0, LAYER
+from panscope.report.figure import Figure, Missing
+from panscope.report.rows import site_rows
+from panscope.report.runs import Results
+
+
+def by_layer(results: Results) -> Figure | Missing:
+    """L0, explained variance and delta loss by layer."""
+    rows = site_rows(results, ("l0", "explained_variance", "delta_loss"))
+    if not rows:
+        return Missing(f"no coder was measured: do it by `panscope eval {results.folder}`")
+    look = charts.Grid(
+        x=LAYER,
+        ys=(L0, EXPLAINED, DELTA_LOSS),
+        colour=charts.width_colour(rows),
+        shape=charts.shape(rows),
+        series=("variant",),
+    )
+    return Figure(rows, charts.grid(rows, look))

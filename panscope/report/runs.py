@@ -1,0 +1,211 @@
+"""What is in run folders, read for the report: coders, evaluations by label, training logs; damage is a sentence.
+
+Every JSON file must match its own seal and every table the checksum that its eval.json names, so no figure is drawn of
+a damaged number. Tables (positions, latents, layers) are read only when a figure asks for them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from panscope import records
+from panscope.config import Config
+from panscope.types import Site, UserError
+
+HELD_OUT = "held_out"
+"""The label of the evaluation on the share of the text that no coder learned from."""
+_SELECTING = ("topk", "batchtopk", "matryoshka")
+
+
+class Facts(Config):
+    """Which coder this is."""
+
+    run: str
+    name: str
+    wiring: str
+    reads: tuple[str, ...]
+    predicts: tuple[str, ...]
+    architecture: str
+    """As it was trained."""
+    published: str
+    """The architecture of the finished weights: JumpReLU where TopK was turned into it."""
+    width: int
+    expansion: float
+    sparsity: float
+    sparsity_means: str
+    """What `sparsity` is: K, lambda, or the L0 that was asked for."""
+    sparsity_from: float | None
+    """Where a schedule of `sparsity` begins; None where it is constant."""
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The predicted sites."""
+        return tuple(Site.parse(text) for text in self.predicts)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One eval.json and the tables beside it."""
+
+    folder: Path
+    label: str
+    content: dict[str, Any]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What it was measured on."""
+        return self.content.get("evaluated_on", {})
+
+    @property
+    def suffix(self) -> str:
+        """What stands in the names of its files."""
+        return "" if self.label == HELD_OUT else f"-{self.label}"
+
+    def table(self, name: str) -> list[dict[str, Any]] | None:
+        """The rows of `positions`, `latents` or `layers`; None where this evaluation wrote none."""
+        file = f"{name}{self.suffix}.parquet"
+        xxh3 = self.content.get("files", {}).get(file)
+        return None if xxh3 is None else read_table(self.folder / file, xxh3)
+
+
+@dataclass(frozen=True)
+class Coder:
+    """A finished coder with all that was measured of it."""
+
+    facts: Facts
+    evaluations: dict[str, Evaluation]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder."""
+
+    name: str
+    folder: Path
+    suite: dict[str, Any]
+    coders: tuple[Coder, ...]
+
+    @cached_property
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of train.jsonl."""
+        return records.RunFolder(self.folder).read_log()
+
+    @cached_property
+    def geometry(self) -> dict[str, Any] | None:
+        """What `panscope geometry` wrote of this run, or None."""
+        path = self.folder / "geometry" / "summary.json"
+        again = f"make it again by `panscope geometry {self.folder}`"
+        return records.read_sealed(path, then=again) if path.exists() else None
+
+
+@dataclass(frozen=True)
+class Results:
+    """All runs of a report."""
+
+    runs: tuple[Run, ...]
+
+    def coders(self) -> Iterator[Coder]:
+        """Every coder of every run."""
+        for run in self.runs:
+            yield from run.coders
+
+    def labels(self) -> list[str]:
+        """Every label that some coder was evaluated under; the held-out text first."""
+        found = {label for coder in self.coders() for label in coder.evaluations}
+        return sorted(found, key=lambda label: (label != HELD_OUT, label))
+
+    @property
+    def folder(self) -> str:
+        """The first run's folder, for commands that a reader can type."""
+        return str(self.runs[0].folder)
+
+
+def read_runs(folders: Sequence[Path]) -> Results:
+    """Read run folders; raises UserError for one that is none, has no finished coder, is given twice or is damaged."""
+    opened = [records.RunFolder.open(folder) for folder in folders]
+    places = [run.path.resolve() for run in opened]
+    for place in places:
+        if places.count(place) > 1:
+            raise UserError(f"the run {str(place)!r} is given twice: name each run once")
+    names = _names(places)
+    return Results(tuple(_read_run(run, name) for run, name in zip(opened, names, strict=True)))
+
+
+def _names(places: list[Path]) -> list[str]:
+    """The folders' own names, with as many of their parents as it takes to tell them apart."""
+    parts, depth = [place.parts for place in places], 1
+    while len({part[-depth:] for part in parts}) < len(parts):
+        depth += 1
+    return ["/".join(part[-depth:]) for part in parts]
+
+
+def _read_run(folder: records.RunFolder, name: str) -> Run:
+    names = folder.coder_names()
+    if not names:
+        raise UserError(
+            f"the run {str(folder.path)!r} has no finished coder yet: go on with it by "
+            f"`panscope train --resume {folder.path}`"
+        )
+    coders = tuple(_read_coder(folder, coder, name) for coder in names)
+    return Run(name, folder.path, records.read_sealed_toml(folder.suite_file), coders)
+
+
+def _read_coder(folder: records.RunFolder, coder: str, run: str) -> Coder:
+    path = folder.coder(coder) / "config.json"
+    config = records.read_sealed(path)
+    try:
+        facts = _facts(config, coder, run)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{str(path)!r} lacks {error}: it is of another version; give a run of this version") from None
+    paths = sorted(folder.coder(coder).glob("eval*.json"))
+    found = [_read_evaluation(path, coder, folder.path) for path in paths]
+    return Coder(facts, {evaluation.label: evaluation for evaluation in found})
+
+
+def _facts(config: dict[str, Any], name: str, run: str) -> Facts:
+    trained, wiring, schedule = config["training"]["coder"], config["wiring"], config.get("schedule", {})
+    sites = len(wiring["reads"]) if wiring["wiring"] == "crosscoder" else 1
+    return Facts(
+        run=run,
+        name=name,
+        wiring=wiring["wiring"],
+        reads=wiring["reads"],
+        predicts=wiring["predicts"],
+        architecture=trained["architecture"],
+        published=config["coder"]["architecture"],
+        width=trained["width"],
+        expansion=trained["width"] * sites / trained["d_in"],
+        sparsity=trained["sparsity"] if trained.get("target_l0") is None else trained["target_l0"],
+        sparsity_means=_meaning(trained),
+        sparsity_from=schedule.get("sparsity_from") if schedule.get("sparsity_warmup_steps") else None,
+    )
+
+
+def _meaning(trained: dict[str, Any]) -> str:
+    if trained["architecture"] in _SELECTING:
+        return "K"
+    return "λ" if trained.get("target_l0") is None else "target L0"
+
+
+def _read_evaluation(path: Path, coder: str, run: Path) -> Evaluation:
+    again = f"measure again by `panscope eval {run}`"
+    content = records.read_sealed(path, then=again)
+    if content.get("coder") != coder:
+        raise UserError(f"the file {str(path)!r} is not of this coder; {again}")
+    label = path.stem.removeprefix("eval").removeprefix("-") or HELD_OUT
+    return Evaluation(path.parent, label, content)
+
+
+def read_table(path: Path, xxh3: str) -> list[dict[str, Any]]:
+    """The rows of a Parquet file that must have this checksum."""
+    if records.checksum(path) != xxh3:
+        raise UserError(f"the file {str(path)!r} is damaged: it does not match its checksum; take an undamaged copy")
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"the file {str(path)!r} cannot be read: {error}; take an undamaged copy") from None

@@ -1,0 +1,57 @@
+"""The table of results at the head of the page: one row a coder, on the held-out text."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from panscope.report.figure import Row
+from panscope.report.rows import identity, in_order, measured
+from panscope.report.runs import HELD_OUT, Results
+from panscope.report.words import WORDS
+
+_NUMBERS = ("l0", "fvu", "delta_loss", "loss_recovered", "kl", "dead_fraction", "dense_fraction")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column."""
+
+    field: str
+    title: str
+    written: Callable[[Any], str]
+    meaning: str = ""
+    style: str = "number"
+    """Its class in the page: number, or nothing for text."""
+
+
+_COLUMNS = (
+    Column("coder", "coder", str, style=""),
+    Column("where", "site", str, style=""),
+    Column("family", "architecture", str, style=""),
+    Column("width", "width", "{:,}".format, "latents"),
+    Column("sparsity", "sparsity", "{:g}".format, "K, λ or target L0, as the architecture has it"),
+    Column("l0", "L0", "{:.1f}".format, WORDS["L0"]),
+    Column("fvu", "FVU", "{:.4f}".format, WORDS["FVU"]),
+    Column("delta_loss", "delta loss", "{:+.4f}".format, WORDS["delta loss"]),
+    Column("loss_recovered", "loss recovered", "{:.1%}".format, WORDS["loss recovered"]),
+    Column("kl", "KL", "{:.4f}".format, WORDS["KL"]),
+    Column("dead_fraction", "dead", "{:.1%}".format, WORDS["dead"]),
+    Column("dense_fraction", "dense", "{:.1%}".format, WORDS["dense"]),
+)
+
+
+def table_columns(results: Results) -> tuple[Column, ...]:
+    """The columns."""
+    return _COLUMNS
+
+
+def table_rows(results: Results) -> list[Row]:
+    """A row for every coder, also for one that was not measured yet."""
+    several, rows = len(results.runs) > 1, []
+    for coder in results.coders():
+        sites = coder.facts.sites
+        who = identity(coder.facts, sites[0], several=several)
+        found = coder.evaluations[HELD_OUT].content if HELD_OUT in coder.evaluations else {}
+        where = f"L{sites[0].layer:02d} {who['place']}" if len(sites) == 1 else f"{len(sites)} layers, {who['place']}"
+        rows.append(who | {"where": where} | measured(found, _NUMBERS))
+    return in_order(rows)
