@@ -3,8 +3,9 @@
 Exit status: 0 done, 2 the user's mistake, 1 ours, 130 stopped on request with everything saved.
 """
 
+import inspect
 import sys
-from typing import Annotated
+from typing import Annotated, Any, Union
 
 import tyro
 from rich.console import Console
@@ -20,22 +21,30 @@ from panscope.cli.serve import Serve
 from panscope.cli.train import Train
 from panscope.types import UserError
 
-_Command = (
-    Annotated[PlanSuite, tyro.conf.subcommand("plan")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Collect, tyro.conf.subcommand("collect")]
-    | Annotated[Serve, tyro.conf.subcommand("serve")]
-    | Annotated[Eval, tyro.conf.subcommand("eval")]
-    | Annotated[MakeRollouts, tyro.conf.subcommand("rollouts")]
-    | Annotated[Geometry, tyro.conf.subcommand("geometry")]
-    | Annotated[Report, tyro.conf.subcommand("report")]
-    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
-)
+_DESCRIPTION = """Suites of sparse autoencoders: train them on a language model's activations, measure them, draw what came out.
+
+For example
+  panscope train demo              the built-in suite on the built-in model, into runs/demo
+  panscope eval runs/demo          measure it again, or on other text
+  panscope report runs/demo        every figure in one page
+
+Every verb has its own help: panscope eval --help"""
+_VERBS = {
+    "plan": PlanSuite,
+    "train": Train,
+    "collect": Collect,
+    "serve": Serve,
+    "eval": Eval,
+    "rollouts": MakeRollouts,
+    "geometry": Geometry,
+    "report": Report,
+    "doctor": Doctor,
+}
 
 
 def main() -> None:
     """Run the command line and exit."""
-    command = tyro.cli(_Command, prog="panscope", description="Suites of sparse autoencoders.")  # type: ignore[arg-type]
+    command = tyro.cli(_commands(), prog="panscope", description=_DESCRIPTION)  # type: ignore[arg-type]
     try:
         status = command.run(Console())
     except UserError as error:
@@ -51,6 +60,16 @@ def main() -> None:
         Console(stderr=True).print(said, highlight=False)
         status = 130
     sys.exit(status)
+
+
+def _commands() -> Any:
+    """Every verb: one line each in the list of them, its whole text where it is named."""
+    is_named = len(sys.argv) > 1 and sys.argv[1] in _VERBS
+    verbs: list[Any] = []
+    for name, verb in _VERBS.items():
+        line = None if is_named else inspect.getdoc(verb).partition("\n")[0]
+        verbs.append(Annotated[verb, tyro.conf.subcommand(name, description=line)])
+    return Union[tuple(verbs)]
 
 
 def _mistake(sentence: str) -> int:
