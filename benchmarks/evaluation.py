@@ -112,11 +112,11 @@ def main(options: Options) -> None:
         for way, work in {"at once": at_once, "each alone": one_by_one}.items():
             load_of_others = OtherLoad()
             with counting_blocks(lm) as blocks:
-                began = time.perf_counter()
+                began, worked = time.perf_counter(), time.process_time()
                 results[way] = work()
-                seconds = time.perf_counter() - began
-            lines.append(_setting(options) | {"way": way, "repeat": repeat, "seconds": seconds, "blocks": blocks[0],
-                                              "coders": len(measured), "others": load_of_others.share()})  # fmt: skip
+                seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - worked
+            found = {"seconds": seconds, "cpu_seconds": cpu_seconds, "blocks": blocks[0], "coders": len(measured)}
+            lines.append(_setting(options) | {"way": way, "repeat": repeat, "others": load_of_others.share()} | found)
         check_equal(results["at once"], results["each alone"])
     JsonLines(options.out).append(lines)
     Console(width=160).print(table(lines))
@@ -175,18 +175,20 @@ def _setting(options: Options) -> dict[str, Any]:
 def table(lines: list[dict[str, Any]]) -> Table:
     """A row for each way: Markdown."""
     shown = Table(box=box.MARKDOWN)
-    for name in ("", "coders", "blocks run", "seconds", "times"):
+    for name in ("", "coders", "blocks run", "seconds", "times", "of the cores", "times"):
         shown.add_column(name, no_wrap=True)
-    alone = _median(lines, "each alone")
     for way in ("at once", "each alone"):
         of = [line for line in lines if line["way"] == way]
-        seconds = _median(lines, way)
-        shown.add_row(way, f"{of[0]['coders']}", f"{of[0]['blocks']:,}", f"{seconds:.2f}", f"{alone / seconds:.1f}")
+        cells = [f"{of[0]['coders']}", f"{of[0]['blocks']:,}"]
+        for clock in ("seconds", "cpu_seconds"):
+            taken, alone = _median(lines, way, clock), _median(lines, "each alone", clock)
+            cells += [f"{taken:.2f}", f"{alone / taken:.1f}"]
+        shown.add_row(way, *cells)
     return shown
 
 
-def _median(lines: list[dict[str, Any]], way: str) -> float:
-    return statistics.median(line["seconds"] for line in lines if line["way"] == way)
+def _median(lines: list[dict[str, Any]], way: str, clock: str) -> float:
+    return statistics.median(line[clock] for line in lines if line["way"] == way)
 
 
 if __name__ == "__main__":

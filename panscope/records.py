@@ -127,9 +127,14 @@ class RunFolder:
         return log.read()
 
     def sweep(self) -> None:
-        """Remove what a killed process, ours or safetensors within it, had begun to write; for who holds the folder."""
+        """Remove what a killed process, ours or safetensors within it, had begun to write; for who holds the folder.
+
+        What is in `evaluation/` is left: other processes may be at it, each with its part.
+        """
         for pattern in (".*.tmp", ".tmp??????"):
             for left in list(self.path.rglob(pattern)):
+                if left.is_relative_to(self.path / "evaluation"):
+                    continue
                 if left.is_dir():
                     shutil.rmtree(left, ignore_errors=True)
                 else:

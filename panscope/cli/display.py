@@ -1,6 +1,7 @@
 """How a run looks in a terminal: a progress bar with rate and time left, and a live table of the coders.
 
-Where the output is not a terminal (a log file, CI), one plain line is printed for every logged step instead.
+Where the output is not a terminal (a log file, CI), one plain line is printed for every logged step instead,
+and now and then one for other long work.
 """
 
 import statistics
@@ -15,6 +16,8 @@ from rich.table import Table
 from panscope.suite.plan import Plan
 
 _ROWS_SHOWN = 40
+_SECONDS_BETWEEN_LINES = 15.0
+"""Of what is under way, where the output is not a terminal."""
 
 
 class TerminalReporter:
@@ -34,6 +37,7 @@ class TerminalReporter:
         self._live: Live | None = None
         self._begun = 0.0
         self._begun_at = 0
+        self._told = 0.0
         self._steps = 0
 
     def say(self, text: str) -> None:
@@ -86,6 +90,9 @@ class TerminalReporter:
             self._open(what, total, done)
         for task in self._progress.task_ids:
             self._progress.update(task, completed=min(done, total) if total else done)
+        if self._live is None and time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
+            self._told = time.monotonic()
+            self.say(f"{what}: {done:,}" + (f" of {total:,}" if total else ""))
 
     def finished(self) -> None:
         """Close the bar."""
@@ -101,6 +108,7 @@ class TerminalReporter:
             self._live = Live(self._progress, console=self._console, refresh_per_second=4)
             self._live.start()
         else:
+            self._told = time.monotonic()
             self.say(f"{what} ...")
 
 

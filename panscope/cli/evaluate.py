@@ -50,23 +50,23 @@ class Eval:
     """Content tokens to measure on at least; all of the text if FILEs are given, else what the suite says."""
     context: Annotated[int | None, flag("N")] = None
     """Tokens of a sequence at most, such as more than in training."""
-    packing: Annotated[Literal["documents", "stream"] | None, flag("NAME")] = None
-    """documents (BOS, truncate) or stream (joined by EOS, cut)."""
+    packing: Annotated[Literal["documents", "stream"] | None, flag("documents|stream")] = None
+    """Sequences are documents (BOS, truncate) or pieces of a stream (joined by EOS, cut)."""
     chat_user: Annotated[str | None, flag("TEXT")] = None
     """For a fine-tuned model: the prefix of the user's query."""
     chat_model: Annotated[str | None, flag("TEXT")] = None
     """For a fine-tuned model: the prefix of the model's response."""
-    content: Annotated[Literal["all", "prompt", "response"] | None, flag("NAME")] = None
-    """Which tokens of a chat are measured."""
+    content: Annotated[Literal["all", "prompt", "response"] | None, flag("all|prompt|response")] = None
+    """Which tokens of a chat are measured; all is all but the user prefix."""
     model: Annotated[str | None, flag("PATH_OR_HUB_ID")] = None
     """Another model of the same shape, such as one fine-tuned from the run's."""
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, flag("NAME")] = None
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, flag("float32|bfloat16|float16")] = None
     """The precision of the model."""
-    coder_dtype: Annotated[CoderDtype | None, flag("NAME")] = None
+    coder_dtype: Annotated[CoderDtype | None, flag("float32|bfloat16|float16")] = None
     """The precision of the coders."""
     as_trained: bool = False
     """Measure the coders as they were trained, before TopK became JumpReLU."""
-    splice: Annotated[Splice | None, flag("NAME")] = None
+    splice: Annotated[Splice | None, flag("content|all")] = None
     """Which tokens are replaced: content (the text alone) or all (special tokens too, as other tools do)."""
     saebench: Annotated[Path | None, flag("DIR")] = None
     """Measure by SAEBench's definitions and write its JSON files into DIR."""
@@ -79,6 +79,8 @@ class Eval:
 
     def run(self, console: Console) -> int:
         """Do it; the exit status."""
+        if self.precision is not None and not self.precision > 0:
+            raise UserError(f"precision is {self.precision:g}: give a number above 0, or leave it out")
         folder = RunFolder.open(self.run_folder)
         suite = stages.read_suite(folder.suite_file)
         request = self._request(suite)
@@ -114,6 +116,7 @@ class Eval:
         """What is asked, in a word; the held-out numbers are never written over by others."""
         asked = {
             "text": self.text or self.chats or self.packing,
+            "chat": not self.chats and (self.chat_user is not None or self.chat_model is not None or self.content),
             f"context-{self.context}": self.context,
             "other-model": self.model,
             "as-trained": self.as_trained,

@@ -4,7 +4,7 @@ from typing import Any
 
 import tyro
 
-_UNSET = {"None", ""}
+_UNSET = {"None", "", "''"}
 
 
 def flag(metavar: str) -> Any:

@@ -30,7 +30,7 @@ class Geometry:
 
     For example
       panscope geometry runs/demo
-      panscope geometry runs/demo --coder L03R-8x-topk-k16 --latent 17         its neighbourhood, in two dimensions
+      panscope geometry runs/demo --coder L03R-4x-topk-k16 --latent 17         its neighbourhood, in two dimensions
       panscope geometry runs/demo --against runs/other                          the same sites, two runs
     """
 
@@ -160,11 +160,11 @@ def _table(kind: str, rows: Sequence[_Row]) -> Table:
 
 
 _HEADINGS = {
-    "mmcs": ("coder", "MMCS", "± s.e.m.", "chance, mean", "chance, max", "J.-L. bound"),
-    "matching": ("matching", "median cosine", "chance, median", "above all chance"),
-    "splitting": ("narrow > wide", "new", "split", "explained, median", "chance, median"),
-    "neighbourhood": ("neighbourhood of", "latents", "least cosine", "least to the seed"),
-    "tokens": ("tokens of", "embedding, median", "unembedding, median"),
+    "mmcs": ("coder", "MMCS", "± s.e.m.", "chance,\nmean", "chance,\nmax", "J.-L. bound"),
+    "matching": ("matching", "median\ncosine", "chance,\nmedian", "above all\nchance"),
+    "splitting": ("narrow > wide", "new", "split", "explained,\nmedian", "chance,\nmedian"),
+    "neighbourhood": ("neighbourhood of", "latents", "least\ncosine", "least to\nthe seed"),
+    "tokens": ("tokens of", "embedding,\nmedian", "unembedding,\nmedian"),
 }
 
 

@@ -3,9 +3,10 @@
 Exit status: 0 done, 2 the user's mistake, 1 ours, 130 stopped on request with everything saved.
 """
 
-import inspect
+import functools
+import operator
 import sys
-from typing import Annotated, Any, Union
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -21,7 +22,8 @@ from panscope.cli.serve import Serve
 from panscope.cli.train import Train
 from panscope.types import UserError
 
-_DESCRIPTION = """Suites of sparse autoencoders: train them on a language model's activations, measure them, draw what came out.
+_DESCRIPTION = """\
+Train suites of sparse autoencoders on a language model's activations, measure them, draw what came out.
 
 For example
   panscope train demo              the built-in suite on the built-in model, into runs/demo
@@ -67,9 +69,9 @@ def _commands() -> Any:
     is_named = len(sys.argv) > 1 and sys.argv[1] in _VERBS
     verbs: list[Any] = []
     for name, verb in _VERBS.items():
-        line = None if is_named else inspect.getdoc(verb).partition("\n")[0]
+        line = None if is_named else (verb.__doc__ or "").partition("\n")[0]
         verbs.append(Annotated[verb, tyro.conf.subcommand(name, description=line)])
-    return Union[tuple(verbs)]
+    return functools.reduce(operator.or_, verbs)
 
 
 def _mistake(sentence: str) -> int:

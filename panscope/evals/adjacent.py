@@ -77,5 +77,5 @@ class AdjacentLayers:
         return (self._sums[name] / self._sums["rows"]).tolist()
 
     def _take(self, sums: dict[str, Tensor]) -> None:
-        one, other = self._sums, sums
+        one, other = self._sums, {name: value.cpu() for name, value in sums.items()}  # where sums go on from a file
         self._sums = {name: one[name] + other[name] for name in one} if one and other else one or other

@@ -41,7 +41,7 @@ class AlteredPasses:
         """Put rows [M, D] at `site`; `then` is told, sooner or later, of that pass and of the site's ablations."""
         if site not in self._ablations:
             found = self._ablations[site] = []
-            mean = self._means[site].to(rows).expand_as(rows)
+            mean = self._means[site].expand_as(rows)  # rounded to the model's dtype, whatever the coder's
             self._wait(site, Replacement(torch.zeros_like(rows)), found.append)
             self._wait(site, Replacement(mean, divergences=False), found.append)
         self._wait(site, Replacement(rows), lambda losses: then(losses, Ablated(*self._ablations[site])))

@@ -122,7 +122,7 @@ class LayerDistribution:
         return torch.tensor(self.layers, dtype=torch.float64, device=layer.device)[layer]
 
     def _take(self, sums: dict[str, Tensor]) -> None:
-        one, other = self._sums, sums
+        one, other = self._sums, {name: value.cpu() for name, value in sums.items()}  # where sums go on from a file
         self._sums = {name: one[name] + other[name] for name in one} if one and other else one or other
 
     def _legacy(self) -> dict[str, float]:

@@ -18,8 +18,8 @@ from panscope.types import TokenBatch
 
 Judged = Literal["target", "input"]
 """Whether the token that is predicted or the one it is predicted from must be content."""
-_ENTRIES = 1 << 24
-"""Logits that are held as fp32 probabilities at a time, unless one sequence has more."""
+_ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 24}
+"""Logits that are judged at a time, unless one sequence has more: few enough for a CPU's cache, enough for a GPU."""
 
 
 def predicted_places(batch: TokenBatch, judged: Judged) -> Tensor:
@@ -35,7 +35,7 @@ class Predictions:
     def __init__(self, batch: TokenBatch, clean_logits: Tensor, judged: Judged) -> None:
         """`clean_logits` [N, T, V] are not kept; their log-probabilities and probabilities [P, V] are."""
         n, t, vocabulary = clean_logits.shape
-        together = max(1, _ENTRIES // (t * vocabulary))
+        together = max(1, _ENTRIES.get(clean_logits.device.type, 1 << 24) // (t * vocabulary))
         self._some = [slice(first, first + together) for first in range(0, n, together)]
         counted = torch.cat([predicted_places(batch, judged), torch.zeros(n, 1, dtype=torch.bool)], dim=1)
         targets = batch.token_ids.roll(-1, dims=1)

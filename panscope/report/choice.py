@@ -21,18 +21,21 @@ def spread(items: Sequence[_T], most: int) -> list[_T]:
 
 
 def layers(rows: Sequence[Row], most: int = MOST_LAYERS) -> list[int]:
-    """The layers with the most coders; where there are more of those than `most`, those at even distances inside.
+    """At most so many layers, those with the most coders first; of those with equally many, some at even distances.
 
-    Three layers of 32 are then 7, 15 and 23, as in Llama Scope's Figure 2.
+    Three layers of 32 are then 7, 15 and 23, as in Llama Scope's Figure 2. Layers with less than half as many coders as
+    the fullest are left out, as a point or two make no curve.
     """
-    counts = Counter(row["layer"] for row in rows)
-    if len(counts) <= most:
-        return sorted(counts)
-    largest = max(counts.values())
-    fullest = sorted(layer for layer, count in counts.items() if count == largest)
-    if len(fullest) <= most:
-        return fullest
-    return [fullest[round(len(fullest) * (n + 1) / (most + 1)) - 1] for n in range(most)]
+    every = Counter(row["layer"] for row in rows)
+    counts = {layer: count for layer, count in every.items() if 2 * count >= max(every.values())}
+    chosen: list[int] = []
+    for count in sorted(set(counts.values()), reverse=True):
+        alike = sorted(layer for layer, found in counts.items() if found == count)
+        room = most - len(chosen)
+        if len(alike) > room:
+            alike = [alike[round(len(alike) * (n + 1) / (room + 1)) - 1] for n in range(room)]
+        chosen += alike
+    return sorted(chosen)
 
 
 def few_layers(rows: Sequence[Row]) -> list[int]:

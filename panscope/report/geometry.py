@@ -24,7 +24,8 @@ class Finding:
     def table(self) -> list[Row]:
         """The rows of its table."""
         (name,) = self.entry["files"]
-        return read_table(self.run.folder / "geometry" / name, self.entry["files"][name])
+        again = f"make it again by `panscope geometry {self.run.folder}`"
+        return read_table(self.run.folder / "geometry" / name, self.entry["files"][name], again)
 
 
 def findings(results: Results, kind: str) -> Iterator[Finding]:

@@ -71,8 +71,8 @@ def page(results: Results, drawn: Drawn) -> str:
         _results(results),
         *(_group(group, drawn) for group in GROUPS),
         "</main>",
-        f"<footer>Written by Panscope {text(__version__)}. Hover over a point to see which coder it is. Thin vertical "
-        "lines are 95 % intervals. Every figure is beside this page as SVG and CSV, in the folder figures/.</footer>",
+        f"<footer>Written by Panscope {text(__version__)}. Every figure is beside this page as SVG and CSV, in the "
+        "folder figures/.</footer>",
         f'<script type="application/json" id="figures">{_in_script(charts)}</script>',
         f"<script>{_drawing_code()}</script>",
         f"<script>{_file('page.js')}</script>",
@@ -116,6 +116,7 @@ def _header(results: Results, names: str) -> str:
         f"<header><h1>{text(names)}</h1>"
         '<p class="lead">Sparse autoencoders: how sparse they are, how well they reconstruct what they read, and how '
         "much the language model minds.</p>"
+        '<p class="lead">Hover over a point to see which coder it is. Thin vertical lines are 95 % intervals.</p>'
         f'{runs}<details><summary>What the words mean</summary><dl class="words">{words}</dl></details></header>'
     )
 
@@ -132,8 +133,8 @@ def _facts(run: Run) -> str:
         }
     )
     facts = {
-        "model": model.get("path", "-"),
-        "text": ", ".join(data.get("text", [])) or "-",
+        "model": _named(model.get("path", "-")),
+        "text": ", ".join(map(_named, data.get("text", []))) or "-",
         "trained on": f"{run.suite['tokens']:,} tokens" if "tokens" in run.suite else "-",
         "context": f"{data.get('context', '-')} tokens, {data.get('packing', '-')}",
         "coders": f"{len(run.coders):,}",
@@ -142,6 +143,11 @@ def _facts(run: Run) -> str:
     where = text(", ".join(measured) or "nothing yet")
     cells.append(f'<div class="wide"><dt>measured on</dt><dd>{where}</dd></div>')
     return f'<dl class="facts">{"".join(cells)}</dl>'
+
+
+def _named(place: str) -> str:
+    """A path of this machine without its folders, which say nothing to a reader; hub ids and the like as they are."""
+    return Path(place).name if Path(place).is_absolute() else place
 
 
 def _navigation(drawn: Drawn) -> str:

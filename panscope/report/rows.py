@@ -64,6 +64,14 @@ def coder_rows(results: Results) -> list[Row]:
     return in_order(rows)
 
 
+def has_widths(results: Results) -> bool:
+    """Whether coders of one wiring at the same sites differ in width."""
+    widths: dict[tuple[str, tuple[Site, ...]], set[int]] = {}
+    for coder in results.coders():
+        widths.setdefault((coder.facts.wiring, tuple(coder.facts.sites)), set()).add(coder.facts.width)
+    return any(len(found) > 1 for found in widths.values())
+
+
 def at_layer(rows: Iterable[Row]) -> list[Row]:
     """The rows with their layer in the name of their place, for figures of one layer."""
     return [

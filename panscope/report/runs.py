@@ -70,7 +70,8 @@ class Evaluation:
         """The rows of `positions`, `latents` or `layers`; None where this evaluation wrote none."""
         file = f"{name}{self.suffix}.parquet"
         xxh3 = self.content.get("files", {}).get(file)
-        return None if xxh3 is None else read_table(self.folder / file, xxh3)
+        again = f"measure again by `panscope eval {self.folder.parents[1]}` and the flags it was made with"
+        return None if xxh3 is None else read_table(self.folder / file, xxh3, again)
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _read_coder(folder: records.RunFolder, coder: str, run: str) -> Coder:
     except (KeyError, TypeError) as error:
         raise UserError(f"{str(path)!r} lacks {error}: it is of another version; give a run of this version") from None
     paths = sorted(folder.coder(coder).glob("eval*.json"))
-    found = [_read_evaluation(path, coder, folder.path) for path in paths]
+    found = [_read_evaluation(path, coder, folder.path, config.get("xxh3")) for path in paths]
     return Coder(facts, {evaluation.label: evaluation for evaluation in found})
 
 
@@ -192,20 +193,25 @@ def _meaning(trained: dict[str, Any]) -> str:
     return "λ" if trained.get("target_l0") is None else "target L0"
 
 
-def _read_evaluation(path: Path, coder: str, run: Path) -> Evaluation:
+def _read_evaluation(path: Path, coder: str, run: Path, weights: Any) -> Evaluation:
     again = f"measure again by `panscope eval {run}`"
     content = records.read_sealed(path, then=again)
     if content.get("coder") != coder:
         raise UserError(f"the file {str(path)!r} is not of this coder; {again}")
+    if content.get("weights", weights) != weights:
+        raise UserError(
+            f"the file {str(path)!r} is of other weights than the coder has now; {again} and the flags it was made "
+            "with, or delete the file"
+        )
     label = path.stem.removeprefix("eval").removeprefix("-") or HELD_OUT
     return Evaluation(path.parent, label, content)
 
 
-def read_table(path: Path, xxh3: str) -> list[dict[str, Any]]:
-    """The rows of a Parquet file that must have this checksum."""
+def read_table(path: Path, xxh3: str, then: str) -> list[dict[str, Any]]:
+    """The rows of a Parquet file that must have this checksum; raises UserError, with what to do `then`."""
     if records.checksum(path) != xxh3:
-        raise UserError(f"the file {str(path)!r} is damaged: it does not match its checksum; take an undamaged copy")
+        raise UserError(f"the file {str(path)!r} is damaged: it does not match its checksum; {then}")
     try:
         return pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"the file {str(path)!r} cannot be read: {error}; take an undamaged copy") from None
+        raise UserError(f"the file {str(path)!r} cannot be read: {error}; {then}") from None

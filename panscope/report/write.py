@@ -53,7 +53,7 @@ def write_report(results: Results, out: Path, plots: Sequence[Plot] = FIGURES) -
 def check_place(out: Path) -> None:
     """Raise UserError if something is at `out` that a report must not take the place of."""
     with records.writing(out):
-        others = [path for path in out.rglob("[!.]*") if not _is_ours(path.relative_to(out))] if out.is_dir() else []
+        others = [path for path in out.rglob("*") if not _is_ours(path.relative_to(out))] if out.is_dir() else []
         taken = out.exists() and not out.is_dir()
     if taken or others:
         what = f"it holds {others[0].relative_to(out).as_posix()!r}" if others else "it is a file"

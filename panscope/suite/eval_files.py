@@ -1,10 +1,11 @@
 """What an evaluation writes: `eval.json` and tables beside each coder, `results.parquet` for all.
 
 Tables are Parquet: `latents` a row a latent, `positions` a row a site and position, `layers` a row a latent and layer.
-`eval.json` has the checksums of the tables that belong to it under `files`.
+`eval.json` has the checksums of the tables that belong to it under `files`, and under `weights` those of the coder's
+weights that were measured, so that numbers of weights that are there no more are noticed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow.parquet
 from torch import Tensor
 
 from panscope import records
+from panscope.coders import store
 from panscope.coders.wiring import WiredCoder
 from panscope.evals.table import write_results
 from panscope.evals.tally import Columns, Result
@@ -33,11 +35,19 @@ def write_all(
 ) -> Results:
     """Write every coder's results and the table of all, whose names end with `suffix`; the fields of each eval.json."""
     fields = {}
+    _sweep(run, coders, suffix)
     for name, wired in coders.items():
         fields[name] = _write_one(run.coder(name), name, wired, results[name], about=about, suffix=suffix)
     flat = {name: _flat(own) for name, own in fields.items()}
     write_results(run.path / f"results{suffix}.parquet", flat, {name: _facts(wired) for name, wired in coders.items()})
     return fields
+
+
+def _sweep(run: RunFolder, names: Iterable[str], suffix: str) -> None:
+    """Remove what a process that was killed here had begun to write; for who holds the run."""
+    begun = [path for name in names for path in run.coder(name).glob(f".*{suffix}.*.tmp")]
+    for left in [*begun, *run.path.glob(f".results{suffix}.*.tmp")]:
+        left.unlink(missing_ok=True)
 
 
 def _write_one(
@@ -53,7 +63,8 @@ def _write_one(
             arrays = {column: pyarrow.array(values, from_pandas=True) for column, values in columns.items()}
             pyarrow.parquet.write_table(pyarrow.table(arrays), temporary)  # NaN as null, which is what undefined is
         files[path.name] = records.checksum(path)
-    fields = result.fields | weight_numbers(weights) | {"coder": name, "evaluated_on": about, "files": files}
+    own = {"coder": name, "weights": store.origin(folder)["xxh3"], "evaluated_on": about, "files": files}
+    fields = result.fields | weight_numbers(weights) | own
     records.write_sealed(folder / f"eval{suffix}.json", fields)
     return fields
 

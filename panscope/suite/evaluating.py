@@ -39,8 +39,11 @@ from panscope.types import Site, UserError
 HELD_OUT = "held_out"
 SAVE_SECONDS = 60.0
 """How long an evaluation goes on before it saves its sums again."""
+_LONGEST_LABEL = 60
 _MOST_TOGETHER = 8
 """Altered passes run as one, at most."""
+_NAMED = 20
+"""Parts that one line names."""
 CoderDtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -71,8 +74,19 @@ class Request:
 
     def __post_init__(self) -> None:
         plain = self.label == HELD_OUT or (self.label.replace("-", "").isalnum() and self.label.isascii())
-        if not plain:
-            raise UserError(f"label is {self.label!r}: it names files, so write it with letters, digits and dashes")
+        if not plain or len(self.label) > _LONGEST_LABEL:
+            raise UserError(
+                f"label is {self.label!r}: it names files, so write it with letters, digits and dashes, at most "
+                f"{_LONGEST_LABEL}"
+            )
+        if self.tokens is not None and self.tokens < 1:
+            raise UserError(f"tokens is {self.tokens}: give 1 or more, or leave it out")
+        others = (self.data, self.model, self.coder_dtype, self.as_trained, self.splice != "content", self.saebench)
+        if self.label == HELD_OUT and any(others):
+            raise UserError(
+                f"label is {HELD_OUT!r}, which is that of the run's own model and held-out text as they are: what is "
+                "asked for differs, so give it another label"
+            )
 
     @property
     def suffix(self) -> str:
@@ -117,6 +131,11 @@ class Job:
         self.run, self.lm, self.reporter, self.request = run, lm, reporter, request
         self._suite = suite
         data = suite.data if request.data is None else request.data
+        if data.context is not None and data.context > lm.context:
+            raise UserError(
+                f"context is {data.context}, but the model reads at most {lm.context} tokens: give --context "
+                f"{lm.context} or less"
+            )
         self._memory = memory_bytes(suite.model.replace(device=str(lm.device)))
         self._data = _in_small_batches(data, lm, self._memory)
         self._documents = open_documents(self._data)
@@ -185,6 +204,7 @@ class Job:
             "about": self.about(),
             "tokens": self.tokens,
             "probes": self._suite.eval.probes,
+            "saebench": self.request.saebench,
             "parts": self.request.share.of,
         }
         return xxhash.xxh3_64_hexdigest(json.dumps(depends, sort_keys=True).encode())
@@ -237,8 +257,9 @@ def _check_model(name: str, wired: WiredCoder, origin: Mapping[str, Any], lm: La
                     f"coder {name!r} takes rows of {parts} numbers at {site}, where this model has {lm.width(site)}: "
                     "give the model it was trained on, or one fine-tuned from that"
                 )
-    trained_on = origin.get("model_weights")
-    if request.model is None and trained_on not in (None, lm.weights_hash()):
+    trained_on, dtypes = origin.get("model_weights"), {origin["model"]["dtype"], str(lm.dtype).removeprefix("torch.")}
+    is_comparable = len(dtypes) == 1 or "float16" not in dtypes  # float16 rounds otherwise than the hash does
+    if request.model is None and is_comparable and trained_on not in (None, lm.weights_hash()):
         raise UserError(
             f"coder {name!r} was trained on other weights than those of this model ({trained_on}, here "
             f"{lm.weights_hash()}): put the model back, or measure with `--model` and a label of your own"
@@ -290,19 +311,22 @@ def _means(job: Job, coders: Mapping[str, WiredCoder], folder: Path) -> dict[Sit
 
 def _add_others(job: Job, coders: Mapping[str, WiredCoder], evaluation: Evaluation, folder: Path) -> bool:
     """Add what all the other processes measured; whether all have ended and none has written the results yet."""
-    share = job.request.share
-    parts = [SavedSums.of_part(folder, job.key(), Share(number, share.of)).load() for number in range(share.of)]
-    if parts[share.number] is None:
+    share, key = job.request.share, job.key()
+    shares = [Share(number, share.of) for number in range(share.of)]
+    parts = {each: SavedSums.of_part(folder, key, each) for each in shares}
+    if not parts[share].is_complete():
         job.reporter.say("the results are written already, by the process that ended last")
         return False
-    left = [str(Share(n, share.of)) for n, part in enumerate(parts) if part is None or not part[2]]
+    left = [str(each) for each, part in parts.items() if not part.is_complete()]
     if left:
-        job.reporter.say(f"part {share} is measured; the results come with the last of {', '.join(left)}")
+        more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+        named = ", ".join(left[:_NAMED])
+        job.reporter.say(f"part {share} is measured; the results come with the last of {named}{more}")
         return False
-    for number, part in enumerate(parts):
-        if number != share.number and part is not None:
+    for each, part in parts.items():
+        if each != share and (saved := part.load()) is not None:
             other = Evaluation(job.lm, coders, evaluation.means, context=job.context, question=job.question(coders))
-            other.load_state_dict(part[0])
+            other.load_state_dict(saved[0])
             evaluation.merge(other)
     return True
 
@@ -325,7 +349,12 @@ def check_precision(results: Results, precision: float | None) -> None:
                 raise UserError(f"the text has too few sequences for any interval of {number}: give more text")
             low, high = fields["intervals"][number]
             half = (high - low) / 2
-            if not half <= precision:
+            if not math.isfinite(half):
+                raise UserError(
+                    f"{number} of coder {name!r} is undefined on this text, so it is not known to +-{precision:g}: "
+                    "give other text, or do not ask for a precision (the results are written)"
+                )
+            if half > precision:
                 needed = math.ceil(fields["tokens"] * (half / precision) ** 2)
                 raise UserError(
                     f"{number} of coder {name!r} is known to +-{half:.2g}, but eval.precision asks for {precision:g}: "

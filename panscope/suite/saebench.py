@@ -1,5 +1,6 @@
 """SAEBench's JSON files of a run that was measured by SAEBench's definitions (`panscope eval --saebench`)."""
 
+import math
 import time
 import uuid
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pyarrow.parquet
 import torch
+from torch import Tensor
 
 from panscope.coders import store
 from panscope.coders.wiring import WiredCoder
@@ -47,13 +49,21 @@ def write_saebench(run: RunFolder, out: Path, suffix: str) -> list[Path]:
             continue
         fields = read_sealed(folder / f"eval{suffix}.json")
         about = _about(run, name, wired, fields["evaluated_on"])
-        columns = pyarrow.parquet.read_table(folder / f"latents{suffix}.parquet").to_pydict()
-        latents = {column: torch.tensor(values, dtype=torch.float64) for column, values in columns.items()}
+        latents = _columns(folder / f"latents{suffix}.parquet")
         numbers = fields | {theirs: fields[ours] for theirs, ours in TAKEN.items()}
         path = out / core_file_name(about)
         write_core(path, core_output(numbers, latents, about))
         written.append(path)
     return written
+
+
+def _columns(path: Path) -> dict[str, Tensor]:
+    """The columns [F] of a table of latents; NaN where it has nothing, such as the mean of one that never fired."""
+    columns = pyarrow.parquet.read_table(path).to_pydict()
+    return {
+        name: torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float64)
+        for name, values in columns.items()
+    }
 
 
 def _about(run: RunFolder, name: str, wired: WiredCoder, on: dict[str, Any]) -> CoreAbout:

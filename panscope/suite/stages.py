@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from panscope.coders import store
 from panscope.data.documents import open_documents
 from panscope.data.tokens import TokenStream
 from panscope.lms.facts import facts_of
@@ -60,6 +61,8 @@ def stored_results(run: RunFolder) -> Results:
         results[name] = read_sealed(path, then=then)
         if (results[name].get("coder"), results[name].get("evaluated_on", {}).get("part")) != (name, "held_out"):
             raise UserError(f"the file {str(path)!r} is not of this coder on held-out text; {then}")
+        if results[name].get("weights") != store.origin(run.coder(name))["xxh3"]:
+            raise UserError(f"the file {str(path)!r} is of other weights than the coder has now; {then}")
     return results
 
 

@@ -39,21 +39,34 @@ class SavedSums:
         """Where they are."""
         return self._folder
 
+    def is_complete(self) -> bool:
+        """Whether all was measured and saved; the sums are not read, which another process may be replacing."""
+        found = self._stand()
+        return found is not None and found["complete"]
+
     def load(self) -> tuple[State, Stand, bool] | None:
         """What was saved, how far it had got, and whether that was all; None if nothing was, or of another question.
 
         Raises UserError if a file is damaged.
         """
-        if not self._stand_file.exists():
-            return None
-        then = f"delete the folder {str(self._folder)!r} to measure again"
-        found: dict[str, Any] = records.read_sealed(self._stand_file, then=then)
-        if found["key"] != self._key:
+        found, then = self._stand(), self._then
+        if found is None:
             return None
         path = self._folder / found["file"]
         if not path.exists() or records.checksum(path) != found["xxh3"]:
             raise UserError(f"the file {str(path)!r} is missing or damaged: it does not match its checksum; {then}")
         return records.read_tensors(path), Stand(**found["stand"]), found["complete"]
+
+    @property
+    def _then(self) -> str:
+        return f"delete the folder {str(self._folder)!r} to measure again"
+
+    def _stand(self) -> dict[str, Any] | None:
+        """What stand.json says; None if there is none, or it is of another question."""
+        if not self._stand_file.exists():
+            return None
+        found = records.read_sealed(self._stand_file, then=self._then)
+        return found if found["key"] == self._key else None
 
     def save(self, state: State, stand: Stand, *, complete: bool) -> None:
         """Save sums that hold the text up to `stand`; what was saved before stays until the new is whole."""

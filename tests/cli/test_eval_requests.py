@@ -18,6 +18,7 @@ from panscope.records import RunFolder
 from panscope.suite import stages
 from panscope.suite.evaluating import Request, evaluate_run
 from panscope.suite.reporter import Silent
+from panscope.suite.saebench import write_saebench
 from panscope.types import UserError
 
 TOPK, RELU = "L00R-2x-topk-k4", "L01M-2x-relu-l0.1"
@@ -214,6 +215,8 @@ def test_low_precision_is_nearly_the_same(panscope: Command, run: Path):
     assert low["evaluated_on"]["coder_dtype"] == "bfloat16"
     assert full["fvu"] != low["fvu"] == pytest.approx(full["fvu"], rel=0.05)
     assert low["ce_clean"] == full["ce_clean"]
+    for half in ("float16", "bfloat16"):
+        assert panscope("eval", run, "--dtype", half, "--label", half).status == 0
     both = panscope("eval", run, "--coder-dtype", "bfloat16", "--dtype", "bfloat16")
     assert both.status == 0, both.err
     assert fields_of(run, RELU, "-bfloat16-coder-bfloat16")["evaluated_on"]["dtype"] == "bfloat16"
@@ -301,12 +304,24 @@ def test_saebench_writes_a_file_a_coder(panscope: Command, run: Path, tmp_path: 
     assert own["predicted_tokens"] < own["tokens"]  # the last place of a sequence has nothing to predict
 
 
+def test_saebench_files_of_a_coder_with_a_dead_latent(panscope: Command, run: Path, tmp_path: Path):
+    """Such a latent has no mean."""
+    assert panscope("eval", run, "--saebench", tmp_path / "out").status == 0
+    path = run / "coders" / TOPK / "latents-saebench.parquet"
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    rows[0] |= {"firings": 0, "sequences": 0, "frequency": 0.0, "mean": None, "max": 0.0}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    (written,) = [p for p in write_saebench(RunFolder.open(run), tmp_path / "again", "-saebench") if TOPK in p.name]
+    details = json.loads(written.read_text())["eval_result_details"]
+    assert details[0]["feature_density"] == 0.0
+
+
 def test_longer_sequences_than_in_training(panscope: Command, run: Path, tiny: Tiny):
     call = panscope("eval", run, "--text", tiny.text, "--packing", "stream", "--context", CONTEXT, "--label", "long")
     assert call.status == 0, call.err
     assert fields_of(run, TOPK, "-long")["evaluated_on"]["packing"] == "stream"
     said = panscope("eval", run, "--text", tiny.text, "--context", CONTEXT + 1, "--packing", "stream").sentence()
-    assert f"the model's context is {CONTEXT}" in said
+    assert f"the model reads at most {CONTEXT} tokens: give --context {CONTEXT} or less" in said
 
 
 def test_held_out_text_stays_held_out_when_only_the_packing_changes(panscope: Command, run: Path):

@@ -24,6 +24,15 @@ def test_help_exits_0_and_shows_an_example(panscope: Command, command: str):
     assert examples[command] in " ".join(call.out.split())
 
 
+def test_the_list_of_verbs_has_one_line_each_and_help_has_defaults_and_choices(panscope: Command):
+    verbs = panscope("--help").out
+    assert "Draw every figure of a run's results" in verbs
+    assert "panscope report runs/a runs/b" not in verbs  # the help of the verb itself has it
+    assert "panscope report runs/a runs/b" in panscope("report", "--help").out
+    assert "(default: 1024)" in panscope("rollouts", "--help").out
+    assert "--content all|prompt|response" in panscope("eval", "--help").out
+
+
 def suite_of(run: Path) -> dict[str, Any]:
     return tomllib.loads((run / "suite.toml").read_text())
 

@@ -239,6 +239,8 @@ def test_every_figure_names_what_is_missing_in_a_bare_run(bare: Path):
         if isinstance(figure, Missing):
             assert "`" in figure.reason and figure.reason.count("`") % 2 == 0, key
             assert not figure.reason.endswith("."), key
+    splitting = found["splitting"]
+    assert isinstance(splitting, Missing) and splitting.reason.startswith("no site has coders of two widths")
 
 
 def test_a_coder_that_was_not_measured_is_known_and_not_drawn(bare: Path, tmp_path: Path):

@@ -35,8 +35,9 @@ def dictionaries(results: Results) -> Figure | Missing:
         series=("variant",),
         tooltip=(Axis("random_mean", "random directions"), Axis("jl", "Johnson-Lindenstrauss bound")),
     )
-    chance = sorted(row["random_mean"] for row in rows if row["random_mean"] is not None)
-    note = f"Random directions of the same number and width give {chance[0]:.2f} to {chance[-1]:.2f}." if chance else ""
+    chance = sorted({f"{row['random_mean']:.2f}" for row in rows if row["random_mean"] is not None})
+    note = f"Random directions of the same number and width give {' to '.join(chance[:1] + chance[1:][-1:])}."
+    note = note if chance else ""
     return Figure(rows, charts.grid(rows, look), note)
 
 

@@ -14,7 +14,7 @@ from panscope.report.rows import at_layer, coder_of, coder_rows, site_rows
 from panscope.report.runs import HELD_OUT, Results
 
 FREQUENCY = Axis("frequency", "firing frequency (share of tokens)", log=True, format="~e")
-DENSITY = Axis("density", "share of latents per tenfold of frequency")
+DENSITY = Axis("density", "density (share of latents per factor of 10)")
 _WINDOW = 100_000
 
 

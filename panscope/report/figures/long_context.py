@@ -23,7 +23,7 @@ def long_context(results: Results) -> Figure | Missing:
     if longest <= trained:
         return Missing(
             f"no evaluation has sequences longer than the {trained} tokens of training: make one by "
-            f"`panscope eval {results.folder} --text FILE --context N --label long`"
+            f"`panscope eval {results.folder} --text FILE --packing stream --context N --label long`"
         )
     every = site_rows(results, ("mse", "l0"), contexts[longest])
     chosen = choice.at_middle_layers(every)

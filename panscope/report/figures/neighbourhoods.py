@@ -11,6 +11,9 @@ from panscope.report.runs import Results
 MOST = 6
 ABREAST = 3
 _ROLES = {"seed": "the latent", "own": "same coder", "other": "another coder", "wider": "a wider coder"}
+_COLOURS = ("#111111", *style.named(3))
+_MARKS = ("diamond", "circle", "triangle-up", "square")
+_WHAT = "Each point is a direction near that of the latent in the heading, laid flat by UMAP."
 
 
 def neighbourhoods(results: Results) -> Figure | Missing:
@@ -23,20 +26,22 @@ def neighbourhoods(results: Results) -> Figure | Missing:
         rows += [row | {"neighbourhood": title, "role": _ROLES[row["role"]]} for row in finding.table()]
     if not rows:
         return Missing(missing(results, "no neighbourhood of a latent is known"))
-    panels = [_panel(title) for title in dict.fromkeys(row["neighbourhood"] for row in rows)]
+    roles = [role for role in _ROLES.values() if any(row["role"] == role for row in rows)]
+    panels = [_panel(title, roles) for title in dict.fromkeys(row["neighbourhood"] for row in rows)]
     spec = {"concat": panels, "columns": ABREAST, "spacing": 20}
-    return Figure(rows, spec, choice.note(chosen, every, "neighbourhoods", then="the folder geometry/ has all"))
+    note = choice.note(chosen, every, "neighbourhoods", then="the folder geometry/ has all")
+    return Figure(rows, spec, f"{_WHAT} {note}".strip())
 
 
-def _panel(title: str) -> Spec:
-    roles = list(_ROLES.values())
+def _panel(title: str, roles: list[str]) -> Spec:
     bare = {
         "title": None,
         "axis": {"labels": False, "ticks": False, "grid": False},
         "scale": {"zero": False, "padding": 14},
     }
-    colours = {"domain": roles, "range": ["#111111", *style.named(3)]}
-    marks = {"domain": roles, "range": ["diamond", "circle", "triangle-up", "square"]}
+    looks = dict(zip(_ROLES.values(), zip(_COLOURS, _MARKS, strict=True), strict=True))
+    colours = {"domain": roles, "range": [looks[role][0] for role in roles]}
+    marks = {"domain": roles, "range": [looks[role][1] for role in roles]}
     names = (("coder", "coder"), ("latent", "latent"), ("role", "found in"))
     encoding: Spec = {axis: {"field": axis, "type": "quantitative", **bare} for axis in ("x", "y")}
     encoding["color"] = {"field": "role", "type": "nominal", "scale": colours, "legend": {"title": "found in"}}

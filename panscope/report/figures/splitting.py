@@ -9,6 +9,7 @@ from panscope.report import charts
 from panscope.report.axes import Axis, domain
 from panscope.report.figure import Figure, Missing, Row, Spec
 from panscope.report.geometry import Finding, findings, missing
+from panscope.report.rows import has_widths
 from panscope.report.runs import Results
 
 _QUANTITIES = (
@@ -20,6 +21,8 @@ _QUANTITIES = (
 def splitting(results: Results) -> Figure | Missing:
     """New and split latents by how much wider a coder is."""
     rows = [_row(finding) for finding in findings(results, "splitting")]
+    if not rows and not has_widths(results):
+        return Missing("no site has coders of two widths: list several in `width` of a suite file and train them")
     if not rows:
         return Missing(missing(results, "no narrow coder was compared with a wider one at its site"))
     return Figure(rows, {"concat": [_panel(rows, axis) for axis in _QUANTITIES], "columns": 2, "spacing": 24})

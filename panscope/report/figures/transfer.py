@@ -10,7 +10,7 @@ from panscope.report.figure import Figure, Missing, Row
 from panscope.report.rows import in_order, site_rows
 from panscope.report.runs import HELD_OUT, Coder, Evaluation, Results
 
-_METRICS = ("l0", "fvu", "mse", "delta_loss")
+_METRICS = ("l0", "fvu", "mse", "delta_loss", "tokens")
 _ASPECTS = {
     "matter": ("text", "part", "packing", "context", "model", "chat"),
     "form": ("as_trained",),
@@ -107,4 +107,12 @@ def _figure(plain: list[Row], ys: tuple[Axis, ...], words: dict[str, str]) -> Fi
         series=("variant", "text"),
     )
     note = choice.note({row["variant"] for row in drawn}, {row["variant"] for row in rows}, "kinds of coder")
-    return Figure(rows, charts.grid(drawn, look), note, drawn)
+    return Figure(rows, charts.grid(drawn, look), f"{note} {_amounts(rows)}".strip(), drawn)
+
+
+def _amounts(rows: list[Row]) -> str:
+    """How much text each was measured on, where that differs."""
+    tokens = {row["text"]: row["tokens"] for row in rows}
+    if len(set(tokens.values())) == 1:
+        return ""
+    return "Not of equally much text: " + ", ".join(f"{name} {n:,} tokens" for name, n in tokens.items()) + "."
