@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test soak check fix clean
+.PHONY: demo test soak check fix docs clean
 
 demo: $(READY)  ## train, evaluate and print the built-in suite
 	$(BIN)/panscope train demo
@@ -23,6 +23,10 @@ check: $(READY)  ## format, lint, types, floors: what CI and pre-commit run
 fix: $(READY)  ## format and repair what can be repaired
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(READY)  ## the documentation site, into build/site
+	$(BIN)/python -m pip install --quiet --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv

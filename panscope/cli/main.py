@@ -14,8 +14,12 @@ from rich.console import Console
 from panscope.cli.collect import Collect
 from panscope.cli.doctor import Doctor
 from panscope.cli.evaluate import Eval
+from panscope.cli.export import Export
+from panscope.cli.formats import Formats
 from panscope.cli.geometry import Geometry
+from panscope.cli.import_ import Import
 from panscope.cli.plan import PlanSuite
+from panscope.cli.publish import Publish
 from panscope.cli.report import Report
 from panscope.cli.rollouts import MakeRollouts
 from panscope.cli.serve import Serve
@@ -40,6 +44,10 @@ _VERBS = {
     "rollouts": MakeRollouts,
     "geometry": Geometry,
     "report": Report,
+    "formats": Formats,
+    "import": Import,
+    "export": Export,
+    "publish": Publish,
     "doctor": Doctor,
 }
 

@@ -36,7 +36,7 @@ class Tap:
 def run_with(taps: Sequence[Tap], forward: Callable[[], Result]) -> Result | None:
     """What `forward()` returns with the taps in place, or None if a tap ended the pass; no tap outlives it."""
     try:
-        with _attached(taps):
+        with attached(taps):
             return forward()
     except PassDone:
         return None
@@ -65,7 +65,18 @@ def watching(module: nn.Module, see: Callable[[Any], None]) -> Iterator[None]:
 
 
 @contextmanager
-def _attached(taps: Sequence[Tap]) -> Iterator[None]:
+def before_each(module: nn.Module, see: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> Iterator[None]:
+    """For a while `see` is called before each call of the module, with what it is called with."""
+    handle = module.register_forward_pre_hook(lambda _, args, options: see(args, options), with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def attached(taps: Sequence[Tap]) -> Iterator[None]:
+    """For a while the taps are in place, through any number of passes."""
     handles: list[RemovableHandle] = []
     try:
         handles.extend(map(_attach, taps))

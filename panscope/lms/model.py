@@ -15,16 +15,15 @@ from typing import Any
 import torch
 import transformers
 import xxhash
-from torch import Tensor, nn
+from torch import Tensor
 
-from panscope.lms.families import Family, family_of
-from panscope.lms.hooks import PassDone, Tap, giving, run_with, watching
-from panscope.lms.norms import NormWithoutGain
+from panscope.lms.families import Family
+from panscope.lms.hooks import PassDone, giving, run_with, watching
+from panscope.lms.places import Change, Places
 from panscope.lms.sites import KINDS
 from panscope.lms.tokenizer import HfTokenizer
 from panscope.types import Site, UserError
 
-Change = Callable[[Tensor], Tensor]
 _SAMPLE = 256
 """Numbers of each tensor that a hash of the weights looks at."""
 
@@ -60,17 +59,16 @@ class LanguageModel:
     def __init__(
         self, model: "transformers.PreTrainedModel", tokenizer: "transformers.PreTrainedTokenizerBase"
     ) -> None:
-        self.family = family_of(model.config.model_type)
+        self.places = Places(model)
+        self.family = self.places.family
         config = model.config.get_text_config()
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = HfTokenizer(tokenizer, config)
-        self.d_model: int = config.hidden_size
+        self.d_model = self.places.d_model
         self.vocabulary: int = config.vocab_size
         self.context: int = config.max_position_embeddings
         """The longest sequence the model has positions for."""
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._heads_width: int = config.num_attention_heads * head_dim
-        self._blocks = list(model.get_submodule(self.family.blocks).children())
+        self._blocks = self.places.blocks
 
     @property
     def n_layers(self) -> int:
@@ -101,8 +99,7 @@ class LanguageModel:
 
     def width(self, site: Site) -> int:
         """D of `site`; raises UserError if the model has no such layer."""
-        self._block(site)
-        return self._heads_width if KINDS[site.kind].heads_wide else self.d_model
+        return self.places.width(site)
 
     def weights_hash(self) -> str:
         """16 hex digits that tell models with other weights apart: from a few numbers of every tensor, in bfloat16."""
@@ -141,7 +138,7 @@ class LanguageModel:
                 "cut the text into shorter sequences"
             )
         watch = _Pass(frozenset(read), dict(splice or {}), to_the_end=logits)
-        taps = [self._tap(site, watch) for site in watch.sites]
+        taps = [self.places.tap(site, lambda value, site=site: watch.visit(site, value)) for site in watch.sites]
         if not (read or logits):
             return Reading({}, None)
         with self._begun_at(start, watch.sites):
@@ -167,7 +164,7 @@ class LanguageModel:
             seen[site] = value if value.requires_grad else value.detach().requires_grad_()
             return seen[site]
 
-        taps = [self._tap_at(site, lambda value, site=site: visit(site, value)) for site in sites]
+        taps = [self.places.tap(site, lambda value, site=site: visit(site, value)) for site in sites]
         with torch.enable_grad():
             logits = run_with(taps, lambda: self._forward(token_ids, attention_mask))
             assert logits is not None
@@ -189,7 +186,7 @@ class LanguageModel:
                 stack.enter_context(giving(self._blocks[: start.layer], self._as_output("", start.residual)))
             for site, tensor in start.given.items():
                 for path in _computing(site, self.family):
-                    module = self._block(site).get_submodule(path)
+                    module = self.places.block(site).get_submodule(path)
                     stack.enter_context(giving([module], self._as_output(path, tensor)))
             yield
 
@@ -218,32 +215,6 @@ class LanguageModel:
         """[N, T, V] the logits."""
         mask = attention_mask.to(self.device, torch.bool)
         return self.model(input_ids=token_ids.to(self.device), attention_mask=mask, use_cache=False).logits
-
-    def _tap(self, site: Site, watch: "_Pass") -> Tap:
-        kind = KINDS[site.kind]
-        if not kind.no_gain:
-            return self._tap_at(site, lambda value: watch.visit(site, value))
-        module = self._block(site).get_submodule(kind.module(self.family))
-        norm = NormWithoutGain(module, self.family.gain_offset)
-
-        def visit(x: Tensor, y: Tensor) -> Tensor:
-            read = norm.read(x)
-            written = watch.visit(site, read)
-            return y if written is read else norm.write(written, read, y)
-
-        return Tap(module, kind.end, visit)
-
-    def _tap_at(self, site: Site, visit: Change) -> Tap:
-        kind = KINDS[site.kind]
-        return Tap(self._block(site).get_submodule(kind.module(self.family)), kind.end, lambda _, value: visit(value))
-
-    def _block(self, site: Site) -> nn.Module:
-        if site.layer >= self.n_layers:
-            raise UserError(
-                f"layer {site.layer} of site {str(site)!r} does not exist: "
-                f"this model has {self.n_layers} layers, so choose from 0 to {self.n_layers - 1}"
-            )
-        return self._blocks[site.layer]
 
 
 def _computing(site: Site, family: Family) -> tuple[str, ...]:

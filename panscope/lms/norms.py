@@ -6,7 +6,7 @@ code runs once more on the same x with gain 1 and bias 0 (multiplying by 1 and a
 The way back is n * gain + bias in float32 (or wider), rounded once. A LayerNorm kernel may round it differently (it may
 fuse the multiply and the add), and Gemma applies its gain before it rounds to a half-precision type, so n * gain + bias
 need not equal y in the last bit. Therefore, wherever the written n equals the one that was read, the model's own y is
-kept: writing back what was read changes nothing.
+kept: writing back what was read changes nothing. Gradients pass through what was written all the same.
 """
 
 import copy
@@ -36,7 +36,10 @@ class NormWithoutGain:
         result = written.to(wide) * (self._gain_offset + self._parameter("weight").to(wide))
         if self._norm._parameters.get("bias") is not None:
             result = result + self._parameter("bias").to(wide)
-        return torch.where(written == read, y, result.to(y.dtype))
+        result = result.to(y.dtype)
+        if torch.is_grad_enabled() and result.requires_grad:
+            y = y.detach() + (result - result.detach())  # y to the bit, and its gradient by way of what was written
+        return torch.where(written == read, y, result)
 
     def _parameter(self, name: str) -> Tensor:
         return self._norm.get_parameter(name)

@@ -1,0 +1,262 @@
+"""What `attach` adds to a forward pass, and `encode` and `decode` of a wide coder against SAELens on the same rows.
+
+Run from the repository's root: python -m benchmarks.attach --peers PATH_TO_THE_OTHER_PYTHON
+
+A pass: the model alone; the model and then the coders' own arithmetic on the rows of that pass (encoding, and for
+`spliced` decoding); the pass with coders attached. What attach adds is the third less the second, as a share of the
+first.
+SAELens runs in an interpreter of its own (`make peers`), which has the same weights and rows; both sides take turns,
+and their reconstructions must agree.
+
+Shape letters: B rows, D width of a site, F latents.
+"""
+
+import functools
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks import machine
+from benchmarks.other_load import OtherLoad
+from panscope import coders
+from panscope.analysis.attach import attach
+from panscope.analysis.inference import KernelsName
+from panscope.analysis.loaded import LoadedCoder
+from panscope.coders.wiring import WiredCoder, Wiring
+from panscope.formats import FORMATS
+from panscope.formats.base import Foreign
+from panscope.lms.load import LanguageModelConfig, load
+from panscope.lms.model import LanguageModel
+from panscope.records import JsonLines
+from panscope.types import Site, UserError
+
+_NEAR = 1e-4
+_SIDE = Path(__file__).with_name("saelens_codes.py")
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Both measurements."""
+
+    model: str = "panscope://demo"
+    """The language model of the passes."""
+    sequences: int = 8
+    context: int = 128
+    attached_width: int = 4096
+    """F of the coders that are attached, one at every layer's residual stream."""
+    width: int = 65_536
+    """F of the coder against SAELens."""
+    d: int = 768
+    """D of that coder."""
+    rows: int = 512
+    active: int = 32
+    """L0 of every coder."""
+    architectures: tuple[str, ...] = ("topk", "jumprelu")
+    repeats: int = 7
+    device: str = "cpu"
+    peers: Path = Path(os.environ.get("PANSCOPE_PEERS", ".venv-peers/bin/python"))
+    """The interpreter that has SAELens; without one only ours is measured."""
+    out: Path = Path("benchmarks/results/attach.jsonl")
+    """Results are appended."""
+
+
+@torch.no_grad()
+def main(options: Options) -> None:
+    """Measure, record and print."""
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    others = OtherLoad()
+    lines = passes(options)
+    for architecture in options.architectures:
+        lines += codes(options, architecture)
+    common = {"date": time.strftime("%F"), "machine": machine.facts(), "others": others.share()}
+    JsonLines(options.out).append([line | common for line in lines])
+    Console(width=160).print(table(lines))
+
+
+def passes(options: Options) -> list[Line]:
+    """The three timings of each way, in turns."""
+    lm = load(LanguageModelConfig(path=options.model, device=options.device))
+    size = (options.sequences, min(options.context, lm.context))
+    ids = torch.randint(3, lm.vocabulary, size, generator=torch.Generator().manual_seed(0)).to(lm.device)
+    sites = [Site(layer, "resid_post") for layer in range(lm.n_layers)]
+    rows = {site: x.flatten(0, 1) for site, x in lm.run(ids, ids >= 0, read=sites).activations.items()}
+    made = [_coder(options, "topk", lm.width(site), options.attached_width, site) for site in sites]
+    work: dict[str, Callable[[], object]] = {
+        "forward": lambda: _forward(lm, ids),
+        "encoding": lambda: (_forward(lm, ids), [coder.encode(rows[coder.wiring.reads[0]]) for coder in made]),
+        "attached": lambda: _attached(lm, ids, made, spliced=False),
+        "encoding and decoding": lambda: (
+            _forward(lm, ids),
+            [_both(coder, rows[coder.wiring.reads[0]]) for coder in made],
+        ),
+        "spliced": lambda: _attached(lm, ids, made, spliced=True),
+    }
+    seconds = _in_turns(work, options)
+    lines: list[Line] = []
+    for way, own in (("attached", "encoding"), ("spliced", "encoding and decoding")):
+        added = [whole - apart for whole, apart in zip(seconds[way], seconds[own], strict=True)]
+        lines.append({"what": way, "model": options.model, "coders": len(made), "width": options.attached_width,
+                      "tokens": ids.numel(), "kernels": made[0].kernels,
+                      "forward_ms": _median(seconds["forward"]), "with_arithmetic_ms": _median(seconds[own]),
+                      "attached_ms": _median(seconds[way]), "added_ms": _median(added),
+                      "added_share": _median(added) / _median(seconds["forward"])})  # fmt: skip
+    return lines
+
+
+def codes(options: Options, architecture: str) -> list[Line]:
+    """Encode and decode of one wide coder: sparse, by the reference, and SAELens."""
+    site = Site(0, "resid_post")
+    ours = {
+        name: _coder(options, architecture, options.d, options.width, site, name) for name in ("sparse", "reference")
+    }
+    x = torch.randn(options.rows, options.d, generator=torch.Generator().manual_seed(1)).to(options.device)
+    work: dict[str, Callable[[], object]] = {}
+    for name, coder in ours.items():
+        known = coder.encode(x)
+        work[f"{name} encode"] = lambda coder=coder: coder.encode(x)
+        work[f"{name} decode"] = lambda coder=coder, known=known: coder.decode(known)
+    with tempfile.TemporaryDirectory() as folder:
+        other = Other(Path(folder), options, ours["reference"], x) if options.peers.is_file() else None
+        if other is not None:
+            work |= {f"SAELens {verb}": functools.partial(other.seconds, verb) for verb in ("encode", "decode")}
+        seconds = _in_turns(work, options)
+        if other is not None:
+            _check_equal(other.reconstruction(), ours["sparse"].decode(ours["sparse"].encode(x)))
+    l0 = float(ours["sparse"].encode(x).l0().double().mean())
+    version = None if other is None else other.about
+    return [{"what": what, "architecture": architecture, "width": options.width, "d": options.d, "rows": options.rows,
+             "l0": l0, "ms": _median(took), "saelens": version} for what, took in seconds.items()]  # fmt: skip
+
+
+class Other:
+    """SAELens in its own process, with the same weights and rows."""
+
+    def __init__(self, folder: Path, options: Options, coder: LoadedCoder, x: Tensor) -> None:
+        self._folder = folder
+        (folder / "coder").mkdir()
+        FORMATS["saelens"].write(Foreign(coder.wired, {"model": options.model}), folder / "coder")
+        save_file({"x": x.cpu()}, folder / "rows.safetensors")
+        quiet = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        self._process = subprocess.Popen(
+            [str(options.peers), str(_SIDE), str(folder), str(torch.get_num_threads())],
+            env=quiet | {"HF_HUB_OFFLINE": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.about: Mapping[str, Any] = json.loads(self._line())
+
+    def seconds(self, verb: str) -> float:
+        """What one run took over there."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(verb + "\n")
+        self._process.stdin.flush()
+        return float(self._line())
+
+    def reconstruction(self) -> Tensor:
+        """[B, D], after which it is over."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        if self._process.wait():
+            raise UserError("SAELens' side failed: see above")
+        return load_file(self._folder / "theirs.safetensors")["y_hat"]
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise UserError("SAELens' side failed: see above")
+        return line
+
+
+def _coder(
+    options: Options, architecture: str, d: int, width: int, site: Site, kernels: KernelsName = "auto"
+) -> LoadedCoder:
+    """Random weights; JumpReLU's threshold lets about as many through as TopK keeps, on normal rows."""
+    fields: Line = {"d_in": d, "d_out": d, "width": width, "sparsity": options.active}
+    if architecture == "jumprelu":
+        fields["threshold_init"] = float(torch.special.ndtri(torch.tensor(1 - options.active / width)))
+    coder = coders.build(coders.config_type(architecture).read(fields, "the coder"))
+    coder.initialise(torch.Generator().manual_seed(site.layer))
+    wiring = Wiring(wiring="sae", reads=(site,), predicts=(site,))
+    return LoadedCoder(str(site), WiredCoder(wiring, coder), kernels=kernels).to(options.device)
+
+
+def _forward(lm: LanguageModel, ids: Tensor) -> Tensor:
+    return lm.model(input_ids=ids, use_cache=False).logits
+
+
+def _attached(lm: LanguageModel, ids: Tensor, made: list[LoadedCoder], *, spliced: bool) -> Tensor:
+    with attach(lm, made, splice=spliced):
+        return _forward(lm, ids)
+
+
+def _both(coder: LoadedCoder, x: Tensor) -> Tensor:
+    return coder.decode(coder.encode(x), x)
+
+
+def _in_turns(work: Mapping[str, Callable[[], object]], options: Options) -> dict[str, list[float]]:
+    """Seconds of every repeat; what returns a float measured itself. The first round is thrown away."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for repeat in range(options.repeats + 1):
+        for name, do in work.items():
+            _wait(options)
+            began = time.perf_counter()
+            result = do()
+            _wait(options)
+            took = result if isinstance(result, float) else time.perf_counter() - began
+            if repeat:
+                seconds[name].append(took)
+    return seconds
+
+
+def _wait(options: Options) -> None:
+    if options.device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def _median(seconds: list[float]) -> float:
+    return 1000 * statistics.median(seconds)
+
+
+def _check_equal(theirs: Tensor, ours: Tensor) -> None:
+    apart = float((theirs - ours.cpu()).norm() / ours.norm().cpu())
+    if not apart < _NEAR:
+        raise UserError(
+            f"SAELens' reconstruction is {apart:.1e} of its size away from ours: they are not the same coder"
+        )
+
+
+def table(lines: list[Line]) -> Table:
+    """A row for each timing: Markdown."""
+    shown = Table(box=box.MARKDOWN)
+    for name in ("what", "of", "ms", "added to the pass"):
+        shown.add_column(name, no_wrap=True)
+    for line in lines:
+        if "added_share" in line:
+            of = f"{line['coders']} coders, F = {line['width']:,}; alone {line['forward_ms']:.1f} ms"
+            shown.add_row(line["what"], of, f"{line['attached_ms']:.1f}", f"{line['added_share']:.1%}")
+        else:
+            of = f"{line['architecture']}, F = {line['width']:,}, L0 {line['l0']:.0f}, {line['rows']} rows"
+            shown.add_row(line["what"], of, f"{line['ms']:.1f}", "")
+    return shown
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -1,0 +1,133 @@
+"""The codes of a tensor of rows of any leading shape: `Latents` that know the shape their rows came in.
+
+Shape letters: ... the leading shape, B its rows in order, F latents, K codes a row, N places in all, S sequences,
+T tokens a sequence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from panscope.types import Latents
+
+
+@dataclass(frozen=True)
+class Codes(Latents):
+    """Codes whose B rows are those of a tensor [..., D], in order; values are in the units of the coder's codes.
+
+    `tensor()` is the plain view. `values`, `indices` and `starts` hold the active places alone, as `Latents` says, so
+    that codes of a wide coder stay small.
+    """
+
+    leading: tuple[int, ...] = ()
+    """The shape before the last dimension; its product is B."""
+
+    @classmethod
+    def shaped(cls, latents: Latents, leading: Sequence[int]) -> Self:
+        """`latents` of B rows as those of a leading shape."""
+        return cls(latents.values, latents.width, latents.indices, latents.starts, tuple(leading))
+
+    def with_values(self, values: Tensor) -> "Codes":
+        """Other values at the same places."""
+        return Codes(values, self.width, self.indices, self.starts, self.leading)
+
+    def tensor(self) -> Tensor:
+        """[..., F] every latent of every row, 0 where it is not active."""
+        return self.dense().view(*self.leading, self.width)
+
+    def of(self, latent: int) -> Tensor:
+        """[...] the activation of one latent."""
+        return self.columns([latent]).view(self.leading)
+
+    def columns(self, latents: Sequence[int]) -> Tensor:
+        """[B, n] the activations of some latents, differentiable by the values."""
+        asked = torch.tensor(latents, device=self.values.device)
+        if self.indices is None:
+            return self.values[:, asked]
+        if self.starts is None:
+            hit = self.indices[:, :, None] == asked
+            return (self.values[:, :, None] * hit).sum(dim=1)
+        hit = self.values[:, None] * (self.indices[:, None] == asked)
+        return hit.new_zeros(len(self), len(asked)).index_add(0, self.rows(), hit)
+
+    def places(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Every active place: its row [N], its latent [N], its value [N], row after row."""
+        if self.indices is None:
+            rows, latents = self.values.nonzero(as_tuple=True)
+            return rows, latents, self.values[rows, latents]
+        flat = self.ragged()
+        used = flat.values != 0
+        assert flat.indices is not None
+        return flat.rows()[used], flat.indices[used], flat.values[used]
+
+    def first_tokens(self, count: int) -> "Codes":
+        """Of codes [S, T] those of the first `count` tokens of each sequence."""
+        sequences, tokens = self.leading
+        if count == tokens:
+            return self
+        rows = torch.arange(sequences * tokens, device=self.values.device).view(sequences, tokens)[:, :count].flatten()
+        if self.starts is None:
+            return Codes.shaped(self.select(rows), (sequences, count))
+        number = torch.full((sequences * tokens,), -1, device=rows.device)
+        number[rows] = torch.arange(len(rows), device=rows.device)
+        own, latents, values = self.places()
+        kept = number[own] >= 0
+        return _ragged(number[own][kept], latents[kept], values[kept], self.width, (sequences, count))
+
+
+def in_time(pieces: Sequence[Codes]) -> Codes:
+    """Codes [S, T] of one pass after another, as one [S, sum of T]."""
+    if len(pieces) == 1:
+        return pieces[0]
+    sequences, total = pieces[0].leading[0], sum(piece.leading[1] for piece in pieces)
+    layouts = {(piece.starts is None, piece.values.shape[1:]) for piece in pieces}
+    if len(layouts) == 1 and pieces[0].starts is None:
+        values = torch.cat([piece.values.unflatten(0, piece.leading) for piece in pieces], dim=1)
+        indices = None
+        if pieces[0].indices is not None:
+            indices = torch.cat([_even_indices(piece).unflatten(0, piece.leading) for piece in pieces], dim=1)
+            indices = indices.flatten(0, 1)
+        return Codes(values.flatten(0, 1), pieces[0].width, indices, None, (sequences, total))
+    rows, latents, values, before = [], [], [], 0
+    for piece in pieces:
+        own, latent, value = piece.places()
+        tokens = piece.leading[1]
+        rows.append(own // tokens * total + own % tokens + before)
+        latents.append(latent)
+        values.append(value)
+        before += tokens
+    return _ragged(torch.cat(rows), torch.cat(latents), torch.cat(values), pieces[0].width, (sequences, total))
+
+
+def stacked(pieces: Sequence[Codes]) -> Codes:
+    """Codes of several sites [S, T], one site after another: [sites, S, T]."""
+    leading = (len(pieces), *pieces[0].leading)
+    layouts = {(piece.indices is None, piece.starts is None, piece.values.shape[1:]) for piece in pieces}
+    if len(layouts) == 1 and pieces[0].starts is None:
+        values = torch.cat([piece.values for piece in pieces])
+        indices = None if pieces[0].indices is None else torch.cat([_even_indices(piece) for piece in pieces])
+        return Codes(values, pieces[0].width, indices, None, leading)
+    found, first = [], 0
+    for piece in pieces:
+        own, latent, value = piece.places()
+        found.append((own + first, latent, value))
+        first += len(piece)
+    rows, latents, values = (torch.cat(column) for column in zip(*found, strict=True))
+    return _ragged(rows, latents, values, pieces[0].width, leading)
+
+
+def _even_indices(piece: Codes) -> Tensor:
+    assert piece.indices is not None
+    return piece.indices
+
+
+def _ragged(rows: Tensor, latents: Tensor, values: Tensor, width: int, leading: tuple[int, ...]) -> Codes:
+    """Codes from their places, in any order of rows; within a row the order stays."""
+    order = rows.argsort(stable=True)
+    count = torch.Size(leading).numel()
+    starts = torch.zeros(count + 1, dtype=torch.int64, device=rows.device)
+    starts[1:] = torch.bincount(rows, minlength=count).cumsum(0)
+    return Codes(values[order], width, latents[order], starts, leading)

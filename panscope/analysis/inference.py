@@ -1,0 +1,138 @@
+"""Two ways to compute the codes of a finished coder and what they stand for, and which of them a coder goes.
+
+`Reference` is the coder's own definition: every latent of every row. `Sparse` takes the kernels that training uses
+(`kernels/backend.py`): a product screens, exact float32 decides, and only active latents are ever decoded. It gives the
+same codes for the architectures whose code is a selection of pre-activations (topk, batchtopk, matryoshka, jumprelu).
+
+Shape letters: B rows, D input width, E output width, F latents.
+"""
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from panscope.coders.base import Coder
+from panscope.coders.batchtopk import BatchTopKCoder
+from panscope.coders.jumprelu import JumpReLUCoder
+from panscope.coders.topk import TopKCoder
+from panscope.kernels.backend import Kernels, Screen
+from panscope.kernels.choose import sparse_kernels
+from panscope.types import Latents, UserError
+
+KernelsName = Literal["auto", "sparse", "reference"]
+WIDE = 4096
+"""Latents from which on `auto` goes the sparse way. Chosen, not tuned."""
+_MOST = 1 / 8
+"""Share of all places above which codes are not sparse: then they come by the reference."""
+
+
+class Way(Protocol):
+    """How codes are computed."""
+
+    name: str
+    """`sparse` or `reference`."""
+
+    def encode(self, coder: Coder, x: Tensor) -> Latents:
+        """The codes of rows x [B, D], which are normalised and in the coder's precision."""
+        ...
+
+    def decode(self, coder: Coder, latents: Latents) -> Tensor:
+        """[B, E] what the codes add to the coder's base."""
+        ...
+
+
+class Reference:
+    """The definition: dense, and differentiable by rows and codes."""
+
+    name = "reference"
+
+    def encode(self, coder: Coder, x: Tensor) -> Latents:
+        """See `Way`."""
+        return coder.encode(x)
+
+    def decode(self, coder: Coder, latents: Latents) -> Tensor:
+        """See `Way`."""
+        return latents.dense() @ coder.W_dec
+
+
+class Sparse:
+    """Active places only; for one coder on one device, whose weights do not change.
+
+    Rows that ask for gradients are encoded by the reference; decoding is differentiable by the codes.
+    """
+
+    name = "sparse"
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+        self._screen: Screen | None = None
+        self._norms: Tensor | None = None
+
+    @torch.no_grad()
+    def _selected(self, coder: Coder, x: Tensor) -> Latents | None:
+        """None where too many places are active."""
+        encoder = coder.encoder()
+        W, b = encoder.W.detach(), encoder.b.detach()
+        if self._screen is None:
+            self._screen = self._kernels.screen(W)
+        rows = self._kernels.rows(x, None if encoder.centre is None else encoder.centre.detach())
+        if isinstance(coder, TopKCoder):
+            values, indices = self._kernels.topk(
+                rows, W, b, self._screen, int(coder.config.sparsity), self._ranks(coder)
+            )
+            return Latents(values.relu_(), len(W), indices)
+        assert isinstance(coder, JumpReLUCoder | BatchTopKCoder)
+        floor = coder.threshold.detach() if isinstance(coder, JumpReLUCoder) else coder.thresholds().contiguous()
+        found = self._kernels.above(rows, W, b, self._screen, floor, int(_MOST * len(x) * len(W)))
+        return None if found is None else Latents(found.values, len(W), found.latents, found.starts)
+
+    def _ranks(self, coder: TopKCoder) -> Tensor | None:
+        if coder.config.by_norm and self._norms is None:
+            self._norms = coder.W_dec.detach().norm(dim=1)
+        return self._norms
+
+    def encode(self, coder: Coder, x: Tensor) -> Latents:
+        """See `Way`."""
+        if len(x) == 0 or (torch.is_grad_enabled() and x.requires_grad):
+            return coder.encode(x)
+        found = self._selected(coder, x.contiguous())
+        return coder.encode(x) if found is None else found
+
+    def decode(self, coder: Coder, latents: Latents) -> Tensor:
+        """See `Way`."""
+        return gathered(latents, coder.W_dec.detach())
+
+
+def gathered(latents: Latents, W_dec: Tensor) -> Tensor:
+    """[B, E] the decoder vectors of the active places alone, each times its code; differentiable by the codes."""
+    if latents.indices is None or len(latents.values) == 0:
+        return latents.dense() @ W_dec
+    starts = None if latents.starts is None else latents.starts[:-1]
+    return torch.nn.functional.embedding_bag(
+        latents.indices, W_dec, starts, mode="sum", per_sample_weights=latents.values
+    )
+
+
+def way_for(coder: Coder, asked: KernelsName) -> Way:
+    """What `asked` means for a coder where it lies; raises UserError for sparse kernels that it cannot have."""
+    if asked == "reference" or (asked == "auto" and coder.config.width < WIDE):
+        return Reference()
+    refusal = _refusal(coder)
+    if refusal is None:
+        found = sparse_kernels(coder.W_enc.device)
+        if found.kernels is not None:
+            return Sparse(found.kernels)
+        refusal = f"on {coder.W_enc.device.type} {found.why}"
+    if asked == "sparse":
+        raise UserError(f"kernels is 'sparse', but {refusal}: leave it at 'auto', or set it to 'reference'")
+    return Reference()
+
+
+def _refusal(coder: Coder) -> str | None:
+    """Why a coder cannot go the sparse way; None where it can."""
+    if not isinstance(coder, TopKCoder | BatchTopKCoder | JumpReLUCoder):
+        return f"architecture {coder.config.architecture!r} selects no latents"
+    if coder.W_enc.dtype != torch.float32:
+        return f"the coder is in {str(coder.W_enc.dtype).removeprefix('torch.')}, and they compute float32"
+    return None

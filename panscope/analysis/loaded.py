@@ -1,0 +1,145 @@
+"""A finished coder in a notebook's hands: raw activations of any leading shape in, codes out, and back.
+
+Shape letters: ... any leading shape, B its rows in order, D width of what is read, E width of what is predicted,
+F latents.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from panscope.analysis.codes import Codes
+from panscope.analysis.inference import KernelsName, way_for
+from panscope.coders.normaliser import RowStats
+from panscope.coders.wiring import UNIT, WiredCoder, Wiring
+from panscope.types import Latents, UserError
+
+
+class LoadedCoder:
+    """A coder that works on raw activations: f = encode(x), y_hat = decode(f) (Cunningham et al. 2023; Bricken et al.
+    2023; transcoders: Dunefsky et al. 2024).
+
+    `load` makes one. Its weights are frozen; gradients reach rows and codes. `kernels` says how it computes: `sparse`
+    touches active latents only (topk, batchtopk, matryoshka and jumprelu in float32), `reference` all of them, `auto`
+    takes the former for coders of at least 4,096 latents where this machine has them. Both give the same numbers but
+    for the order of float32 sums.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        wired: WiredCoder,
+        about: Mapping[str, Any] | None = None,
+        *,
+        kernels: KernelsName = "auto",
+        path: Path | None = None,
+    ) -> None:
+        self.name = name
+        self.wired = wired
+        self.about = dict(about or {})
+        """Where it came from, as its files say."""
+        self.path = path
+        """Its folder or file."""
+        self._kernels: KernelsName = kernels
+        wired.coder.eval().requires_grad_(False)
+        self._way = way_for(wired.coder, kernels)
+        self._is_raw = wired.normaliser == UNIT
+
+    def __repr__(self) -> str:
+        config, wiring = self.wired.coder.config, self.wiring
+        sites = " -> ".join(dict.fromkeys(" + ".join(map(str, each)) for each in (wiring.reads, wiring.predicts)))
+        return f"LoadedCoder({self.name!r}: {config.architecture}, {config.width:,} latents, {sites}, {self.kernels})"
+
+    @property
+    def wiring(self) -> Wiring:
+        """The sites it reads and predicts."""
+        return self.wired.wiring
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return self.wired.coder.config.width
+
+    @property
+    def kernels(self) -> str:
+        """How it computes: `sparse` or `reference`."""
+        return self._way.name
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.wired.coder.W_enc.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision it computes in, whatever that of the rows."""
+        return self.wired.coder.W_enc.dtype
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move it, in place; returns itself. Raises UserError if `kernels` was "sparse" and cannot be had there."""
+        self.wired.coder.to(device=device, dtype=dtype)
+        self._way = way_for(self.wired.coder, self._kernels)
+        return self
+
+    def encode(self, x: Tensor) -> Codes:
+        """The codes of raw activations x [..., D], any floating dtype, as the model gives them; no unit is changed.
+
+        Differentiable by x where x asks for gradients (then by the reference). Raises UserError for another width.
+        """
+        rows = self._rows(x)
+        inside, _ = self._inside(rows)
+        return Codes.shaped(self._way.encode(self.wired.coder, inside), x.shape[:-1])
+
+    def decode(self, codes: Latents, x: Tensor | None = None) -> Tensor:
+        """The raw activations [..., E] that codes stand for, in the coder's dtype; differentiable by the codes.
+
+        `x` [..., D], the rows they are codes of, is needed by a coder with an affine skip, or whose normaliser differs
+        from row to row; raises UserError where such a coder is not given it.
+        """
+        leading = codes.leading if isinstance(codes, Codes) else (len(codes),)
+        if x is None and self.needs_rows:
+            raise UserError(f"coder {self.name!r} needs the rows to decode: call decode(codes, x)")
+        coder, stats, base = self.wired.coder, None, self.wired.coder.b_dec
+        if x is not None:
+            inside, stats = self._inside(self._rows(x))
+            base = coder.base(inside)
+        y_hat = self._way.decode(coder, codes) + base
+        return self._undone(y_hat, stats).view(*leading, y_hat.shape[1])
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether decoding takes the rows too."""
+        return self.wired.coder.config.skip or self.wired.normaliser.left_after_folding().kind != "none"
+
+    def change(self, latents: list[int], by: Tensor, x: Tensor) -> Tensor:
+        """[B, E] by how much the reconstruction of rows x [B, D] changes where latents do by so much [B, n]."""
+        return self._grown(by.to(self.dtype) @ self.wired.coder.W_dec.detach()[latents], x)
+
+    def part(self, codes: Latents, x: Tensor) -> Tensor:
+        """[B, E] what codes add to the reconstruction of rows x [B, D] beside what is there without any."""
+        return self._grown(self._way.decode(self.wired.coder, codes), x)
+
+    def _grown(self, inside: Tensor, x: Tensor) -> Tensor:
+        """A difference [B, E] in the coder's space as one of raw rows."""
+        _, stats = self._inside(x)
+        sizes = None if stats is None else RowStats(torch.zeros_like(stats.centre), stats.size)
+        return self._undone(inside, sizes)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        wanted = self.wired.coder.config.d_in
+        if x.dim() == 0 or x.shape[-1] != wanted or not x.is_floating_point():
+            raise UserError(
+                f"coder {self.name!r} reads rows of {wanted} numbers, but x is {tuple(x.shape)} {x.dtype}: "
+                f"give activations at {' '.join(map(str, self.wiring.reads))}"
+            )
+        return x.reshape(-1, wanted)
+
+    def _inside(self, rows: Tensor) -> tuple[Tensor, RowStats | None]:
+        rows = rows.to(self.dtype)
+        return (rows, None) if self._is_raw else self.wired.normaliser.input(rows)
+
+    def _undone(self, y_hat: Tensor, stats: RowStats | None) -> Tensor:
+        return y_hat if self._is_raw else self.wired.normaliser.undo(y_hat, stats)

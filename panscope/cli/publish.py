@@ -1,0 +1,115 @@
+"""`panscope publish`: a run as a repository of the Hugging Face hub, with a model card."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from panscope import records
+from panscope.cli.flags import flag
+from panscope.records import RunFolder
+from panscope.report.figure import Figure as Drawn
+from panscope.report.figures import FIGURES
+from panscope.report.runs import Results, read_runs
+from panscope.report.write import svg
+from panscope.suite.card import Figure, check_licence
+from panscope.suite.exporting import check_free, new_folder
+from panscope.suite.publishing import Composed, compose
+from panscope.suite.uploading import check_repository, check_token, send
+
+_SHOWN = ("trade-off-delta-loss", "trade-off-fvu")
+"""The figures of the report that the card shows: sparsity against fidelity."""
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Publish every coder of a run: a folder each that SAELens loads by its name, and a model card with the numbers.
+
+    What failed or was killed goes on where it was when the same command is given again. The token is the hub's own:
+    HF_TOKEN in the environment, or what `hf auth login` left.
+
+    For example
+      panscope publish runs/demo --to me/demo-saes --dry-run look/     what would be sent, in a folder
+      panscope publish runs/demo --to me/demo-saes --private
+    """
+
+    run_folder: Annotated[Path, tyro.conf.Positional, flag("RUN")]
+    """The folder of a run."""
+    to: Annotated[str, flag("ORG/NAME")]
+    """The repository, which is made if it is not there."""
+    licence: Annotated[str, flag("NAME")] = "cc-by-4.0"
+    """As the hub writes it: cc-by-4.0, apache-2.0, mit ..."""
+    private: bool = False
+    """Make it a private repository."""
+    dry_run: Annotated[Path | None, flag("DIR")] = None
+    """Send nothing: write what would be sent into this new folder."""
+
+    def run(self, console: Console) -> int:
+        """Do it; the exit status."""
+        run = RunFolder.open(self.run_folder)
+        check_repository(self.to)
+        check_licence(self.licence)
+        figures = _figures(read_runs([self.run_folder]))
+
+        def say(line: str) -> None:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+        def fill(folder: Path) -> None:
+            made = compose(run, folder, repository=self.to, licence=self.licence, figures=figures)
+            for line in _lines(made, self.licence):
+                say(line)
+
+        if self.dry_run is not None:
+            out = self.dry_run.expanduser()
+            check_free(out, "dry-run")
+            with new_folder(out) as fresh:
+                fill(fresh)
+            say(f"nothing was sent; what would be is in {self.dry_run}")
+            return 0
+        check_token()
+        with _folder_of_its_own(run) as folder:
+            fill(folder)
+            sent = send(folder, self.to, private=self.private, say=say)
+        say(f"{sent.files} files sent, {sent.there} were there: {sent.url}")
+        return 0
+
+
+@contextlib.contextmanager
+def _folder_of_its_own(run: RunFolder) -> Iterator[Path]:
+    """An empty folder within the run, gone at the end; what a killed process left in it is removed first."""
+    place = run.path / ".publish.tmp"
+    with records.writing(place):
+        place.mkdir(exist_ok=True)
+    with records.locked(place):
+        files = place / "files"
+        shutil.rmtree(files, ignore_errors=True)
+        try:
+            with records.writing(files):
+                files.mkdir()
+            yield files
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _lines(made: Composed, licence: str) -> list[str]:
+    """What there is to know before it is public."""
+    lines = [f"{len(made.coders)} coders under the licence {licence}"]
+    lines += [f"{name} is not for SAELens: {reason}" for name, reason in made.left_out_of_saelens.items()]
+    if made.not_measured:
+        lines.append(f"{len(made.not_measured)} coders have no eval.json, such as {made.not_measured[0]}")
+    return lines
+
+
+def _figures(results: Results) -> dict[str, Figure]:
+    """The figures of the card that can be drawn, by file name."""
+    found: dict[str, Figure] = {}
+    for plot in FIGURES:
+        drawn = plot.draw(results) if plot.key in _SHOWN else None
+        if isinstance(drawn, Drawn):
+            found[f"{plot.key}.svg"] = Figure(svg(plot, drawn), plot.title, plot.look)
+    return found

@@ -1,0 +1,54 @@
+"""What a foreign format is: how to tell it, how to read a coder of it, how to write one.
+
+A coder read from a foreign file is a `Foreign`: a WiredCoder on raw activations, with whatever normalisation the file
+asks for folded into its weights or, where that differs from row to row, standing beside it; and what the file says of
+where it comes from. What a format does not say (at which site, of which model, with which K) the user says (`Asked`).
+A writer gets the same and writes a folder that the other tool's own loader takes.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from panscope.coders.wiring import WiredCoder
+from panscope.types import Site
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user says of foreign files that they do not say themselves, or says otherwise."""
+
+    reads: Site | None = None
+    """The site that the coder reads."""
+    predicts: Site | None = None
+    """The site that it predicts; None for the one it reads."""
+    model: str | None = None
+    """The language model: a path or hub id."""
+    k: int | None = None
+    """K of a TopK coder."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """One coder of another tool."""
+
+    wired: WiredCoder
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Where it comes from, as plain values: `format`, `model`, `source` and whatever else the file says of it."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One foreign format."""
+
+    name: str
+    """What the user types, such as saelens."""
+    says: str
+    """What it is, in one line."""
+    finds: Callable[[Path], bool]
+    """Whether a file or folder looks like one coder of this format, from names alone: nothing is loaded."""
+    read: Callable[[Path, Asked], Foreign]
+    """Raises UserError, one sentence, for whatever cannot be read, is not of this format or cannot be represented."""
+    write: Callable[[Foreign, Path], list[Path]]
+    """Write into a new or empty folder; the files written. Raises UserError for a coder the format has no place for."""

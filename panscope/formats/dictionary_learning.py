@@ -1,0 +1,304 @@
+"""dictionary_learning: `ae.pt`, a state dict of one of seven classes, with `config.json` beside it.
+
+    class                   codes                                       x - b_dec first     our architecture
+    AutoEncoder             ReLU                                        yes                 relu
+    AutoEncoderNew          ReLU                                        no                  relu
+    GatedAutoEncoder        gated                                       yes                 gated
+    JumpReluAutoEncoder     above a threshold of each latent            no                  jumprelu
+    AutoEncoderTopK         the K largest                               yes                 topk
+    BatchTopKSAE            above one threshold                         yes                 batchtopk
+    MatryoshkaBatchTopKSAE  above one threshold, latents in groups      yes                 matryoshka
+
+A threshold of -1 is one that training never set; it cuts nothing, here too, and is -1 again when it is written. A
+JumpReLU threshold below 0 is written as 0: a ReLU follows it. While training goes on, `ae.pt` may be the backup {step,
+ae, optimizer, config, norm_factor}: its biases are in units of rows divided by norm_factor and are brought to raw rows
+here, as the tool does when it saves for good. TopK and BatchTopK files have the same tensors, so only the configuration
+tells which it is.
+
+Shape letters: F latents, D width, G groups.
+"""
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from panscope import records
+from panscope.coders.base import Coder
+from panscope.coders.batchtopk import BatchTopKCoder
+from panscope.coders.wiring import WiredCoder
+from panscope.formats.base import Asked, Foreign, Format
+from panscope.formats.hooks import names_of
+from panscope.formats.shaping import bare, centred, check_raw, refuse, transposed, uncentred, whole_k
+from panscope.formats.untrusted import fit, read_json, read_pt
+from panscope.formats.weights import made, threshold_of, wiring_of
+from panscope.types import SITE_KINDS, Site, UserError
+
+_WEIGHTS, _CONFIG = "ae.pt", "config.json"
+_BACKUP = {"step", "ae", "config"}
+_LINEAR = {"encoder.weight": "FD", "decoder.weight": "DF"}
+_PLAIN = {"W_enc": "DF", "b_enc": "F", "W_dec": "FD", "b_dec": "D"}
+SHAPES: dict[str, dict[str, str]] = {
+    "AutoEncoder": _LINEAR | {"encoder.bias": "F", "bias": "D"},
+    "AutoEncoderNew": _LINEAR | {"encoder.bias": "F", "decoder.bias": "D"},
+    "GatedAutoEncoder": _LINEAR | {"decoder_bias": "D", "r_mag": "F", "gate_bias": "F", "mag_bias": "F"},
+    "JumpReluAutoEncoder": _PLAIN | {"threshold": "F"},
+    "AutoEncoderTopK": _LINEAR | {"encoder.bias": "F", "b_dec": "D", "k": "", "threshold": ""},
+    "BatchTopKSAE": _LINEAR | {"encoder.bias": "F", "b_dec": "D", "k": "", "threshold": ""},
+    "MatryoshkaBatchTopKSAE": _PLAIN | {"k": "", "threshold": "", "group_sizes": "G"},
+}
+"""The tensors of each class."""
+_OURS = {
+    "encoder.weight": "W_enc",
+    "decoder.weight": "W_dec",
+    "encoder.bias": "b_enc",
+    "gate_bias": "b_enc",
+    "mag_bias": "b_mag",
+    "bias": "b_dec",
+    "decoder.bias": "b_dec",
+    "decoder_bias": "b_dec",
+}
+"""What we call their tensors, where not the same."""
+_ARCHITECTURES = {
+    "AutoEncoder": "relu",
+    "AutoEncoderNew": "relu",
+    "GatedAutoEncoder": "gated",
+    "JumpReluAutoEncoder": "jumprelu",
+    "AutoEncoderTopK": "topk",
+    "BatchTopKSAE": "batchtopk",
+    "MatryoshkaBatchTopKSAE": "matryoshka",
+}
+_UNCENTRED = ("AutoEncoderNew", "JumpReluAutoEncoder")
+_TRAINERS = {
+    "AutoEncoder": "StandardTrainer",
+    "AutoEncoderNew": "StandardTrainerAprilUpdate",
+    "GatedAutoEncoder": "GatedSAETrainer",
+    "JumpReluAutoEncoder": "JumpReluTrainer",
+    "AutoEncoderTopK": "TopKTrainer",
+    "BatchTopKSAE": "BatchTopKTrainer",
+    "MatryoshkaBatchTopKSAE": "MatryoshkaBatchTopKTrainer",
+}
+_SIGNED = {"pre_bias", "encoder_bias", "encoder_weights", "decoder_weights"}
+"""The tensors of a TopK coder of others that keeps the signs of its codes; seen under this tool's file names."""
+_UNSET = -1.0
+_SUBMODULE = re.compile(rf"({'|'.join(SITE_KINDS)})(?:_layer_(\d{{1,4}}))?")
+
+
+def finds(path: Path) -> bool:
+    """A folder with ae.pt, or a file called ae.pt, ae1.pt, ae_1000.pt."""
+    if path.is_dir():
+        return (path / _WEIGHTS).is_file()
+    return path.is_file() and re.fullmatch(r"ae_?\w*\.pt", path.name) is not None
+
+
+def read(path: Path, asked: Asked) -> Foreign:
+    """See `Format`; of a run's checkpoints too, whose configuration is one folder up."""
+    file = path / _WEIGHTS if path.is_dir() else path
+    found, trainer = read_pt(file), _trainer(file)
+    norm_factor = 1.0
+    if found.keys() >= _BACKUP and isinstance(found["ae"], dict):
+        norm_factor = _norm_factor(file, found)
+        inside = found["config"] if isinstance(found["config"], dict) else {}
+        trainer, found = {**inside, **trainer}, found["ae"]
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    kind = _class(file, tensors, trainer)
+    sizes = fit(file, tensors, SHAPES[kind], optional="k threshold")
+    theirs = _scaled(tensors, norm_factor)
+    fields: dict[str, Any] = {
+        "pre_encoder_bias": kind not in _UNCENTRED,
+        "sparsity": _sparsity(file, asked, kind, tensors, trainer),
+    }
+    if kind == "MatryoshkaBatchTopKSAE":
+        fields["prefixes"] = _prefixes(file, tensors["group_sizes"], sizes["F"])
+    coder = made(file, _ARCHITECTURES[kind], _our_tensors(kind, theirs), **fields)
+    model = asked.model or _text(trainer, "lm_name")
+    about = {"format": "dictionary_learning", "source": str(path), "model": model, "dict_class": kind}
+    about |= {"trainer": trainer, "norm_factor": norm_factor}
+    if kind == "AutoEncoderTopK":
+        about["threshold"] = float(theirs["threshold"]) if "threshold" in theirs else _UNSET
+    return Foreign(
+        WiredCoder(wiring_of(file, asked, _site(trainer), None, trainer.get("submodule_name")), coder), about
+    )
+
+
+def _trainer(file: Path) -> dict[str, Any]:
+    """The plain values of config.json's table `trainer`; {} where there is no file."""
+    for folder in (file.absolute().parent, file.absolute().parent.parent):
+        if (folder / _CONFIG).is_file() and (folder == file.absolute().parent or file.parent.name == "checkpoints"):
+            trainer = read_json(folder / _CONFIG).get("trainer")
+            if not isinstance(trainer, dict):
+                raise UserError(
+                    f"the file {str(folder / _CONFIG)!r} has no table 'trainer': it is none of dictionary_learning's; "
+                    "give the folder that its trainSAE wrote"
+                )
+            return {key: value for key, value in trainer.items() if _is_plain(value)}
+    return {}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return len(value) <= 100 and all(isinstance(item, int | float | str) for item in value)
+    return value is None or isinstance(value, int | float | str)
+
+
+def _norm_factor(file: Path, backup: Mapping[str, Any]) -> float:
+    """What a backup's rows were divided by."""
+    factor = 1.0 if backup.get("norm_factor") is None else backup["norm_factor"]
+    if isinstance(factor, Tensor) and factor.numel() == 1:
+        factor = factor.item()
+    if not isinstance(factor, int | float) or not (math.isfinite(factor) and factor > 0):
+        raise UserError(f"{str(file)!r}: norm_factor is {factor!r}, expected a number above 0; take an undamaged copy")
+    return float(factor)
+
+
+def _class(file: Path, tensors: Mapping[str, Tensor], trainer: Mapping[str, Any]) -> str:
+    """The class that the configuration names or, without one, that has these tensors."""
+    if tensors.keys() == _SIGNED:
+        raise UserError(
+            f"{str(file)!r} is a TopK coder that keeps the signs of its codes: Panscope's codes are never negative, so "
+            "it would be another coder; it is not imported"
+        )
+    stated = trainer.get("dict_class")
+    if stated is not None:
+        if not isinstance(stated, str) or stated not in SHAPES:
+            raise UserError(f"{str(file)!r} is of class {stated!r}: use one of {', '.join(SHAPES)}")
+        return stated
+    fitting = [kind for kind, shapes in SHAPES.items() if shapes.keys() == tensors.keys()]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise UserError(
+            f"{str(file)!r} may be {' or '.join(fitting)}: put the config.json beside it that says which (dict_class)"
+        )
+    names = ", ".join(sorted(tensors)[:8]) or "none"
+    raise UserError(f"{str(file)!r} holds the tensors {names}: they are none of dictionary_learning's classes")
+
+
+def _sparsity(file: Path, asked: Asked, kind: str, tensors: Mapping[str, Tensor], trainer: Mapping[str, Any]) -> float:
+    """K, of which file and configuration must say the same; or 1, for a price that the file does not say."""
+    if "k" not in SHAPES[kind]:
+        return 1.0
+    stated = [k for k in (tensors.get("k"), trainer.get("k")) if k is not None]
+    every = {whole_k(file, k) for k in stated}
+    if asked.k is None and len(every) > 1:
+        raise UserError(f"{str(file)!r}: its tensor k and its config.json say {sorted(every)}; say which by --k")
+    return whole_k(file, asked.k, *stated)
+
+
+def _prefixes(file: Path, groups: Tensor, width: int) -> list[float]:
+    """The shares of the width at which groups end."""
+    sizes = groups.tolist() if groups.dtype == torch.int64 else []
+    if not sizes or min(sizes) < 1 or sum(sizes) != width:
+        raise UserError(f"{str(file)!r}: group_sizes do not add up to its {width} latents; take an undamaged copy")
+    return [end / width for end in itertools.accumulate(sizes)]
+
+
+def _scaled(tensors: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """Biases and thresholds in units of raw rows, as the tool's own scale_biases brings them there."""
+    matrices = ("encoder.weight", "decoder.weight", "W_enc", "W_dec", "r_mag", "k", "group_sizes")
+    scaled = {name: value if name in matrices else (value.double() * factor).float() for name, value in tensors.items()}
+    if "threshold" in tensors and not tensors["threshold"].shape and tensors["threshold"] < 0:
+        scaled["threshold"] = tensors["threshold"]
+    return scaled if factor != 1 else dict(tensors)
+
+
+def _our_tensors(kind: str, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Under our names and latent-major."""
+    ours = {_OURS.get(name, name): value for name, value in theirs.items() if name not in ("k", "group_sizes")}
+    turned = "W_dec" if "decoder.weight" in theirs else "W_enc"
+    ours[turned] = transposed(ours, turned)
+    if kind == "AutoEncoderTopK":
+        ours.pop("threshold", None)
+    elif "k" in SHAPES[kind]:
+        ours["threshold"] = ours.get("threshold", torch.tensor(_UNSET)).clamp_min(0)
+    return ours
+
+
+def _site(trainer: Mapping[str, Any]) -> Site | None:
+    """What `submodule_name`, such as resid_post_layer_3, and `layer` say."""
+    match, layer = _SUBMODULE.fullmatch(_text(trainer, "submodule_name") or ""), trainer.get("layer")
+    if match is None or isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+        return None
+    return Site(layer, match[1]) if match[2] is None or int(match[2]) == layer else None
+
+
+def _text(table: Mapping[str, Any], key: str) -> str | None:
+    value = table.get(key)
+    return value if isinstance(value, str) else None
+
+
+def write(foreign: Foreign, folder: Path) -> list[Path]:
+    """See `Format`: a coder of one site and any architecture, ready for the tool's load_dictionary."""
+    check_raw(foreign.wired, "dictionary_learning")
+    coder = bare(foreign.wired, "dictionary_learning")
+    kind = _class_of(coder)
+    state = _their_tensors(kind, coder, foreign.about)
+    with records.replacing(folder / _WEIGHTS) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
+    records.write_json(folder / _CONFIG, _config(foreign, kind, coder))
+    return [folder / _WEIGHTS, folder / _CONFIG]
+
+
+def _class_of(coder: Coder) -> str:
+    """A ReLU coder's class depends on whether b_dec is taken off its input."""
+    if coder.config.architecture == "relu":
+        return "AutoEncoder" if coder.config.pre_encoder_bias else "AutoEncoderNew"
+    classes = {ours: kind for kind, ours in _ARCHITECTURES.items()}
+    if coder.config.architecture not in classes:
+        raise refuse("dictionary_learning", f"architecture {coder.config.architecture!r}")
+    return classes[coder.config.architecture]
+
+
+def _their_tensors(kind: str, coder: Coder, about: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict, in the tool's order of names and dimensions."""
+    ours = uncentred(coder) if kind in _UNCENTRED else centred(coder)
+    if "k" in SHAPES[kind]:
+        ours["k"] = torch.tensor(int(coder.config.sparsity), dtype=torch.int32)
+        ours["threshold"] = torch.tensor(_threshold(coder, about))
+    if kind == "JumpReluAutoEncoder":
+        ours["threshold"] = threshold_of(coder)
+    if kind == "MatryoshkaBatchTopKSAE":
+        ends = [0, *coder.config.prefix_ends()]
+        ours["group_sizes"] = torch.tensor([end - start for start, end in itertools.pairwise(ends)])
+    turned = "W_dec" if "decoder.weight" in SHAPES[kind] else "W_enc"
+    ours[turned] = transposed(ours, turned)
+    return {name: ours[_OURS.get(name, name)] for name in SHAPES[kind]}
+
+
+def _threshold(coder: Coder, about: Mapping[str, Any]) -> float:
+    """Of BatchTopK its running threshold, -1 where no step has set it; of TopK what its file said, if it did."""
+    if isinstance(coder, BatchTopKCoder):
+        return float(coder.threshold) if coder.threshold > torch.finfo(torch.float32).tiny else _UNSET
+    stated = about.get("threshold")
+    return float(stated) if about.get("format") == "dictionary_learning" and isinstance(stated, float) else _UNSET
+
+
+def _config(foreign: Foreign, kind: str, coder: Coder) -> dict[str, Any]:
+    """config.json; the loader asks for the class and K, people and other tools for the rest."""
+    about, site = foreign.about, foreign.wired.wiring.reads[0]
+    kept = about.get("trainer") if about.get("dict_class") == kind else None
+    trainer: dict[str, Any] = {"trainer_class": _TRAINERS[kind], "device": "cpu", "seed": None, "wandb_name": kind}
+    trainer |= dict(kept) if isinstance(kept, Mapping) else {}
+    trainer |= {
+        "dict_class": kind,
+        "activation_dim": coder.config.d_in,
+        "dict_size": coder.config.width,
+        "layer": site.layer,
+        "lm_name": about.get("model"),
+        "submodule_name": f"{site.kind}_layer_{site.layer}",
+    }
+    if "k" in SHAPES[kind]:
+        trainer["k"] = int(coder.config.sparsity)
+    assert json.dumps(trainer)
+    return {"trainer": trainer, **names_of(foreign)}
+
+
+DICTIONARY_LEARNING = Format(
+    "dictionary_learning", "dictionary_learning: a folder with ae.pt and config.json, or an ae.pt", finds, read, write
+)

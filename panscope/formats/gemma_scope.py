@@ -1,0 +1,90 @@
+"""Gemma Scope's params.npz: a JumpReLU coder in five arrays, its site in the names of the folders above it.
+
+`<repository>/layer_20/width_16k/average_l0_71/params.npz`, the repository `gemma-scope-2b-pt-res` (`-mlp`, `-att`,
+`-transcoders`). Encoders are [D, F], decoders [F, E]; attention coders read the heads' outputs before W_O; transcoders
+read the MLP's norm before its gain (Lieberum et al. 2024). Files that we wrote say their sites in panscope.json beside
+them. Coders of the embedding are refused: what they read is no site of ours.
+
+Shape letters: D input width, E output width, F latents.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from panscope import records
+from panscope.formats.base import Asked, Foreign, Format
+from panscope.formats.hooks import names_of, sites_named
+from panscope.formats.untrusted import fit, read_json, read_npz
+from panscope.formats.weights import as_jumprelu, made, threshold_of, wired_as, wiring_of
+from panscope.types import Site, UserError
+
+_WEIGHTS, _BESIDE = "params.npz", "panscope.json"
+_DIMS = {"W_enc": "DF", "b_enc": "F", "W_dec": "FE", "b_dec": "E", "threshold": "F"}
+_REPOSITORY = re.compile(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att|transcoders)")
+_KINDS = {"res": "resid_post", "mlp": "mlp_out", "att": "attn_z", "transcoders": "mlp_in_no_gain"}
+
+
+def _finds(path: Path) -> bool:
+    return path.name == _WEIGHTS or (path / _WEIGHTS).is_file()
+
+
+def _read(path: Path, asked: Asked) -> Foreign:
+    file = path if path.name == _WEIGHTS else path / _WEIGHTS
+    arrays = read_npz(file)
+    tensors = {re.sub("^w_", "W_", name): array for name, array in arrays.items()}
+    scaling = tensors.pop("scaling_factor", None)
+    if scaling is not None and not scaling.eq(1).all():
+        raise UserError(f"{str(file)!r} holds a scaling_factor other than 1, which no coder of Gemma Scope has")
+    fit(file, tensors, _DIMS)
+    tensors["W_enc"] = tensors["W_enc"].T.contiguous()
+    beside = read_json(file.with_name(_BESIDE)) if file.with_name(_BESIDE).is_file() else {}
+    said = _said_by_names(file.absolute())
+    reads, predicts = sites_named(beside, asked.model or said.get("model"))
+    own = said["sites"]
+    wiring = wiring_of(file, asked, reads or own[0], predicts or own[1])
+    about = {"format": "gemma_scope", "source": str(file), "model": asked.model or beside.get("model_name")}
+    about["model"] = about["model"] or said.get("model")
+    about |= {name: said[name] for name in ("l0",) if name in said}
+    l0 = said.get("l0")
+    fields = {"target_l0": l0} if l0 and l0 < len(tensors["b_enc"]) else {}
+    return Foreign(wired_as(file, wiring, made(file, "jumprelu", tensors, **fields)), about)
+
+
+def _said_by_names(file: Path) -> dict[str, Any]:
+    """What the folders above the file are called: model, L0 and the sites, each as far as they say it."""
+    names = str(file.parent).replace("\\", "/")
+    said: dict[str, Any] = {"sites": (None, None)}
+    if l0 := re.search(r"average_l0_(\d+)", names):
+        said["l0"] = float(l0[1])
+    repositories = _REPOSITORY.findall(names)
+    if not repositories:
+        return said
+    size, kind, place = repositories[-1]
+    said["model"] = f"google/gemma-2-{size}" + ("-it" if kind == "it" else "")
+    layers = re.findall(r"layer_(\d{1,4})(?!\d)", names)
+    if "embedding" in names.rsplit("gemma-scope-", 1)[1]:
+        raise UserError(f"{str(file)!r} is a coder of the embedding, which is no site of ours: take one of a layer")
+    if layers:
+        layer = int(layers[-1])
+        predicts = Site(layer, "mlp_out") if place == "transcoders" else None
+        said["sites"] = (Site(layer, _KINDS[place]), predicts)
+    return said
+
+
+def _write(foreign: Foreign, folder: Path) -> list[Path]:
+    coder = as_jumprelu(foreign.wired, "gemma_scope")
+    if coder.config.skip:
+        raise UserError("gemma_scope has no place for a skip connection: write gemma_scope_2 or saelens instead")
+    tensors = coder.tensors() | {"threshold": threshold_of(coder)}
+    tensors["W_enc"] = tensors["W_enc"].T.contiguous()
+    arrays: dict[str, Any] = {name: tensors[name].cpu().numpy() for name in _DIMS}
+    with records.replacing(folder / _WEIGHTS) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    records.write_json(folder / _BESIDE, names_of(foreign))
+    return [folder / _WEIGHTS, folder / _BESIDE]
+
+
+GEMMA_SCOPE = Format("gemma_scope", "Gemma Scope: params.npz, JumpReLU", _finds, _read, _write)

@@ -1,0 +1,179 @@
+"""What a site is called elsewhere: TransformerLens' hook name, Hugging Face's module path, sparsify's hookpoint.
+
+A module path ends with which end of the module is meant, as Gemma Scope 2 writes it: `model.layers.3.output`,
+`model.layers.3.self_attn.o_proj.input`. What TransformerLens calls `ln2.hook_normalized` is no tensor of a Hugging Face
+model; its path ends with `output_before_gain`. sparsify's hookpoints are modules, counted from the base model, so
+without the head's own prefix: `layers.3.mlp`.
+
+A module path says a site only together with the family: `model.layers.3.mlp.output` is what the MLP adds to the
+residual in Llama, and what goes into a post-norm in Gemma. Where the family is not known, a path is understood if all
+families that have such a module agree.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from panscope.formats.base import Foreign
+from panscope.formats.untrusted import read_json
+from panscope.lms.families import FAMILIES, Family, family_of
+from panscope.lms.sites import KINDS
+from panscope.types import Site, UserError
+
+_LENS = {
+    "resid_post": "hook_resid_post",
+    "attn_z": "attn.hook_z",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+    "mlp_in": "mlp.hook_in",
+    "mlp_in_no_gain": "ln2.hook_normalized",
+}
+"""After `blocks.3.`. The MLP's input with the norm's gain has a name in TransformerLens' bridge only."""
+_BEFORE_GAIN = "output_before_gain"
+_BLOCK = re.compile(r"blocks\.(\d{1,4})\.([\w.]+)")
+_ENDING = re.compile(r"(.*?)\.?(input|output|" + _BEFORE_GAIN + ")")
+_MODEL_TYPES = (
+    (r"gemma-?2", "gemma2"),
+    (r"gemma-?3.*(270m|1b)", "gemma3_text"),
+    (r"gemma-?3", "gemma3"),
+    (r"pythia|gpt-?neox", "gpt_neox"),
+    (r"gpt-?2", "gpt2"),
+    (r"llama|mistral|qwen-?(2|3)|smollm", "llama"),
+)
+"""What the name of a language model says of its type; the first that is found in it."""
+
+
+def lens_name(site: Site) -> str:
+    """TransformerLens' hook name of a site: `blocks.3.hook_resid_post`."""
+    return f"blocks.{site.layer}.{_LENS[site.kind]}"
+
+
+def site_of_lens_name(name: str) -> Site | None:
+    """The site that a hook name stands for; None where we have no such site.
+
+    `hook_mlp_in` is such a name: the residual before the norm. `hook_resid_pre` is the block before's
+    `hook_resid_post`.
+    """
+    match = _BLOCK.fullmatch(name)
+    if match is None:
+        return None
+    layer, hook = int(match[1]), match[2]
+    if hook == "hook_resid_pre":
+        return Site(layer - 1, "resid_post") if layer else None
+    kinds = [kind for kind, own in _LENS.items() if own == hook]
+    return Site(layer, kinds[0]) if kinds else None
+
+
+def module_path(site: Site, family: Family) -> str:
+    """The Hugging Face module path of a site, from the whole model, and which end of the module it is."""
+    kind = KINDS[site.kind]
+    end = _BEFORE_GAIN if kind.no_gain else kind.end
+    return ".".join(part for part in (family.blocks, str(site.layer), kind.module(family), end) if part)
+
+
+def site_of_module_path(path: str, family: Family | None = None) -> Site | None:
+    """The site that a module path stands for; None where there is none, or where families differ and none is given.
+
+    A path without an end means the module's output.
+    """
+    ending = _ENDING.fullmatch(path)
+    module, end = (ending[1], ending[2]) if ending else (path, "output")
+    return _agreed(module, end, "", family)
+
+
+def hookpoint(site: Site, family: Family) -> str | None:
+    """sparsify's hookpoint whose output is this site: `layers.3.mlp`; None where no module's output is."""
+    kind = KINDS[site.kind]
+    if kind.end != "output" or kind.no_gain:
+        return None
+    return module_path(site, family).removeprefix(_base(family)).removesuffix(".output")
+
+
+def site_of_hookpoint(hookpoint: str, family: Family | None = None, end: str = "output") -> Site | None:
+    """The site at the output, or the input, of a hookpoint; None where there is none, or where families differ."""
+    return _agreed(hookpoint, end, "base", family)
+
+
+def _base(family: Family) -> str:
+    """What stands before the base model's own modules: `model.`, `transformer.`."""
+    return family.blocks.split(".", 1)[0] + "."
+
+
+def _agreed(module: str, end: str, count_from: str, family: Family | None) -> Site | None:
+    """The one site that a module's end is in every family that has the module."""
+    found: set[Site | None] = set()
+    for one in (family,) if family else FAMILIES:
+        blocks = one.blocks.removeprefix(_base(one)) if count_from == "base" else one.blocks
+        match = re.fullmatch(re.escape(blocks) + r"\.(\d{1,4})(?:\.([\w.]+))?", module)
+        if match is None:
+            continue
+        kind, is_known = _kind_at(match[2] or "", end, one)
+        if is_known:
+            found.add(Site(int(match[1]), kind) if kind else None)
+    return found.pop() if len(found) == 1 else None
+
+
+def _kind_at(module: str, end: str, family: Family) -> tuple[str | None, bool]:
+    """The kind of site at a module's end, and whether the family is known to have that module."""
+    if module == family.mlp_norm and end == "output":
+        return "mlp_in", True
+    for kind, place in KINDS.items():
+        own = _BEFORE_GAIN if place.no_gain else place.end
+        if place.module(family) == module and own == end:
+            return kind, True
+    return None, module in ("", family.w_o, family.attn_end, family.mlp, family.mlp_end, family.mlp_norm)
+
+
+def family_named(model: str | None, model_type: str | None = None) -> Family | None:
+    """The family of a language model, from its type, its folder or its name; None where they do not tell."""
+    if model_type is None and model and (Path(model) / "config.json").is_file():
+        model_type = read_json(Path(model) / "config.json").get("model_type")
+    if model_type is None:
+        name = (model or "").lower()
+        model_type = next((found for pattern, found in _MODEL_TYPES if re.search(pattern, name)), None)
+    try:
+        return family_of(model_type) if isinstance(model_type, str) else None
+    except UserError:
+        return None
+
+
+def names_of(foreign: Foreign) -> dict[str, Any]:
+    """What everything exported carries: both names of each site it reads and predicts, and where it comes from.
+
+    `hook_name` and its like are those of the first site; of a coder that reads several, `sites` has the others.
+    `about` may hold `model_type`, or the family is found from the model's folder or name; without it, the module paths
+    are null.
+    """
+    wiring, about = foreign.wired.wiring, dict(foreign.about)
+    model = about.get("model")
+    family = family_named(model if isinstance(model, str) else None, about.get("model_type"))
+
+    def both(site: Site) -> dict[str, str | None]:
+        return {"hook_name": lens_name(site), "hf_hook_name": module_path(site, family) if family else None}
+
+    reads, predicts = both(wiring.reads[0]), both(wiring.predicts[0])
+    names: dict[str, Any] = {"model_name": model, **reads}
+    if wiring.wiring == "transcoder":
+        names |= {f"{name}_out": value for name, value in predicts.items()}
+    names["panscope"] = {
+        "wiring": wiring.wiring,
+        "reads": [{"site": str(site), **both(site)} for site in wiring.reads],
+        "predicts": [{"site": str(site), **both(site)} for site in wiring.predicts],
+        "about": about,
+    }
+    return names
+
+
+def sites_named(names: dict[str, Any], model: str | None = None) -> tuple[Site | None, Site | None]:
+    """The sites that a file with `names_of`'s names reads and predicts; None for what it does not say, or is none."""
+    model = model or names.get("model_name")
+    family = family_named(model if isinstance(model, str) else None)
+
+    def named(suffix: str) -> Site | None:
+        lens, module = names.get(f"hook_name{suffix}"), names.get(f"hf_hook_name{suffix}")
+        found = site_of_module_path(module, family) if isinstance(module, str) else None
+        if found is None and isinstance(lens, str):
+            found = site_of_lens_name(lens) or site_of_module_path(lens, family)
+        return found
+
+    return named(""), named("_out")

@@ -1,0 +1,159 @@
+"""Multi-Layer SAEs (Lawson et al. 2025): `config.json` and `model.safetensors`, as the hub's mixin saves them.
+
+One TopK coder for the residual streams of all layers, without encoder bias: z = TopK(W_enc (x - b_pre)), y = W_dec^T
+ReLU(z) + b_pre, of rows that are standardised one by one where the file says so (our normaliser `standardise`; the tool
+undoes it with the standard deviation alone, we with what we divided by, 1e-5 more). A "-tfm" repository holds the same
+under the prefix `autoencoder.`, beside the language model, which is not read.
+
+Shape letters: F latents, D width.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from panscope import records
+from panscope.coders.base import Coder
+from panscope.coders.topk import TopKConfig
+from panscope.coders.wiring import WiredCoder, Wiring
+from panscope.config import Config
+from panscope.formats.base import Asked, Foreign, Format
+from panscope.formats.hooks import names_of
+from panscope.formats.shaping import bare, centred, is_zero, refuse, transposed, whole_k
+from panscope.formats.untrusted import fit, read_json, read_safetensors, safetensors_shapes
+from panscope.formats.weights import made, per_row, wiring_of
+from panscope.types import Site, UserError
+
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_PREFIX = "autoencoder."
+_SHAPES = {"encoder.weight": "FD", "decoder.weight": "DF", "pre_encoder_bias": "D"}
+_LENSES = ("lens.", "encoder_lens.", "decoder_lens.")
+_KEPT = ("auxk", "dead_steps_threshold", "dead_threshold")
+
+
+class _Stated(Config):
+    """What is read of config.json."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    k: int = Field(gt=0)
+    n_inputs: int | None = Field(default=None, gt=0)
+    n_latents: int | None = Field(default=None, gt=0)
+    expansion_factor: int | None = Field(default=None, gt=0)
+    standardize: bool = True
+    layers: tuple[int, ...] | None = None
+    model_name: str | None = None
+    lens: bool = False
+    tuned_lens: bool = False
+    auxk: int | None = None
+    dead_steps_threshold: int | None = None
+    dead_threshold: float = 1e-3
+
+
+def finds(path: Path) -> bool:
+    """A folder with both files; a language model's folder has them too, and is refused when it is read."""
+    return (path / _CONFIG).is_file() and (path / _WEIGHTS).is_file()
+
+
+def read(path: Path, asked: Asked) -> Foreign:
+    """See `Format`; at the site asked for, or as one coder of all layers that the file names."""
+    stated = _Stated.read(read_json(path / _CONFIG), repr(str(path / _CONFIG)))
+    tensors = _tensors(path / _WEIGHTS, stated)
+    sizes = fit(path / _WEIGHTS, tensors, _SHAPES)
+    width = stated.n_latents or (stated.expansion_factor or 0) * sizes["D"] or sizes["F"]
+    if (stated.n_inputs or sizes["D"], width) != (sizes["D"], sizes["F"]):
+        raise UserError(
+            f"{str(path)!r}: {_CONFIG} says {width} latents of width {stated.n_inputs}, the weights have {sizes['F']} "
+            f"of width {sizes['D']}; take an undamaged copy"
+        )
+    fields = {"sparsity": whole_k(path, asked.k, stated.k), "pre_encoder_bias": True, "encoder_bias": False}
+    ours = {
+        "W_enc": tensors["encoder.weight"],
+        "b_enc": torch.zeros(sizes["F"]),
+        "W_dec": transposed(tensors, "decoder.weight"),
+        "b_dec": tensors["pre_encoder_bias"],
+    }
+    coder = made(path / _WEIGHTS, "topk", ours, **fields)
+    about = {"format": "mlsae", "source": str(path), "model": asked.model or stated.model_name}
+    about |= {key: getattr(stated, key) for key in _KEPT}
+    wired = WiredCoder(_wiring(path, asked, stated), coder, per_row("standardise" if stated.standardize else "none"))
+    return Foreign(wired, about)
+
+
+def _tensors(file: Path, stated: _Stated) -> dict[str, Tensor]:
+    """The autoencoder's own tensors, without their prefix; the language model's are left."""
+    names = list(safetensors_shapes(file))
+    prefix = _PREFIX if any(name.startswith(_PREFIX) for name in names) else ""
+    lenses = [name for name in names if name.removeprefix(prefix).startswith(_LENSES)]
+    if stated.lens or stated.tuned_lens or lenses:
+        raise UserError(
+            f"{str(file)!r} turns the rows of each layer by a lens of its own before it codes them: Panscope has no "
+            "such coder; it is not imported"
+        )
+    found = read_safetensors(file, lambda name: name.startswith(prefix) if prefix else True)
+    return {name.removeprefix(prefix): tensor for name, tensor in found.items() if not name.endswith("last_nonzero")}
+
+
+def _wiring(path: Path, asked: Asked, stated: _Stated) -> Wiring:
+    """All layers as one coder; a site that is asked for takes their place."""
+    layers = stated.layers or ()
+    if any(layer < 0 for layer in layers):
+        raise UserError(f"{str(path)!r}: layers are {list(layers)}, expected numbers from 0; take an undamaged copy")
+    sites = [Site(layer, "resid_post") for layer in layers]
+    if asked.reads is not None or len(sites) < 2:
+        return wiring_of(path, asked, sites[0] if sites else None, None)
+    return Wiring.read({"wiring": "multilayer", "reads": sites, "predicts": sites}, repr(str(path / _CONFIG)))
+
+
+def write(foreign: Foreign, folder: Path) -> list[Path]:
+    """See `Format`: TopK of residual streams, without encoder bias, raw or standardised row by row."""
+    wired = foreign.wired
+    if wired.normaliser.kind == "token_norm":
+        raise refuse("mlsae", "rows normalised one by one ('token_norm')")
+    coder = bare(wired, "mlsae", ("sae", "multilayer"))
+    if not isinstance(coder.config, TopKConfig):
+        raise refuse("mlsae", f"architecture {coder.config.architecture!r}; it has TopK alone")
+    kinds = {site.kind for site in wired.wiring.reads}
+    if kinds != {"resid_post"}:
+        raise refuse("mlsae", f"the site {str(wired.wiring.reads[0])!r}; it has the residual stream alone")
+    ours = _without_bias(coder)
+    tensors = {
+        "encoder.weight": ours["W_enc"],
+        "decoder.weight": transposed(ours, "W_dec"),
+        "pre_encoder_bias": ours["b_dec"],
+    }
+    records.write_tensors(folder / _WEIGHTS, tensors, {"format": "pt"})
+    records.write_json(folder / _CONFIG, _config(foreign, coder))
+    return [folder / _CONFIG, folder / _WEIGHTS]
+
+
+def _without_bias(coder: Coder) -> dict[str, Tensor]:
+    """The tensors for rows from which b_dec is taken; raises UserError where an encoder bias is left then."""
+    tensors, before = centred(coder), coder.tensors()["b_enc"]
+    if not is_zero(tensors["b_enc"], before if not coder.config.pre_encoder_bias else torch.zeros_like(before)):
+        raise refuse("mlsae", "an encoder bias", "train with encoder_bias = false, or export it as saelens")
+    return tensors
+
+
+def _config(foreign: Foreign, coder: Coder) -> dict[str, Any]:
+    """config.json: the class's arguments; it ignores the rest."""
+    config, about = coder.config, foreign.about
+    auxk = about.get("auxk")
+    return {
+        "layers": [site.layer for site in foreign.wired.wiring.reads],
+        "n_inputs": config.d_in,
+        "n_latents": config.width,
+        "k": int(config.sparsity),
+        "dead_steps_threshold": about.get("dead_steps_threshold") or 1000,
+        "dead_threshold": about.get("dead_threshold", 1e-3),
+        "auxk": auxk if isinstance(auxk, int) else min(256, config.width),
+        "standardize": foreign.wired.normaliser.kind == "standardise",
+        "lens": False,
+        **names_of(foreign),
+    }
+
+
+MLSAE = Format("mlsae", "Multi-Layer SAEs: a folder with config.json and model.safetensors", finds, read, write)

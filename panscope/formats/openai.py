@@ -1,0 +1,145 @@
+"""OpenAI's GPT-2 autoencoders (Gao et al. 2024): one `.pt` file, a state dict that says its activation too.
+
+h = W_enc (x - pre_bias) + latent_bias; ReLU, or TopK of rows that are standardised one by one: that TopK means
+standardised and ReLU means raw is how the tool itself tells. (It undoes this with the standard deviation alone, we with
+what we divided by, 1e-5 more.) The file does not say its site; published ones stand under `<location>/autoencoders/
+<layer>.pt`. Its running statistics of training are not kept; a written file has those of a fresh coder.
+
+Shape letters: F latents, D width.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from panscope import records
+from panscope.coders.base import Coder
+from panscope.coders.topk import TopKConfig
+from panscope.coders.wiring import WiredCoder
+from panscope.formats.base import Asked, Foreign, Format
+from panscope.formats.hooks import names_of
+from panscope.formats.shaping import bare, centred, refuse, transposed, whole_k
+from panscope.formats.untrusted import fit, read_pt
+from panscope.formats.weights import made, per_row, wiring_of
+from panscope.types import Site, UserError
+
+_SHAPES = {"pre_bias": "D", "latent_bias": "F", "encoder.weight": "FD", "decoder.weight": "DF"}
+_STATISTICS = {
+    "stats_last_nonzero": torch.int64,
+    "latents_activation_frequency": torch.float32,
+    "latents_mean_square": torch.float32,
+}
+_LOCATIONS = {"resid_delta_attn": "attn_out", "resid_delta_mlp": "mlp_out", "resid_post_mlp": "resid_post"}
+_LOCATION = re.compile(rf"({'|'.join(_LOCATIONS)})(?:_v\d+.*)?")
+_SIGNED = {"pre_bias", "encoder_bias", "encoder_weights", "decoder_weights"}
+_MODEL = "openai-community/gpt2"
+
+
+def finds(path: Path) -> bool:
+    """A .pt file, or a folder with one; dictionary_learning's ae.pt is not meant."""
+    file = _file(path)
+    return file is not None and not file.name.startswith("ae")
+
+
+def _file(path: Path) -> Path | None:
+    """The one .pt file."""
+    files = [found for found in sorted(path.glob("*.pt")) if found.is_file()] if path.is_dir() else [path]
+    return files[0] if len(files) == 1 and files[0].suffix == ".pt" and files[0].is_file() else None
+
+
+def read(path: Path, asked: Asked) -> Foreign:
+    """See `Format`."""
+    file = _file(path)
+    if file is None:
+        raise UserError(f"{str(path)!r} is no .pt file and no folder with exactly one: give the file")
+    found = read_pt(file)
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    if tensors.keys() == _SIGNED:
+        raise UserError(
+            f"{str(file)!r} is a TopK coder that keeps the signs of its codes: Panscope's codes are never negative, so "
+            "it would be another coder; it is not imported"
+        )
+    statistics = dict.fromkeys(_STATISTICS, "F")
+    fit(file, tensors, _SHAPES | statistics, optional=" ".join(statistics))
+    k = _k(file, asked, found)
+    ours = {
+        "W_enc": tensors["encoder.weight"],
+        "b_enc": tensors["latent_bias"],
+        "W_dec": transposed(tensors, "decoder.weight"),
+        "b_dec": tensors["pre_bias"],
+    }
+    coder = made(file, "relu" if k is None else "topk", ours, sparsity=k or 1.0, pre_encoder_bias=True)
+    site = _site(file)
+    model = asked.model or (_MODEL if site else None)
+    about = {"format": "openai", "source": str(path), "model": model}
+    normaliser = per_row("none" if k is None else "standardise")
+    return Foreign(WiredCoder(wiring_of(file, asked, site, None), coder, normaliser), about)
+
+
+def _k(file: Path, asked: Asked, found: dict[str, Any]) -> int | None:
+    """K of TopK, None of ReLU; raises UserError for codes that ours cannot be."""
+    activation = found.get("activation", "ReLU")
+    if activation == "ReLU":
+        return None
+    state = found.get("activation_state_dict")
+    state = state if isinstance(state, dict) else {}
+    after = state.get("postact_fn", "ReLU")
+    if activation != "TopK" or after != "ReLU":
+        name = f"TopK with {after}" if activation == "TopK" else activation
+        raise UserError(
+            f"{str(file)!r} has the activation {name!r}, expected 'ReLU' or 'TopK' with ReLU: Panscope's codes are "
+            "never negative, so it would be another coder; it is not imported"
+        )
+    return whole_k(file, asked.k, state.get("k"))
+
+
+def _site(file: Path) -> Site | None:
+    """What the published layout says: the location is a folder's name, the layer the file's."""
+    places = [_LOCATION.fullmatch(part) for part in file.absolute().parts[:-1]]
+    found = [match[1] for match in places if match]
+    if not found or not re.fullmatch(r"\d{1,4}", file.stem):
+        return None
+    return Site(int(file.stem), _LOCATIONS[found[-1]])
+
+
+def write(foreign: Foreign, folder: Path) -> list[Path]:
+    """See `Format`: ReLU of raw rows or TopK of standardised ones, `<layer>.pt`; and `<layer>.json` saying the rest."""
+    wired = foreign.wired
+    coder = bare(wired, "openai")
+    activation = _activation(coder, wired.normaliser.kind)
+    ours = centred(coder)
+    config = coder.config
+    state: dict[str, Any] = {
+        "pre_bias": ours["b_dec"],
+        "latent_bias": ours["b_enc"],
+        "stats_last_nonzero": torch.zeros(config.width, dtype=torch.int64),
+        "latents_activation_frequency": torch.ones(config.width),
+        "latents_mean_square": torch.zeros(config.width),
+        "encoder.weight": ours["W_enc"],
+        "decoder.weight": transposed(ours, "W_dec"),
+        "activation": activation,
+        "activation_state_dict": {"k": int(config.sparsity), "postact_fn": "ReLU"} if activation == "TopK" else {},
+    }
+    file = folder / f"{wired.wiring.reads[0].layer}.pt"
+    with records.replacing(file) as temporary, temporary.open("wb") as stream:
+        torch.save(state, stream)
+    records.write_json(file.with_suffix(".json"), names_of(foreign))
+    return [file, file.with_suffix(".json")]
+
+
+def _activation(coder: Coder, kind: str) -> str:
+    """The name of the tool's activation; raises UserError where it would read the file as another coder."""
+    if coder.config.architecture == "relu" and kind == "none":
+        return "ReLU"
+    if isinstance(coder.config, TopKConfig) and kind == "standardise":
+        return "TopK"
+    rows = "raw rows" if kind == "none" else f"rows normalised by {kind!r}"
+    raise refuse(
+        "openai", f"{coder.config.architecture!r} on {rows}; it has ReLU on raw rows, TopK on standardised ones"
+    )
+
+
+OPENAI = Format("openai", "OpenAI's GPT-2 autoencoders: one .pt file a coder", finds, read, write)

@@ -1,0 +1,290 @@
+"""SAELens' folders: cfg.json and sae_weights.safetensors (read: versions 3 to 6; written: as 6.54 reads them).
+
+Its encoders are [D, F] and its decoders [F, E]. What its loader ignores is refused here: a scale factor for activations
+that was never folded in (`expected_average_only_in`), and whitening. Its checkpoints of BatchTopK have a running
+threshold in place of thresholds; they are read as SAELens itself publishes them, as JumpReLU.
+
+`layer_norm` is our `standardise`, `constant_norm_rescale` our `token_norm`. SAELens undoes the first with a row's
+standard deviation, we with that + 1e-5, and has no 1e-5 in the second: both differ by 1e-5 of a row's size.
+Its transcoders never undo a normaliser, which ours would, so those are refused.
+
+Shape letters: D input width, E output width, F latents.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from panscope import records
+from panscope.coders.base import Coder
+from panscope.coders.normaliser import PER_ROW
+from panscope.coders.topk import TopKConfig
+from panscope.coders.wiring import WiredCoder, Wiring
+from panscope.formats.base import Asked, Foreign, Format
+from panscope.formats.hooks import names_of, sites_named
+from panscope.formats.untrusted import fit, read_json, read_safetensors
+from panscope.formats.weights import made, one_pair, threshold_of, wired_as, wiring_of, without_pre_bias
+from panscope.types import UserError
+
+_CONFIG, _WEIGHTS, _SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
+_VERSION = "6.54.12"
+"""The version whose reader the written files are proven with."""
+
+_FOUR = {"W_enc": "DF", "b_enc": "F", "W_dec": "FE", "b_dec": "E"}
+_SQUARE = {"W_enc": "DF", "b_enc": "F", "W_dec": "FD", "b_dec": "D"}
+_JUMP, _SKIP = {"threshold": "F"}, {"W_skip": "ED"}
+_TRAINED = _SQUARE | {"topk_threshold": ""}
+_READ: dict[str, tuple[str, dict[str, str]]] = {
+    "standard": ("relu", _SQUARE),
+    "topk": ("topk", _SQUARE),
+    "jumprelu": ("jumprelu", _SQUARE | _JUMP),
+    "gated": (
+        "gated",
+        {"W_enc": "DF", "b_gate": "F", "r_mag": "F", "b_mag": "F", "W_dec": "FD", "b_dec": "D"},
+    ),
+    "batchtopk": ("jumprelu", _TRAINED),
+    "matryoshka_batchtopk": ("jumprelu", _TRAINED),
+    "transcoder": ("relu", _FOUR),
+    "skip_transcoder": ("relu", _FOUR | _SKIP),
+    "jumprelu_transcoder": ("jumprelu", _FOUR | _JUMP),
+    "jumprelu_skip_transcoder": ("jumprelu", _FOUR | _JUMP | _SKIP),
+}
+"""Our architecture for each of theirs, and the shapes of its tensors."""
+_WRITTEN = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
+_NORMALISERS = {"none": "none", "layer_norm": "standardise", "constant_norm_rescale": "token_norm"}
+_SCALED = "expected_average_only_in"
+_RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
+_TRAINING = ("batchtopk", "matryoshka_batchtopk")
+_CROSSING = {"relu": "", "jumprelu": "jumprelu_"}
+"""Our architectures that it has transcoders of, and what their names begin with."""
+_LEAST_NORM = 1e-8
+_CARRIED = ("context_size", "prepend_bos", "dataset_path", "neuronpedia_id", "l0")
+"""What SAELens asks of `metadata` beside the names, where it is known."""
+
+
+def _finds(path: Path) -> bool:
+    folder = path.parent if path.name in (_CONFIG, _WEIGHTS) else path
+    return (folder / _CONFIG).is_file() and (folder / _WEIGHTS).is_file()
+
+
+def _read(path: Path, asked: Asked) -> Foreign:
+    folder = path.parent if path.name in (_CONFIG, _WEIGHTS) else path
+    where = folder / _CONFIG
+    config = _modern(read_json(where))
+    theirs = config.get("architecture")
+    if not isinstance(theirs, str) or theirs not in _READ:
+        raise UserError(f"{str(where)!r}: architecture {theirs!r} is not read: it must be one of {', '.join(_READ)}")
+    normaliser = _normaliser(where, config, theirs)
+    tensors = _tensors(folder / _WEIGHTS, theirs, config)
+    if config.get("normalize_activations") == _SCALED:
+        _fold_scale(tensors, _scale(folder))
+    if theirs in _TRAINING:
+        _fold_running(where, tensors, config)
+    fields: dict[str, Any] = {"pre_encoder_bias": _flag(where, config, "apply_b_dec_to_input", default=True)}
+    ours = _READ[theirs][0]
+    if ours == "topk":
+        by_norm = _flag(where, config, "rescale_acts_by_decoder_norm", default=False)
+        fields |= {"sparsity": asked.k or config.get("k"), "selection": "decoder_norm" if by_norm else "value"}
+    metadata = config["metadata"]
+    wiring = _wiring(where, asked, metadata, theirs)
+    wired = wired_as(folder, wiring, made(folder / _WEIGHTS, ours, tensors, **fields), normaliser)
+    return Foreign(wired, _about(folder, asked, metadata, theirs))
+
+
+def _modern(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration as version 6 writes it: before, everything stood side by side."""
+    metadata = config.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    version = metadata.get("sae_lens_version") or config.get("sae_lens_version")
+    if isinstance(version, str) and re.match(r"([6-9]|\d\d)\.", version):
+        return config | {"metadata": metadata}
+    old = {_RENAMED.get(key, key): value for key, value in config.items()}
+    old = {"architecture": "standard", "apply_b_dec_to_input": True} | old | {"metadata": old}
+    options = old.get("activation_fn_kwargs")
+    if old.get("activation_fn") == "topk" and isinstance(options, dict):
+        old |= {"architecture": "topk", "k": options.get("k")}
+    normalises = old.get("normalize_activations")
+    if isinstance(normalises, bool):
+        old["normalize_activations"] = _SCALED if normalises else "none"
+    return old
+
+
+def _normaliser(where: Path, config: dict[str, Any], theirs: str) -> str:
+    """Our kind of normaliser for what the configuration asks; raises UserError where there is none."""
+    asked = config.get("normalize_activations") or "none"
+    if asked == _SCALED:
+        return "none"
+    if not isinstance(asked, str) or asked not in _NORMALISERS:
+        raise UserError(
+            f"{str(where)!r}: normalize_activations is {asked!r}, which is not read: use {', '.join(_NORMALISERS)}; "
+            "fold it into the weights with SAELens and save again"
+        )
+    if asked != "none" and "transcoder" in theirs:
+        raise UserError(
+            f"{str(where)!r}: normalize_activations is {asked!r} and the architecture {theirs!r}: SAELens normalises "
+            "what a transcoder reads and not what it predicts, which no normaliser of ours does"
+        )
+    return _NORMALISERS[asked]
+
+
+def _tensors(path: Path, theirs: str, config: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights, laid out as ours."""
+    tensors = read_safetensors(path)
+    scaling = tensors.pop("scaling_factor", None)
+    if scaling is not None and not scaling.eq(1).all():
+        raise UserError(f"{str(path)!r} holds a scaling_factor other than 1: save it with SAELens 6 first")
+    if "log_threshold" in tensors:
+        tensors["threshold"] = tensors.pop("log_threshold").exp()
+    sizes = fit(path, tensors, _READ[theirs][1])
+    for name, letter in (("d_in", "D"), ("d_sae", "F"), ("d_out", "E")):
+        if letter in sizes and config.get(name, sizes[letter]) != sizes[letter]:
+            raise UserError(
+                f"{str(path)!r}: {name} is {config[name]!r} in {_CONFIG}, the tensors have {sizes[letter]}; "
+                "take undamaged copies of both"
+            )
+    tensors["W_enc"] = tensors["W_enc"].T.contiguous()
+    if "b_gate" in tensors:
+        tensors["b_enc"] = tensors.pop("b_gate")
+    return tensors
+
+
+def _scale(folder: Path) -> float:
+    """The factor that activations are to be multiplied by, which a checkpoint has beside it."""
+    path = folder / _SCALER
+    scale = read_json(path).get("scaling_factor") if path.is_file() else None
+    if not isinstance(scale, int | float) or not 0 < scale < float("inf"):
+        raise UserError(
+            f"{str(folder / _CONFIG)!r}: normalize_activations is {_SCALED!r}, but no file beside it says by which "
+            f"factor: put {_SCALER} there, or fold the factor into the weights with SAELens and save again"
+        )
+    return float(scale)
+
+
+def _fold_scale(tensors: dict[str, Tensor], scale: float) -> None:
+    """As SAELens folds it: codes stay those of scaled activations."""
+    for name in ("W_dec", "b_dec"):
+        tensors[name] /= scale
+    tensors["W_enc"] *= scale
+
+
+def _fold_running(where: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """A checkpoint's running threshold as thresholds [F], its decoder norms folded in, as SAELens publishes it."""
+    running = tensors.pop("topk_threshold")
+    by_norm = _flag(where, config, "rescale_acts_by_decoder_norm", default=True)
+    if by_norm:
+        norms = tensors["W_dec"].norm(dim=1).clamp_min(_LEAST_NORM)
+        tensors["W_dec"] /= norms[:, None]
+        tensors["W_enc"] *= norms[:, None]
+        tensors["b_enc"] *= norms
+        if config.get("normalize_activations") == _SCALED:
+            running = running / _scale(where.parent)
+    tensors["threshold"] = running.expand(len(tensors["W_dec"])).clone()
+
+
+def _flag(where: Path, config: dict[str, Any], name: str, *, default: bool) -> bool:
+    value = config.get(name, default)
+    if not isinstance(value, bool):
+        raise UserError(f"{str(where)!r}: {name} is {value!r}: expected true or false")
+    return value
+
+
+def _wiring(where: Path, asked: Asked, metadata: dict[str, Any], theirs: str) -> Wiring:
+    """The sites: what the user says, else ours where we wrote the file, else the hooks' names."""
+    if metadata.get("hook_head_index") is not None:
+        raise UserError(f"{str(where)!r}: hook_head_index is set, but single heads are no sites of ours")
+    own = metadata.get("panscope")
+    if isinstance(own, dict) and own.get("wiring") == "multilayer" and not asked.reads:
+        sites = [entry.get("site") for entry in own.get("reads", []) if isinstance(entry, dict)]
+        return Wiring.read({"wiring": "multilayer", "reads": sites, "predicts": sites}, str(where))
+    reads, predicts = sites_named(metadata, asked.model)
+    out = metadata.get("hook_name_out")
+    if out is not None and predicts is None and asked.predicts is None:
+        raise UserError(f"{str(where)!r} predicts {out!r}, which is no site of ours: name the site that it predicts")
+    is_own_skip = isinstance(own, dict) and own.get("wiring") == "sae"
+    if "transcoder" in theirs and not (predicts or asked.predicts or is_own_skip):
+        raise UserError(f"{str(where)!r} does not say what it predicts: name that site, such as L03.mlp_out")
+    return wiring_of(where, asked, reads, predicts, metadata.get("hook_name"))
+
+
+def _about(folder: Path, asked: Asked, metadata: dict[str, Any], theirs: str) -> dict[str, Any]:
+    """Where it comes from: what we once wrote of that, and all that SAELens wrote."""
+    own = metadata.get("panscope")
+    own = own.get("about") if isinstance(own, dict) else None
+    said = {key: value for key, value in metadata.items() if key != "panscope"}
+    return {
+        **(own if isinstance(own, dict) else {}),
+        "format": "saelens",
+        "source": str(folder),
+        "model": asked.model or metadata.get("model_name"),
+        "architecture": theirs,
+        "metadata": said,
+    }
+
+
+def _write(foreign: Foreign, folder: Path) -> list[Path]:
+    wired = one_pair(foreign.wired, "saelens")
+    theirs, coder = _as_theirs(wired)
+    tensors = coder.tensors()
+    tensors["W_enc"] = tensors["W_enc"].T.contiguous()
+    if "threshold" in tensors:
+        tensors["threshold"] = threshold_of(coder)
+    if theirs == "gated":
+        tensors["b_gate"] = tensors.pop("b_enc")
+    by_heads = wired.wiring.reads[0].kind == "attn_z" and "transcoder" not in theirs
+    config: dict[str, Any] = {
+        "architecture": theirs,
+        "d_in": coder.config.d_in,
+        "d_sae": coder.config.width,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": coder.config.pre_encoder_bias,
+        "normalize_activations": {ours: name for name, ours in _NORMALISERS.items()}[wired.normaliser.kind],
+        "reshape_activations": "hook_z" if by_heads else "none",
+        "metadata": _metadata(foreign),
+    }
+    if "transcoder" in theirs:
+        config["d_out"] = coder.config.d_out
+    if isinstance(coder.config, TopKConfig):
+        config |= {"k": int(coder.config.sparsity), "rescale_acts_by_decoder_norm": coder.config.by_norm}
+    records.write_tensors(folder / _WEIGHTS, tensors)
+    records.write_json(folder / _CONFIG, config)
+    return [folder / _CONFIG, folder / _WEIGHTS]
+
+
+def _as_theirs(wired: WiredCoder) -> tuple[str, Coder]:
+    """Their architecture for a finished coder, and the coder as that holds it."""
+    coder, architecture = wired.coder, wired.coder.config.architecture
+    is_transcoder = wired.wiring.wiring == "transcoder"
+    if wired.normaliser.kind in PER_ROW and (is_transcoder or coder.config.skip):
+        raise UserError(
+            f"the normaliser is {wired.normaliser.kind!r}, but SAELens undoes none after a transcoder or a skip: "
+            "train with a normaliser that folds into the weights, such as 'sqrt_d'"
+        )
+    if coder.config.skip or coder.config.d_in != coder.config.d_out or (is_transcoder and architecture in _CROSSING):
+        if architecture not in _CROSSING:
+            raise UserError(
+                f"SAELens has no {architecture!r} transcoder between widths that differ or with a skip: "
+                "convert it to jumprelu first"
+            )
+        skip = "skip_" if coder.config.skip else ""
+        return f"{_CROSSING[architecture]}{skip}transcoder", without_pre_bias(coder)
+    return _WRITTEN[architecture], coder
+
+
+def _metadata(foreign: Foreign) -> dict[str, Any]:
+    """What SAELens knew of the coder, the names of its sites, and where it comes from."""
+    about = dict(foreign.about)
+    before = about.get("metadata")
+    known = {name: about[name] for name in _CARRIED if name in about}
+    return {
+        **(before if isinstance(before, dict) else {}),
+        **known,
+        **names_of(foreign),
+        "sae_lens_version": _VERSION,
+        "sae_lens_training_version": None,
+    }
+
+
+SAELENS = Format("saelens", "SAELens: cfg.json and sae_weights.safetensors", _finds, _read, _write)

@@ -1,0 +1,180 @@
+"""EleutherAI's sparsify: TopK autoencoders and transcoders, `cfg.json` and `sae.safetensors` in a folder a hookpoint.
+
+z = TopK(ReLU(W_enc x + b_enc)), of x - b_dec where it is no transcoder; y = W_dec^T z + b_dec (+ W_skip x). The file
+says neither model nor site: the folder's name is the hookpoint (`layers.3.mlp`), a transcoder reads its input. What a
+module's output is depends on the model's family, so where families differ, the model must be named.
+
+Shape letters: F latents, D width, of input and output.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from panscope import records
+from panscope.coders.topk import TopKConfig
+from panscope.coders.wiring import WiredCoder, Wiring
+from panscope.config import Config
+from panscope.formats.base import Asked, Foreign, Format
+from panscope.formats.hooks import family_named, hookpoint, names_of, site_of_hookpoint
+from panscope.formats.shaping import bare, centred, check_raw, refuse, uncentred, whole_k
+from panscope.formats.untrusted import fit, read_json, read_safetensors
+from panscope.formats.weights import made, wiring_of
+from panscope.types import UserError
+
+_CONFIG, _WEIGHTS, _RUN = "cfg.json", "sae.safetensors", "config.json"
+_KEPT = ("expansion_factor", "normalize_decoder", "multi_topk")
+"""What the file says of the training, kept in `about` so that it can be written again."""
+
+
+class _Stated(Config):
+    """What is read of cfg.json; older files have keys that are gone, and newer ones will have others."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    d_in: int = Field(gt=0)
+    k: int = Field(gt=0)
+    activation: str = "topk"
+    num_latents: int = Field(default=0, ge=0)
+    expansion_factor: int = Field(default=32, gt=0)
+    normalize_decoder: bool = True
+    multi_topk: bool = False
+    skip_connection: bool = False
+    transcode: bool = False
+    signed: bool = False
+    hookpoint: str | None = None
+    """Written by Panscope."""
+    model_name: str | None = None
+    """Written by Panscope."""
+
+    def width(self) -> int:
+        """F."""
+        return self.num_latents or self.d_in * self.expansion_factor
+
+
+def finds(path: Path) -> bool:
+    """A folder with both files."""
+    return (path / _CONFIG).is_file() and (path / _WEIGHTS).is_file()
+
+
+def read(path: Path, asked: Asked) -> Foreign:
+    """See `Format`."""
+    stated = _Stated.read(read_json(path / _CONFIG), repr(str(path / _CONFIG)))
+    _check_codes(path, stated)
+    tensors = read_safetensors(path / _WEIGHTS)
+    shapes = {"encoder.weight": "FD", "encoder.bias": "F", "W_dec": "FD", "b_dec": "D"}
+    if stated.skip_connection:
+        shapes["W_skip"] = "DD"
+    sizes = fit(path / _WEIGHTS, tensors, shapes)
+    if (sizes["D"], sizes["F"]) != (stated.d_in, stated.width()):
+        raise UserError(
+            f"{str(path)!r}: {_CONFIG} says {stated.width()} latents of width {stated.d_in}, the weights have "
+            f"{sizes['F']} of width {sizes['D']}; take an undamaged copy"
+        )
+    names = {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}
+    ours = {names.get(name, name): tensor for name, tensor in tensors.items()}
+    k = whole_k(path, asked.k, stated.k)
+    coder = made(path / _WEIGHTS, "topk", ours, sparsity=k, pre_encoder_bias=not stated.transcode)
+    model = asked.model or stated.model_name or _run_model(path)
+    about = {"format": "sparsify", "source": str(path), "model": model, "hookpoint": _hookpoint(path, stated)}
+    about |= {key: getattr(stated, key) for key in _KEPT}
+    return Foreign(WiredCoder(_wiring(path, asked, stated, model), coder), about)
+
+
+def _check_codes(path: Path, stated: _Stated) -> None:
+    """Raise UserError for codes that ours cannot be."""
+    if stated.signed:
+        raise UserError(
+            f"{str(path)!r} keeps the signs of its codes (signed: true): Panscope's codes are never negative, so it "
+            "would be another coder; it is not imported"
+        )
+    if stated.activation != "topk":
+        raise UserError(
+            f"{str(path)!r} has the activation {stated.activation!r}, expected 'topk': Panscope has no such coder"
+        )
+
+
+def _hookpoint(path: Path, stated: _Stated) -> str:
+    """What the folder is called; with several seeds, each has a folder in it."""
+    place = path.absolute()
+    return stated.hookpoint or (place.parent if re.fullmatch(r"seed\d+", place.name) else place).name
+
+
+def _run_model(path: Path) -> str | None:
+    """The language model, from the configuration of the whole run one or two folders up."""
+    place = path.absolute()
+    for folder in (place.parent, place.parent.parent):
+        if (folder / _RUN).is_file():
+            found = read_json(folder / _RUN)
+            if isinstance(found.get("sae"), dict):
+                return found["model"] if isinstance(found.get("model"), str) else None
+    return None
+
+
+def _wiring(path: Path, asked: Asked, stated: _Stated, model: str | None) -> Wiring:
+    """At its hookpoint's output; a transcoder, from its input to its output."""
+    family, name = family_named(model), _hookpoint(path, stated)
+    output = site_of_hookpoint(name, family)
+    if not stated.transcode:
+        return wiring_of(path, asked, output, None, name)
+    wiring = wiring_of(path, asked, site_of_hookpoint(name, family, "input"), output, name)
+    if wiring.wiring != "transcoder":
+        raise UserError(
+            f"{str(path)!r} is a transcoder and does not say which site it predicts: say both by --site and "
+            "--predicts, such as --site L03.mlp_in --predicts L03.mlp_out"
+        )
+    return wiring
+
+
+def write(foreign: Foreign, folder: Path) -> list[Path]:
+    """See `Format`: TopK at one site, or from one to another of the same width."""
+    check_raw(foreign.wired, "sparsify")
+    coder = bare(foreign.wired, "sparsify", ("sae", "transcoder"), skip=True)
+    config = coder.config
+    if not isinstance(config, TopKConfig):
+        raise refuse("sparsify", f"architecture {config.architecture!r}; it has TopK alone")
+    if config.d_in != config.d_out:
+        raise refuse("sparsify", f"rows of width {config.d_in} that become rows of width {config.d_out}")
+    transcodes = foreign.wired.wiring.wiring == "transcoder"
+    tensors = uncentred(coder) if transcodes else centred(coder)
+    tensors = {"encoder.weight": tensors.pop("W_enc"), "encoder.bias": tensors.pop("b_enc"), **tensors}
+    records.write_tensors(folder / _WEIGHTS, tensors, {"format": "pt"})
+    records.write_json(folder / _CONFIG, _config(foreign, config, tensors["W_dec"], transcodes=transcodes))
+    return [folder / _CONFIG, folder / _WEIGHTS]
+
+
+def _config(foreign: Foreign, config: TopKConfig, W_dec: Tensor, *, transcodes: bool) -> dict[str, Any]:
+    """cfg.json; its loader drops the keys that it does not know."""
+    about = foreign.about
+    norms = W_dec.double().norm(dim=1)
+    unit = bool(torch.allclose(norms, torch.ones_like(norms), atol=1e-4))
+    return {
+        "activation": "topk",
+        "expansion_factor": about.get("expansion_factor", max(1, config.width // config.d_in)),
+        "normalize_decoder": about.get("normalize_decoder", unit),
+        "num_latents": config.width,
+        "k": int(config.sparsity),
+        "multi_topk": about.get("multi_topk", bool(config.multi_coefficient)),
+        "skip_connection": config.skip,
+        "transcode": transcodes,
+        "d_in": config.d_in,
+        "hookpoint": _hookpoint_of(foreign),
+        **names_of(foreign),
+    }
+
+
+def _hookpoint_of(foreign: Foreign) -> str | None:
+    """The name that the folder should have; None where the family is not known or no module's output is the site."""
+    model, site = foreign.about.get("model"), foreign.wired.wiring.predicts[0]
+    family = family_named(model if isinstance(model, str) else None, foreign.about.get("model_type"))
+    if family:
+        return hookpoint(site, family)
+    named = foreign.about.get("hookpoint")
+    return named if isinstance(named, str) and site_of_hookpoint(named) == site else None
+
+
+SPARSIFY = Format("sparsify", "EleutherAI's sparsify: a folder with cfg.json and sae.safetensors", finds, read, write)

@@ -1,0 +1,309 @@
+"""Reads files that strangers made: safetensors, npz, .pt and JSON, so that the worst that happens is a sentence.
+
+What a header claims is compared with the size of the file before anything is allocated; compressed members may not
+grow without bound; no pickle may name anything but tensors; NaN and infinity are refused. Nothing is ever unpacked onto
+the disk. Floating-point tensors come back in float32, whole numbers and truth values in their own type.
+"""
+
+import contextlib
+import itertools
+import json
+import math
+import pickletools
+import re
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from panscope.types import UserError
+
+_LARGEST_JSON = 16 << 20
+_LARGEST_HEADER = 8 << 20
+_LARGEST_PICKLE = 64 << 20
+"""Bytes. The pickle within a .pt file says only what tensors there are; their numbers are members of their own."""
+_SMALL = 256 << 20
+_GROWTH = 8
+"""A compressed file may unpack to `_SMALL` bytes, or to this many times its size."""
+_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_MOST_MEMBERS = 100_000
+_MOST_DIMENSIONS = 8
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_PICKLED = re.compile(
+    r"collections OrderedDict|torch (\w+Storage|Size|device|b?float\d+|int\d+|uint8|bool|Tensor)"
+    r"|torch\._utils _rebuild_(tensor(_v2)?|parameter)|torch\.(storage (Untyped|Typed)Storage|nn\.parameter Parameter)"
+)
+"""All that a file of tensors names."""
+_ZIP_ERRORS = (ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, struct.error)
+_COPY = "take an undamaged copy"
+
+
+def _everything(name: str) -> bool:
+    return True
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The table in a JSON file; NaN and infinity in it become None. Raises UserError for anything else."""
+    with _refusing(path, "JSON", (ValueError, RecursionError)):
+        if path.stat().st_size > _LARGEST_JSON:
+            raise UserError(f"the file {str(path)!r} is {path.stat().st_size} bytes of JSON: {_COPY}")
+        value = json.loads(path.read_bytes().decode("utf-8"), parse_constant=lambda constant: None)
+    if not isinstance(value, dict):
+        raise UserError(f"the file {str(path)!r} holds no table: {_COPY}")
+    return value
+
+
+def inside(folder: Path, name: object) -> Path:
+    """The path of a file that another file names; raises UserError for a name that leads out of the folder."""
+    if isinstance(name, str) and name and "\\" not in name and "\0" not in name:
+        parts = Path(name).parts
+        if not Path(name).is_absolute() and ".." not in parts:
+            return folder / name
+    raise UserError(f"{str(folder)!r} names the file {name!r}, which is not in it: {_COPY}")
+
+
+def fit(path: Path, tensors: Mapping[str, Tensor], dims: Mapping[str, str], optional: str = "") -> dict[str, int]:
+    """The sizes D, F, E ... of tensors whose dimensions are given as letters, `{"W_enc": "DF", "b_enc": "F"}`.
+
+    Tensors named in `optional` (names with blanks between) may be missing. Raises UserError unless all others are
+    there, no further ones are, and the sizes agree.
+    """
+    missing = [name for name in dims if name not in tensors and name not in optional.split()]
+    unknown = [name for name in tensors if name not in dims]
+    if missing or unknown:
+        what = f"lacks {', '.join(missing)}" if missing else f"holds {', '.join(sorted(unknown)[:8])} too"
+        raise UserError(f"{str(path)!r} {what}: expected the tensors {', '.join(dims)}; give files of this format")
+    sizes: dict[str, int] = {}
+    for name, letters in dims.items():
+        if name in tensors:
+            shape = tuple(tensors[name].shape)
+            expected = ", ".join(str(sizes.get(letter, letter)) for letter in letters)
+            for letter, size in zip(letters, shape, strict=False):
+                sizes.setdefault(letter, size)
+            if len(shape) != len(letters) or [sizes[letter] for letter in letters] != list(shape) or 0 in shape:
+                raise UserError(f"{str(path)!r}: tensor {name!r} has shape {shape}, expected ({expected}); {_COPY}")
+    return sizes
+
+
+def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a safetensors file, from its header alone; raises as `read_safetensors`."""
+    with _refusing(path, "safetensors", (ValueError, RecursionError)), path.open("rb") as file:
+        size = path.stat().st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+            raise ValueError(f"its header claims {length} bytes, the file has {size}")
+        header = json.loads(file.read(length).decode("utf-8"))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no table")
+        header.pop("__metadata__", None)
+        shapes: dict[str, tuple[int, ...]] = {}
+        places: list[tuple[int, int]] = []
+        for name, entry in header.items():
+            shapes[name], place = _entry(name, entry, size - 8 - length)
+            places.append(place)
+        if any(start < end for (_, end), (start, _) in itertools.pairwise(sorted(places))):
+            raise ValueError("its tensors overlap")
+    return shapes
+
+
+def _entry(name: str, entry: Any, size: int) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """The shape and place of one tensor, which lies in the `size` bytes after the header."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str) or entry["dtype"] not in _DTYPES:
+        raise ValueError(f"tensor {name!r} has a type that is not read: use one of {', '.join(_DTYPES)}")
+    shape, offsets = _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
+    if shape is None or len(shape) > _MOST_DIMENSIONS or offsets is None or len(offsets) != 2:
+        raise ValueError(f"tensor {name!r} has no shape and place")
+    start, end = offsets
+    if not start <= end <= size or end - start != math.prod(shape) * _DTYPES[entry["dtype"]].itemsize:
+        raise ValueError(f"tensor {name!r} claims shape {shape} at bytes {start} to {end} of {size}")
+    return tuple(shape), (start, end)
+
+
+def _counts(value: Any) -> list[int] | None:
+    """A list of whole numbers from 0 on, or None."""
+    if not isinstance(value, list):
+        return None
+    return value if all(type(item) is int and item >= 0 for item in value) else None
+
+
+def read_safetensors(path: Path, wanted: Callable[[str], bool] = _everything) -> dict[str, Tensor]:
+    """The tensors of a safetensors file whose names are `wanted`; no other is read.
+
+    Raises UserError for a file that is damaged, claims more than it has, or holds NaN or infinity.
+    """
+    names = [name for name in safetensors_shapes(path) if wanted(name)]
+    with (
+        _refusing(path, "safetensors", (ValueError, safetensors.SafetensorError)),
+        safetensors.safe_open(str(path), framework="pt") as file,
+    ):
+        return {name: _ready(path, name, file.get_tensor(name)) for name in names}
+
+
+def read_npz(path: Path) -> dict[str, Tensor]:
+    """The arrays of an npz file; objects are refused. Raises UserError as `read_safetensors`."""
+    with _refusing(path, "npz", _ZIP_ERRORS):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            _check_growth(members, path.stat().st_size)
+            arrays: dict[str, Tensor] = {}
+            for member in members:
+                name = member.filename.removesuffix(".npy")
+                if name == member.filename or not re.fullmatch(r"[\w.-]+", name) or name in arrays:
+                    raise ValueError(f"its member {member.filename!r} is no array")
+                with archive.open(member) as stream:
+                    arrays[name] = torch.from_numpy(_array(name, stream, member.file_size))
+        return {name: _ready(path, name, array) for name, array in arrays.items()}
+
+
+def _check_growth(members: list[zipfile.ZipInfo], size: int) -> None:
+    unpacked = sum(member.file_size for member in members)
+    if len(members) > _MOST_MEMBERS or unpacked > max(_SMALL, _GROWTH * size):
+        raise ValueError(f"its {len(members)} members claim {unpacked} bytes, the file has {size}")
+
+
+def _array(name: str, stream: IO[bytes], size: int) -> np.ndarray[Any, Any]:
+    """One array of an npz member that unpacks to `size` bytes."""
+    version = np.lib.format.read_magic(stream)
+    if version not in _NPY_HEADERS:
+        raise ValueError(f"array {name!r} is of npy version {version}")
+    try:
+        shape, fortran, dtype = _NPY_HEADERS[version](stream)
+    except Exception as error:  # noqa: BLE001  numpy reads the header as Python, and raises whatever it leads to
+        raise ValueError(f"array {name!r} has no header of numpy's: {error}") from None
+    if dtype.kind not in "fiub" or dtype.itemsize > 8 or len(shape) > _MOST_DIMENSIONS or min(shape, default=0) < 0:
+        raise ValueError(f"array {name!r} of {dtype} holds no plain numbers")
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed + stream.tell() != size:
+        raise ValueError(f"array {name!r} claims shape {shape}, its member has {size} bytes")
+    raw = stream.read(claimed)
+    if len(raw) != claimed or stream.read(1):
+        raise ValueError(f"array {name!r} is cut")
+    array = np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")
+    if dtype.kind == "u" and dtype.itemsize > 1:
+        array = array.astype(np.int64)
+    return np.ascontiguousarray(array, dtype.newbyteorder("=") if dtype.kind != "u" else None).copy()
+
+
+def read_pt(path: Path) -> dict[str, Any]:
+    """The table that torch.save wrote: tensors, tables of tensors, plain numbers and words; what else is in it is left.
+
+    Raises UserError as `read_safetensors`, and for a pickle that names anything but tensors, or that is of torch's old
+    format, whose claims cannot be compared with the file.
+    """
+    with _refusing(path, "what torch.save writes", _ZIP_ERRORS):
+        with path.open("rb") as file:
+            begins, is_archive = file.read(2), zipfile.is_zipfile(file)
+        if not is_archive and begins in (b"PK", b""):
+            raise ValueError("its end is missing")
+        if not is_archive:
+            raise UserError(
+                f"the file {str(path)!r} is a pickle, or of the format that torch wrote before version 1.6: Panscope "
+                "runs no code of a file; save its tensors as safetensors, or by torch.save of a newer torch"
+            )
+        _check_pickle(path)
+        try:
+            value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # noqa: BLE001  torch raises whatever a wrong pickle leads it to
+            said = str(error).rsplit("WeightsUnpickler error: ", 1)[-1].strip()
+            raise ValueError(said.split("\n")[0][:200] or type(error).__name__) from None
+    if not isinstance(value, dict):
+        raise UserError(f"the file {str(path)!r} holds no table of tensors: save a state dict")
+    return _plain(path, value)
+
+
+def _check_pickle(path: Path) -> None:
+    """Raise unless the archive is stored as it is and its pickle names tensors alone."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        size = path.stat().st_size
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("it is compressed, which torch.save never does")
+        if len(members) > _MOST_MEMBERS or sum(member.file_size for member in members) > size:
+            raise ValueError(f"its members claim more than its {size} bytes")
+        pickles = [member for member in members if member.filename.endswith("data.pkl")]
+        if len(pickles) != 1 or pickles[0].file_size > _LARGEST_PICKLE:
+            raise ValueError("it holds no list of tensors")
+        raw = archive.read(pickles[0])
+    for opcode, argument, _ in pickletools.genops(raw):
+        names_more = opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")
+        if names_more or (opcode.name == "GLOBAL" and not _PICKLED.fullmatch(str(argument))):
+            asks = str(argument).replace(" ", ".") if opcode.name == "GLOBAL" else "an object"
+            raise UserError(
+                f"the file {str(path)!r} asks for {asks}, which is no tensor: Panscope runs no code of a file; "
+                "save a state dict, or its tensors as safetensors"
+            )
+
+
+def _plain(path: Path, value: dict[Any, Any]) -> dict[str, Any]:
+    """What is read of a .pt file's table, in which views may claim more numbers than the file has."""
+    tables = {"": value} | {key: inner for key, inner in value.items() if isinstance(inner, dict)}
+    claimed = sum(
+        item.numel() * item.element_size()
+        for table in tables.values()
+        for item in table.values()
+        if isinstance(item, Tensor)
+    )
+    if claimed > path.stat().st_size:
+        raise UserError(
+            f"the file {str(path)!r} claims {claimed} bytes of tensors, it has {path.stat().st_size}: {_COPY}"
+        )
+
+    def read(table: dict[Any, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, item in table.items():
+            if isinstance(item, Tensor):
+                found[str(key)] = _ready(path, str(key), item)
+            elif item is None or isinstance(item, bool | int | float | str):
+                found[str(key)] = item
+        return found
+
+    return read(value) | {str(key): read(inner) for key, inner in value.items() if isinstance(inner, dict)}
+
+
+def _ready(path: Path, name: str, tensor: Tensor) -> Tensor:
+    """A copy of its own: floating point as finite float32; raises UserError otherwise."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex():
+        raise UserError(f"{str(path)!r}: tensor {name!r} is no plain array of numbers; save it as one")
+    if not tensor.is_floating_point():
+        return tensor.detach().clone(memory_format=torch.contiguous_format)
+    found = tensor.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    if not torch.isfinite(found).all():
+        raise UserError(f"{str(path)!r}: tensor {name!r} holds NaN or infinity; take undamaged weights")
+    return found
+
+
+@contextlib.contextmanager
+def _refusing(path: Path, kind: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Turn what goes wrong with a file into one sentence that names it."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"{str(path)!r} is no file that {kind} could be read from: {_COPY}")
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"the file {str(path)!r} is missing; {_COPY}") from None
+    except OSError as error:
+        raise UserError(f"the file {str(path)!r} cannot be read: {error.strerror or error}; {_COPY}") from None
+    except errors as error:
+        reason = str(error).strip().split("\n")[0][:300]
+        raise UserError(f"the file {str(path)!r} is damaged or is not {kind}: {reason}; {_COPY}") from None

@@ -1,0 +1,91 @@
+"""Where the sites of a Hugging Face model are: their widths, and functions lent to them for as long as one likes.
+
+`LanguageModel` reads through it in passes of its own; `tapped` stays through any number of passes that others run, such
+as those of `generate`.
+
+Shape letters: N sequences, T tokens a sequence, D width of a site.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from panscope.lms.families import family_of
+from panscope.lms.hooks import Tap, attached, before_each
+from panscope.lms.norms import NormWithoutGain
+from panscope.lms.sites import KINDS
+from panscope.types import Site, UserError
+
+Change = Callable[[Tensor], Tensor]
+
+
+class Places:
+    """The sites of one model, which is not changed; raises UserError for a family that is not supported."""
+
+    def __init__(self, model: nn.Module) -> None:
+        config: Any = getattr(model, "config", None)
+        if not hasattr(config, "get_text_config"):
+            raise UserError(f"the model is a {type(model).__name__}: give a Hugging Face causal language model")
+        self.model = model
+        self.family = family_of(config.model_type)
+        text = config.get_text_config()
+        self.d_model: int = text.hidden_size
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        self._heads_width: int = text.num_attention_heads * head_dim
+        try:
+            self.blocks = list(model.get_submodule(self.family.blocks).children())
+        except AttributeError:
+            raise UserError(
+                f"the model {type(model).__name__} has no {self.family.blocks!r}: give the causal language model "
+                "itself, not a part of it or something around it"
+            ) from None
+
+    def width(self, site: Site) -> int:
+        """D of `site`; raises UserError if the model has no such layer."""
+        self.block(site)
+        return self._heads_width if KINDS[site.kind].heads_wide else self.d_model
+
+    def block(self, site: Site) -> nn.Module:
+        """The block of a site; raises UserError if the model has no such layer."""
+        if site.layer >= len(self.blocks):
+            raise UserError(
+                f"layer {site.layer} of site {str(site)!r} does not exist: "
+                f"this model has {len(self.blocks)} layers, so choose from 0 to {len(self.blocks) - 1}"
+            )
+        return self.blocks[site.layer]
+
+    def tap(self, site: Site, visit: Change) -> Tap:
+        """`visit` gets what stands at the site [N, T, D] and returns what takes its place; the same tensor changes
+        nothing."""
+        kind = KINDS[site.kind]
+        module = self.block(site).get_submodule(kind.module(self.family))
+        if not kind.no_gain:
+            return Tap(module, kind.end, lambda _, value: visit(value))
+        norm = NormWithoutGain(module, self.family.gain_offset)
+
+        def visit_without_gain(x: Tensor, y: Tensor) -> Tensor:
+            read = norm.read(x)
+            written = visit(read)
+            return y if written is read else norm.write(written, read, y)
+
+        return Tap(module, kind.end, visit_without_gain)
+
+    @contextlib.contextmanager
+    def tapped(self, visits: Mapping[Site, Change], begin: Callable[[int], None]) -> Iterator[None]:
+        """For a while every pass of the model, whoever runs it, goes by way of `visits`, as `tap` says.
+
+        `begin` is called before each pass, with the number of tokens that its cache holds already: 0 without one.
+        """
+        taps = [self.tap(site, visit) for site, visit in visits.items()]
+        with before_each(self.model, lambda args, options: begin(self._held(args, options))), attached(taps):
+            yield
+
+    def _held(self, args: tuple[Any, ...], options: dict[str, Any]) -> int:
+        """How many tokens are in the cache of a call of the model."""
+        if args:
+            options = options | inspect.signature(self.model.forward).bind_partial(*args).arguments
+        cache = options.get("past_key_values")
+        return 0 if cache is None else int(cache.get_seq_length())

@@ -1,0 +1,211 @@
+"""Other tools' coders as a run folder, which every verb that needs no training takes: eval, geometry, report, export.
+
+The source is searched for whatever a format recognises by its names: at most so deep and so many entries, and no link
+to a folder is followed. The run appears whole or not at all.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from panscope import records
+from panscope.coders import store
+from panscope.data.documents import DataConfig
+from panscope.formats import FORMATS, Asked, Foreign, Format
+from panscope.lms.facts import ModelFacts, facts_of, tabled
+from panscope.lms.load import LanguageModelConfig
+from panscope.records import RunFolder
+from panscope.suite import names
+from panscope.suite.exporting import format_named, new_folder
+from panscope.suite.plan import MAX_CONTEXT, SuiteConfig
+from panscope.types import UserError
+
+MOST_DEEP, MOST_ENTRIES = 8, 100_000
+"""How deep below the source, and at how many files and folders, the search ends."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Something in the source that a format recognises."""
+
+    path: Path
+    format: Format
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import came to."""
+
+    model: str
+    coders: dict[str, Found]
+    """By name."""
+
+
+def find(source: Path, format: str | None = None) -> list[Found]:
+    """Every coder at or below `source`; raises UserError if there is none, or no end of searching."""
+    source = source.expanduser()
+    if not source.exists():
+        raise UserError(f"{str(source)!r} does not exist: give a file or folder of another tool's coders")
+    formats = list(FORMATS.values()) if format is None else [format_named(format)]
+    found = list(_search(source, formats))
+    if not found and format is not None and source.is_file():
+        return [Found(source, formats[0])]
+    if not found:
+        of = f"the format {format}" if format else "any format of `panscope formats`"
+        raise UserError(f"{str(source)!r} holds no coder of {of}: give another folder, or say which by --format")
+    return found
+
+
+def import_coders(
+    source: Path, out: Path, asked: Asked, *, format: str | None = None, say: Callable[[str], None]
+) -> Imported:
+    """Write every coder at or below `source` into the new run folder `out`.
+
+    Raises UserError for the first that cannot be read, is of another model than the others, or does not fit the model;
+    then there is no folder.
+    """
+    out = out.expanduser()
+    RunFolder.check_free(out)
+    found = find(source, format)
+    say(f"{len(found)} coders of {', '.join(sorted({one.format.name for one in found}))}")
+    with new_folder(out) as fresh:
+        return _fill(RunFolder(fresh), out.name, source.expanduser(), found, asked, say)
+
+
+def _search(source: Path, formats: list[Format]) -> Iterator[Found]:
+    """What is recognised, level by level; nothing below a folder that is."""
+    level, entries = [source], 0
+    for _ in range(MOST_DEEP + 1):
+        below: list[Path] = []
+        for path in level:
+            entries += 1
+            if entries > MOST_ENTRIES:
+                raise UserError(
+                    f"{str(source)!r} holds more than {MOST_ENTRIES:,} files and folders: give a part of it"
+                )
+            format = next((one for one in formats if one.finds(path)), None)
+            if format is not None:
+                yield Found(path, format)
+            elif path.is_dir():
+                below += _inside(path)
+        level = below
+
+
+def _inside(folder: Path) -> list[Path]:
+    """What a folder holds, in order: folders, files and links to files; a link to a folder could lead anywhere."""
+    with os.scandir(folder) as entries:
+        kept = [entry.name for entry in entries if entry.is_file() or entry.is_dir(follow_symlinks=False)]
+    return [folder / name for name in sorted(kept) if not name.startswith(".")]
+
+
+def _fill(
+    run: RunFolder, run_name: str, source: Path, found: list[Found], asked: Asked, say: Callable[[str], None]
+) -> Imported:
+    """Write coder after coder, and then the suite that they make."""
+    model: tuple[str, Path] | None = None
+    coders: dict[str, Found] = {}
+    context = None
+    for one in found:
+        foreign = one.format.read(one.path, asked)
+        model = _same_model(asked.model or _model_of(foreign), one.path, model)
+        facts = _facts(model[0])
+        _check_fits(one.path, foreign, facts)
+        name = _name(foreign, facts, one, source, coders)
+        provenance = {
+            "name": name,
+            "normaliser": foreign.wired.normaliser.model_dump(mode="json"),
+            "model": LanguageModelConfig(path=model[0]).model_dump(exclude={"device"}),
+            "origin": _plain(foreign.about) | {"format": one.format.name, "source": str(one.path.absolute())},
+        }
+        store.save(run.coder(name), foreign.wired, foreign.wired.coder, provenance)
+        coders[name] = one
+        context = context or _stated_context(foreign, facts)
+        say(f"{name}: {one.format.name}, {one.path}")
+    assert model is not None
+    suite = SuiteConfig(
+        name=re.sub(r"[^\w.-]+", "-", run_name).strip(".-") or "imported",
+        model=LanguageModelConfig(path=model[0]),
+        data=DataConfig(context=context or MAX_CONTEXT, held_out=0),
+        coders=(),
+    )
+    records.write_sealed_toml(run.suite_file, suite.model_dump(mode="json"))
+    run.write_status("done")
+    return Imported(model[0], coders)
+
+
+def _model_of(foreign: Foreign) -> str | None:
+    """The language model that the files name: a hub id in full where they leave the owner out and we know it."""
+    model = foreign.about.get("model")
+    if not isinstance(model, str):
+        return None
+    owned = [known for known in tabled() if known.partition("/")[2].lower() == model.lower()]
+    return owned[0] if len(owned) == 1 else model
+
+
+def _same_model(model: str | None, path: Path, before: tuple[str, Path] | None) -> tuple[str, Path]:
+    """The model of this coder, which is that of the ones before."""
+    if model is None:
+        raise UserError(f"{str(path)!r} does not say which language model it belongs to: say it by --model")
+    if before is not None and before[0] != model:
+        raise UserError(
+            f"{str(path)!r} is of the model {model!r}, {str(before[1])!r} of {before[0]!r}: import them into a run "
+            "each, or say which model it is by --model"
+        )
+    local = Path(model).expanduser()
+    return (str(local.absolute()) if local.is_dir() else model), path
+
+
+def _facts(model: str) -> ModelFacts | None:
+    """The sizes of a model that is on this machine or in our table; None for any other, as the hub is not asked."""
+    is_here = Path(model).is_dir() or model.startswith("panscope://") or model in tabled()
+    return facts_of(LanguageModelConfig(path=model)) if is_here else None
+
+
+def _check_fits(path: Path, foreign: Foreign, facts: ModelFacts | None) -> None:
+    """Raise UserError unless the sites of the model are as wide as the coder."""
+    if facts is None:
+        return
+    wiring, config = foreign.wired.wiring, foreign.wired.coder.config
+    for sites, width in ((wiring.reads, config.d_in), (wiring.predicts, config.d_out)):
+        parts = width // len(sites) if wiring.wiring == "crosscoder" else width
+        for site in sites:
+            if facts.width(site) != parts:
+                raise UserError(
+                    f"{str(path)!r} takes rows of {parts} numbers at {site}, where the model {facts.name!r} has "
+                    f"{facts.width(site)}: say the right ones by --model and --site"
+                )
+
+
+def _name(foreign: Foreign, facts: ModelFacts | None, one: Found, source: Path, taken: dict[str, Found]) -> str:
+    """A name as a trained coder would have it; where two would be equal, with the place it was found at."""
+    wiring, config = foreign.wired.wiring, foreign.wired.coder.config
+    layers = facts.n_layers if facts else 0
+    name = names.coder_name(wiring, config, layers)
+    if name not in taken:
+        return name
+    place = one.path.relative_to(source).with_suffix("").as_posix() if one.path != source else one.path.stem
+    tag = re.sub(r"[^\w-]+", ".", place).strip(".")
+    tagged = names.coder_name(wiring, config, layers, tag)
+    return tagged if tagged not in taken else names.coder_name(wiring, config, layers, f"{tag}.{len(taken)}")
+
+
+def _stated_context(foreign: Foreign, facts: ModelFacts | None) -> int | None:
+    """Tokens of a sequence: as the file says, or as the model has them, at most as many as we take by default."""
+    metadata = foreign.about.get("metadata")
+    said = {**foreign.about, **metadata} if isinstance(metadata, Mapping) else foreign.about
+    stated = said.get("context_size")
+    if isinstance(stated, int) and stated >= 2 and (facts is None or stated <= facts.context):
+        return stated
+    return min(facts.context, MAX_CONTEXT) if facts else None
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold of what a file says of itself."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,101 @@
+"""What files for others say of where a coder comes from: everything that matters, and no path of this machine.
+
+Used for exported and published coders. A path of this machine tells others nothing and may tell too much, so of every
+one only the last part is kept.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import panscope
+from panscope.coders import store
+from panscope.formats.base import Foreign
+from panscope.formats.untrusted import read_json
+from panscope.lms.load import LanguageModelConfig, locate
+from panscope.records import read_sealed, read_sealed_toml
+from panscope.types import UserError
+
+_LOCAL = re.compile(r"(~|\.{1,2}|[A-Za-z]:)?[\\/].*|file://.*", re.DOTALL)
+_ADDRESS = re.compile(r"(\w+)://[^/]*@")
+
+
+def public(value: Any) -> Any:
+    """`value` with only the last part of every string that is a path of this machine, and no password in an address."""
+    if isinstance(value, dict):
+        return _public_table(value)
+    if isinstance(value, list | tuple):
+        return [public(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if _LOCAL.fullmatch(value) or os.path.exists(value):
+        return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
+    return _ADDRESS.sub(r"\1://", value)
+
+
+def _public_table(table: dict[str, Any]) -> dict[str, Any]:
+    """Its names too, as subsets of a text are named by its files; files of one name are numbered."""
+    made: dict[str, Any] = {}
+    for name, item in table.items():
+        short, number = public(name), 2
+        while short in made:
+            short, number = f"{public(name)} ({number})", number + 1
+        made[short] = public(item)
+    return made
+
+
+def opened(folder: Path) -> Foreign:
+    """One of our coder folders as it goes to others: on raw activations, and what there is to say of it."""
+    wired, config = store.load(folder), store.origin(folder)
+    model, origin = config.get("model") or {}, config.get("origin") or {}
+    path = model.get("path")
+    about: dict[str, Any] = {
+        **origin,
+        "format": "panscope",
+        "source": None,
+        "version": panscope.__version__,
+        "name": config.get("name", folder.name),
+        "model": path,
+        "model_type": model_type(path),
+        "model_revision": model.get("revision"),
+        "model_weights": config.get("model_weights"),
+        "tokens": config.get("tokens"),
+        "trained_as": config["training"]["coder"]["architecture"],
+        "normaliser_folded": config.get("normaliser") if wired.normaliser.kind == "none" else None,
+        "origin": {name: origin[name] for name in ("format", "source") if name in origin} or None,
+        **_text(folder),
+        "l0": _l0(folder),
+    }
+    return Foreign(wired, {name: value for name, value in public(about).items() if value is not None})
+
+
+def model_type(path: str | None) -> str | None:
+    """The `model_type` of a language model on this machine; None for one of the hub, which is not asked."""
+    if path is None:
+        return None
+    try:
+        source, local = locate(LanguageModelConfig(path=path))
+    except UserError:
+        return None
+    file = Path(source) / "config.json"
+    found = read_json(file).get("model_type") if local and file.is_file() else None
+    return found if isinstance(found, str) else None
+
+
+def _text(folder: Path) -> dict[str, Any]:
+    """What the run's suite.toml says of the text; nothing for a folder that is in no run, or that has seen no text."""
+    suite = folder.resolve().parent.parent / "suite.toml"
+    tables = read_sealed_toml(suite) if suite.is_file() else {}
+    data = tables.get("data", {})
+    if not tables.get("coders") or not data.get("text"):
+        return {}
+    found = {"text": data["text"], "packing": data.get("packing"), "context_size": data.get("context")}
+    hub = [name for name in data["text"] if public(name) == name and "://" not in name and "/" in name]
+    return found | {"prepend_bos": data.get("packing") == "documents", "dataset_path": hub[0] if hub else None}
+
+
+def _l0(folder: Path) -> float | None:
+    """As it was measured on held-out text, if it was."""
+    file = folder / "eval.json"
+    return read_sealed(file).get("l0") if file.is_file() else None

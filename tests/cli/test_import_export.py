@@ -1,0 +1,247 @@
+"""`panscope formats`, `import` and `export` as a user types them: there and back, and every refusal one sentence."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_lm import Command, Tiny, save_model
+
+from panscope.coders import store
+from panscope.formats import FORMATS
+from panscope.records import RunFolder
+from panscope.suite import importing
+
+TOPK, JUMP = "L01R-2x-topk-k4", "L00M-2x-jumprelu-l1e-3"
+_BOTH = {"tokens": 640, "width": 32, "convert_to": "none"}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a TopK and a JumpReLU coder, shared and never changed."""
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
+@pytest.fixture
+def run(panscope: Command, tiny: Tiny, trained: Path, tmp_path: Path) -> Path:
+    if not trained.is_dir():
+        topk = {**_BOTH, "sites": ["resid_post"], "layers": [1], "architecture": "topk", "sparsity": 4}
+        jump = {**_BOTH, "sites": ["mlp_out"], "layers": [0], "architecture": "jumprelu", "sparsity": 1e-3}
+        jump.pop("convert_to")
+        call = panscope("train", tiny.suite(tmp_path / "s.toml", topk, jump, tokens=640), "--out", trained)
+        assert call.status == 0, call.err
+    return trained
+
+
+def numbers(run: Path, coder: str, label: str = "text") -> dict[str, Any]:
+    return json.loads((run / "coders" / coder / f"eval-{label}.json").read_text())
+
+
+def only(run: Path) -> str:
+    (name,) = RunFolder.open(run).coder_names()
+    return name
+
+
+def test_formats_lists_every_one(panscope: Command):
+    call = panscope("formats")
+    assert call.status == 0
+    for format in FORMATS.values():
+        assert f"│ {format.name} " in call.out and format.says in call.out
+
+
+@pytest.mark.parametrize(
+    ("coder", "format"),
+    [
+        (TOPK, "saelens"),
+        (TOPK, "sparsify"),
+        (TOPK, "dictionary_learning"),
+        (JUMP, "saelens"),
+        (JUMP, "gemma_scope"),
+        (JUMP, "gemma_scope_2"),
+        (JUMP, "dictionary_learning"),
+    ],
+)
+def test_there_and_back(panscope: Command, tiny: Tiny, run: Path, coder: str, format: str):
+    """Exported, imported, and measured: the same coder."""
+    call = panscope("export", run / "coders" / coder, "--format", format, "--out", "theirs")
+    assert (call.status, "The coder is in theirs" in call.out) == (0, True), call.err
+    ours = store.load(run / "coders" / coder)
+    site = str(ours.wiring.reads[0])
+    call = panscope("import", "theirs", "--out", "back", "--model", tiny.model, "--site", site, "--format", format)
+    assert call.status == 0, call.err
+    name = only(Path("back"))
+    theirs = store.load(Path("back/coders") / name)
+    assert theirs.wiring == ours.wiring and name.startswith(coder[:7])
+    x = torch.randn(64, 16)
+    torch.testing.assert_close(theirs.decode(theirs.encode(x), x), ours.decode(ours.encode(x), x), atol=1e-5, rtol=1e-5)
+    config = json.loads((Path("back/coders") / name / "config.json").read_text())
+    assert config["origin"]["format"] == format and config["origin"]["source"].endswith("theirs")
+
+
+def test_an_imported_run_is_measured_as_the_trained_one(panscope: Command, tiny: Tiny, run: Path, tmp_path: Path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    assert panscope("export", copy, "--format", "saelens", "--out", "theirs").status == 0
+    assert panscope("import", "theirs", "--out", "back", "--model", tiny.model).status == 0
+    for folder in (copy, "back"):
+        call = panscope("eval", folder, "--text", tiny.text, "--tokens", 200)
+        assert call.status == 0, call.err
+    names = RunFolder.open("back").coder_names()
+    assert len(names) == 2
+    for name, theirs in zip((JUMP, TOPK), names, strict=True):
+        ours = numbers(copy, name, "text"), numbers(tmp_path / "back", theirs, "text")
+        assert ours[0]["tokens"] == ours[1]["tokens"]
+        for field in ("l0", "fvu", "ce_spliced", "delta_loss"):
+            assert ours[0][field] == pytest.approx(ours[1][field], abs=1e-5), field
+    assert panscope("report", "back").status == 0
+    assert panscope("publish", "back", "--to", "me/coders", "--dry-run", "look").status == 0
+    assert "imported into Panscope" in Path("look/README.md").read_text()
+    assert str(tmp_path) not in "".join(path.read_text("latin-1") for path in Path("look").rglob("*") if path.is_file())
+
+
+def test_without_text_an_imported_run_has_none_held_out(panscope: Command, tiny: Tiny, run: Path):
+    panscope("export", run / "coders" / TOPK, "--format", "saelens", "--out", "theirs")
+    panscope("import", "theirs", "--out", "back", "--model", tiny.model)
+    call = panscope("eval", "back")
+    assert (call.status, "held_out 0.0" in call.sentence()) == (2, True), call.err
+
+
+def test_what_is_exported_says_where_it_stands_and_comes_from(panscope: Command, tiny: Tiny, run: Path, tmp_path: Path):
+    for format in ("gemma_scope", "saelens"):
+        panscope("export", run / "coders" / JUMP, "--format", format, "--out", format)
+        about = json.loads(Path(format, "panscope.json").read_text())
+        assert about["hook_name"] == "blocks.0.hook_mlp_out"
+        assert about["hf_hook_name"] == "model.layers.0.mlp.output"
+        assert about["model_name"] == "lm"
+        said = about["panscope"]["about"]
+        assert (said["name"], said["normaliser_folded"]["kind"], said["trained_as"]) == (JUMP, "unit_rms", "jumprelu")
+        assert str(tiny.model.parent) not in json.dumps(about)
+
+
+def test_a_folder_of_many(panscope: Command, tiny: Tiny, run: Path):
+    """Formats side by side and below each other; two coders of one name are told apart by their places."""
+    panscope("export", run, "--format", "saelens", "--out", "many/one")
+    panscope("export", run / "coders" / TOPK, "--format", "dictionary_learning", "--out", "many/two/deep")
+    panscope("export", run / "coders" / TOPK, "--format", "saelens", "--out", "many/three")
+    Path("many/notes.txt").write_text("not a coder")
+    call = panscope("import", "many", "--out", "back", "--model", tiny.model, "--site", "L01.resid_post")
+    assert call.status == 0, call.err
+    assert "4 coders of dictionary_learning, saelens" in call.out
+    names = RunFolder.open("back").coder_names()
+    assert len(names) == 4 and sum(name.startswith("L01R-2x-topk-k4") for name in names) == 3
+    assert any("three" in name or "one" in name or "deep" in name for name in names)
+    for name in names:
+        store.load(Path("back/coders") / name)
+
+
+def test_links_to_folders_are_not_followed(panscope: Command, tiny: Tiny, run: Path):
+    panscope("export", run / "coders" / TOPK, "--format", "saelens", "--out", "elsewhere/theirs")
+    Path("source").mkdir()
+    os.symlink(Path("elsewhere").absolute(), "source/link")
+    os.symlink(Path("source").absolute(), "source/loop")
+    call = panscope("import", "source", "--out", "back", "--model", tiny.model)
+    assert (call.status, "holds no coder of any format" in call.sentence()) == (2, True)
+
+
+def test_the_search_has_an_end(panscope: Command, tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importing, "MOST_ENTRIES", 20)
+    for number in range(30):
+        Path(f"source/{number}").mkdir(parents=True)
+    call = panscope("import", "source", "--out", "back", "--model", tiny.model)
+    assert (call.status, "holds more than 20 files and folders" in call.sentence()) == (2, True)
+
+
+def test_mistakes_are_one_sentence_and_leave_nothing(panscope: Command, tiny: Tiny, run: Path, tmp_path: Path):
+    panscope("export", run / "coders" / TOPK, "--format", "dictionary_learning", "--out", "theirs")
+    panscope("export", run / "coders" / TOPK, "--format", "saelens", "--out", "named")
+    save_model(tmp_path / "wide", spoilt=False, d_model=24)
+    model = ("--model", tiny.model)
+    cases = {
+        ("nowhere", *model): "'nowhere' does not exist",
+        ("named", *model, "--format", "word"): "format 'word' is unknown: use one of saelens, ",
+        ("named", *model, "--format", "openai"): "'named' holds no coder of the format openai",
+        ("named", *model, "--site", "resid_post"): "site 'resid_post' is not understood: write it as L03.mlp_out",
+        ("named", "--model", tmp_path / "wide"): "takes rows of 16 numbers at L01.resid_post, where the model",
+        ("named", *model, "--site", "L09.resid_post"): "this model has 2 layers",
+        ("named", *model, "--k", 0): "k is 0: expected a whole number above 0",
+    }
+    for arguments, sentence in cases.items():
+        call = panscope("import", *arguments, "--out", "back")
+        assert (call.status, sentence in call.sentence()) == (2, True), call.err
+        assert not Path("back").exists() and not list(tmp_path.glob(".back*"))
+
+
+def test_a_model_must_be_said_and_be_one(panscope: Command, tiny: Tiny, run: Path):
+    panscope("export", run, "--format", "saelens", "--out", "theirs")
+
+    def name_the_model(coder: str, name: str | None) -> Path:
+        file = Path("theirs", coder, "cfg.json")
+        fields = json.loads(file.read_text())
+        fields["metadata"] |= {"model_name": name, "panscope": None}
+        file.write_text(json.dumps(fields))
+        return file.parent
+
+    name_the_model(TOPK, "model-1")
+    name_the_model(JUMP, "model-2")
+    call = panscope("import", "theirs", "--out", "back")
+    assert (call.status, "import them into a run each" in call.sentence()) == (2, True), call.err
+    call = panscope("import", name_the_model(TOPK, None), "--out", "back")
+    assert (call.status, "does not say which language model it belongs to: say it by --model" in call.sentence()) == (
+        2,
+        True,
+    )
+
+
+def test_a_model_of_the_hub_is_known_by_its_short_name(panscope: Command, run: Path, no_network: None):
+    """As SAELens writes it, without the owner; the widths of a model of the table are checked without any network."""
+    panscope("export", run / "coders" / TOPK, "--format", "saelens", "--out", "theirs")
+    file = Path("theirs", "cfg.json")
+    fields = json.loads(file.read_text())
+    fields["metadata"] |= {"model_name": "gemma-2-2b", "panscope": None}
+    file.write_text(json.dumps(fields))
+    call = panscope("import", "theirs", "--out", "back")
+    assert (call.status, "where the model 'google/gemma-2-2b' has 2304" in call.sentence()) == (2, True), call.err
+    fields["metadata"] |= {"model_name": "someone/unknown-model", "context_size": 96}
+    file.write_text(json.dumps(fields))
+    call = panscope("import", "theirs", "--out", "back")
+    assert call.status == 0, call.err
+    suite = Path("back/suite.toml").read_text()
+    assert 'path = "someone/unknown-model"' in suite and "context = 96" in suite
+
+
+def test_nothing_is_written_over(panscope: Command, tiny: Tiny, run: Path):
+    panscope("export", run / "coders" / TOPK, "--format", "saelens", "--out", "theirs")
+    call = panscope("export", run / "coders" / TOPK, "--format", "saelens", "--out", "theirs")
+    assert (call.status, "nothing is written over: choose another --out" in call.sentence()) == (2, True)
+    call = panscope("import", "theirs", "--out", run, "--model", tiny.model)
+    assert (call.status, "already exists: choose another --out" in call.sentence()) == (2, True)
+
+
+def test_an_export_that_is_refused_leaves_nothing(panscope: Command, run: Path, tmp_path: Path):
+    call = panscope("export", run, "--format", "gemma_scope", "--out", "theirs")
+    assert call.status == 2 and call.sentence().startswith(f"{TOPK}: ")
+    assert not Path("theirs").exists() and not list(tmp_path.glob(".theirs*"))
+    call = panscope("export", tmp_path, "--format", "saelens", "--out", "theirs")
+    assert (call.status, "is neither the folder of a coder" in call.sentence()) == (2, True)
+
+
+def test_a_broken_coder_among_many_leaves_no_run(panscope: Command, tiny: Tiny, run: Path, tmp_path: Path):
+    panscope("export", run, "--format", "saelens", "--out", "theirs")
+    (tmp_path / "theirs" / TOPK / "sae_weights.safetensors").write_bytes(b"\xff" * 64)
+    call = panscope("import", "theirs", "--out", "back", "--model", tiny.model)
+    assert (call.status, TOPK in call.sentence()) == (2, True)
+    assert not Path("back").exists() and not list(tmp_path.glob(".back*"))
+
+
+def test_autoencoders_that_others_trained(panscope: Command, shared: Path):
+    """dictionary_learning's, as bare files: told what they do not say, they become a run that can be exported."""
+    source = shared / "foreign_saes" / "dictionary_learning_autoencoder"
+    call = panscope("import", source, "--out", "back", "--model", "someone/model", "--site", "L03.mlp_out")
+    assert call.status == 0, call.err
+    names = RunFolder.open("back").coder_names()
+    assert len(names) == 2 and names[0].startswith("L03M-")
+    call = panscope("export", "back", "--format", "saelens", "--out", "theirs")
+    assert call.status == 0, call.err
+    assert {path.name for path in Path("theirs").iterdir()} == set(names)

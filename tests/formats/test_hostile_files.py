@@ -1,0 +1,277 @@
+"""Files that strangers made: whatever is in them, reading gives one sentence or a coder, and nothing else happens.
+
+Every entry of FORMATS is written, damaged and read: forged files in the place of each of its files, each tensor spoilt,
+and over a hundred random changes of bytes and entries each. While a file is read, the process may take 700 MB more
+address space and twenty seconds; a pickle's canary and what lies outside the folder are looked after.
+"""
+
+import contextlib
+import json
+import resource
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hostile import STRUCTURAL, TENSORS, VALUES, holds_tensors, read_tensors, write_tensors
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from making import AT_RESID, STANDARDISE, K, foreign, random_coder, reconstruct, rows
+
+from panscope.formats import FORMATS, Foreign
+from panscope.types import UserError
+
+MORE_MEMORY = 700 << 20
+LONGEST = 5
+EXAMPLES = 130
+NO_BIAS: dict[str, Any] = {"pre_encoder_bias": True, "encoder_bias": False}
+CANDIDATES = (
+    foreign(random_coder("jumprelu")),
+    foreign(random_coder("topk", **NO_BIAS)),
+    foreign(random_coder("topk", **NO_BIAS), normaliser=STANDARDISE),
+    foreign(random_coder("relu")),
+    foreign(random_coder("gated")),
+    foreign(random_coder("matryoshka", pre_encoder_bias=True, prefixes=(0.25, 1.0))),
+)
+
+
+@dataclass(frozen=True)
+class Original:
+    """One coder of a format, as it was written and as it is read."""
+
+    folder: Path
+    read: Foreign
+
+    def files(self) -> list[Path]:
+        return sorted(path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Original]]:
+    """Every candidate that a format has a place for, by format."""
+    found: dict[str, list[Original]] = {}
+    for name, format in FORMATS.items():
+        for number, candidate in enumerate(CANDIDATES):
+            folder = tmp_path_factory.mktemp("valid") / f"{name}-{number}"
+            with contextlib.suppress(UserError):
+                format.write(candidate, folder)
+                found.setdefault(name, []).append(Original(folder, format.read(folder, AT_RESID)))
+    return found
+
+
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """Neither memory nor time without end; nothing is written to the file that a link leads to."""
+
+    def stop(*_: object) -> None:
+        raise AssertionError(f"reading took more than {LONGEST} s")
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    before = signal.signal(signal.SIGALRM, stop)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MORE_MEMORY, hard))
+    signal.alarm(LONGEST)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def attacked(name: str, original: Original, change: Callable[[Path, Path], None]) -> Foreign | None:
+    """What reading a changed copy of a coder gives: a coder, or None after one good sentence."""
+    with tempfile.TemporaryDirectory() as made:
+        root = Path(made)
+        (root / "outside").mkdir()
+        (root / "outside" / "secret").write_text("keep out")
+        folder = root / "inside" / original.folder.name
+        shutil.copytree(original.folder, folder)
+        change(folder, root / "outside")
+        names = sorted(path.name for path in folder.rglob("*"))
+        try:
+            with bounded():
+                found = FORMATS[name].read(folder, AT_RESID)
+                FORMATS[name].finds(folder)
+        except UserError as error:
+            assert "\n" not in str(error)
+            assert 20 < len(str(error)) < 1500, str(error)
+            found = None
+        assert [path.name for path in (root / "outside").iterdir()] == ["secret"], "code was run"
+        assert (root / "outside" / "secret").read_text() == "keep out"
+        assert sorted(path.name for path in root.iterdir()) == ["inside", "outside"]
+        assert sorted(path.name for path in folder.rglob("*")) == names
+        return found
+
+
+def assert_the_same(found: Foreign, original: Foreign) -> None:
+    assert found.wired.wiring == original.wired.wiring
+    assert found.wired.normaliser == original.wired.normaliser
+    assert found.wired.coder.config == original.wired.coder.config
+    wanted = original.wired.coder.tensors()
+    for tensor_name, tensor in found.wired.coder.tensors().items():
+        assert torch.equal(tensor, wanted[tensor_name]), tensor_name
+
+
+def assert_a_sound_coder(found: Foreign, original: Foreign) -> None:
+    """Of the same sizes, with finite weights, so that it computes something."""
+    ours, wanted = found.wired.coder.tensors(), original.wired.coder.tensors()
+    for tensor_name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        assert ours[tensor_name].shape == wanted[tensor_name].shape
+    assert all(torch.isfinite(tensor).all() for tensor in ours.values())
+    codes, _ = reconstruct(found, rows())
+    assert not (codes < 0).any()
+
+
+def test_every_format_is_attacked(originals: dict[str, list[Original]]) -> None:
+    assert originals.keys() == FORMATS.keys()
+    assert len(FORMATS) * EXAMPLES >= 500
+    for name, found in originals.items():
+        for original in found:
+            untouched = attacked(name, original, lambda folder, outside: None)
+            assert untouched is not None
+            assert_the_same(untouched, original.read)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("attack", STRUCTURAL)
+def test_a_forged_file_is_refused_or_changes_nothing(
+    name: str, attack: str, originals: dict[str, list[Original]]
+) -> None:
+    original, refused = originals[name][0], 0
+    for file in original.files():
+        found = attacked(name, original, lambda folder, outside, file=file: STRUCTURAL[attack](folder / file, outside))
+        if found is None:
+            refused += 1
+        else:
+            assert_the_same(found, original.read)
+    assert refused, "no file of the format was missed"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("spoil", TENSORS)
+def test_a_spoilt_tensor_is_refused_or_changes_nothing(
+    name: str, spoil: str, originals: dict[str, list[Original]]
+) -> None:
+    for original in originals[name]:
+        for file in filter(holds_tensors, original.files()):
+            table = read_tensors(original.folder / file)
+            for tensor_name in [key for key, value in table.items() if isinstance(value, torch.Tensor)]:
+
+                def change(folder: Path, outside: Path, file: Path = file, key: str = tensor_name) -> None:
+                    damaged = read_tensors(folder / file)
+                    damaged[key] = TENSORS[spoil](damaged[key])
+                    write_tensors(folder / file, damaged)
+
+                found = attacked(name, original, change)
+                if found is not None:
+                    assert_the_same(found, original.read)
+                    assert spoil == "float64" or not _weighs(tensor_name), tensor_name
+
+
+def _weighs(tensor_name: str) -> bool:
+    """Whether a tensor is part of the coder, and not a figure of its training that is not read."""
+    return tensor_name not in ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square", "sparsity")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_missing_or_unknown_tensor_is_refused(name: str, originals: dict[str, list[Original]]) -> None:
+    for original in originals[name]:
+        for file in filter(holds_tensors, original.files()):
+            for key in read_tensors(original.folder / file):
+
+                def rename(folder: Path, outside: Path, file: Path = file, key: str = key) -> None:
+                    table = read_tensors(folder / file)
+                    table["../" + key] = table.pop(key)
+                    write_tensors(folder / file, table)
+
+                found = attacked(name, original, rename)
+                assert (
+                    found is None
+                    or not _weighs(key)
+                    or not isinstance(read_tensors(original.folder / file)[key], torch.Tensor)
+                ), key
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(
+    max_examples=EXAMPLES,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(data=st.data())
+def test_random_changes_give_a_sentence_or_a_sound_coder(
+    name: str, originals: dict[str, list[Original]], data: st.DataObject
+) -> None:
+    """A cut or lengthened file is the same coder or none; flipped bytes and other entries may be other weights."""
+    original = data.draw(st.sampled_from(originals[name]))
+    kind = data.draw(st.sampled_from(["flip", "flip", "entry", "entry", "cut", "append", "swap", "repeat"]))
+    files = [file for file in original.files() if kind != "entry" or file.suffix == ".json"]
+    if not files:
+        return
+    file = data.draw(st.sampled_from(files))
+    raw = (original.folder / file).read_bytes()
+
+    def change(folder: Path, outside: Path) -> None:
+        (folder / file).write_bytes(_changed(kind, raw, original, data))
+
+    found = attacked(name, original, change)
+    if found is None:
+        return
+    if kind in ("flip", "entry") or file.suffix == ".json":
+        assert_a_sound_coder(found, original.read)
+    else:
+        assert_the_same(found, original.read)
+
+
+def _changed(kind: str, raw: bytes, original: Original, data: st.DataObject) -> bytes:
+    """The bytes of a file after one random change."""
+    if kind == "cut":
+        return raw[: data.draw(st.integers(0, len(raw) - 1))]
+    if kind == "append":
+        return raw + data.draw(st.binary(min_size=1, max_size=64))
+    if kind == "swap":
+        return (original.folder / data.draw(st.sampled_from(original.files()))).read_bytes()
+    if kind == "repeat":
+        return raw * 2
+    if kind == "entry":
+        return _other_entry(raw, data)
+    changed = bytearray(raw)
+    for _ in range(data.draw(st.integers(1, 4))):
+        # Half of them among the first and the last 2,000 bytes, where headers and directories are.
+        near = data.draw(st.sampled_from(["any", "any", "first", "last"]))
+        span = len(raw) if near == "any" else min(len(raw), 2000)
+        place = data.draw(st.integers(0, span - 1))
+        changed[place if near != "last" else len(raw) - 1 - place] ^= data.draw(st.integers(1, 255))
+    return bytes(changed)
+
+
+def _other_entry(raw: bytes, data: st.DataObject) -> bytes:
+    """A JSON table with one entry, at any depth, taken out or given another value."""
+    table = json.loads(raw)
+    place: Any = table
+    while True:
+        keys = list(range(len(place))) if isinstance(place, list) else sorted(place)
+        if not keys:
+            return json.dumps(VALUES[data.draw(st.integers(0, len(VALUES) - 1))]).encode()
+        key = data.draw(st.sampled_from(keys))
+        if isinstance(place[key], dict | list) and place[key] and data.draw(st.booleans()):
+            place = place[key]
+            continue
+        if data.draw(st.integers(0, 4)):
+            place[key] = data.draw(st.sampled_from(VALUES))
+        else:
+            del place[key]
+        return json.dumps(table).encode()
+
+
+def test_k_is_within_what_the_candidates_have() -> None:
+    """The entries above hold a K that fits, so that some changes are read as another sound coder."""
+    assert any(type(value) is int and 0 < value < K for value in VALUES)

@@ -1,0 +1,239 @@
+"""What SAELens saves, we read, and our reconstruction is that of its own loader, in float32."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_coders import MakeCoder, reconstructed
+from peers import run_in_peers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from panscope.formats import FORMATS, Asked, Foreign
+from panscope.types import Site, UserError
+
+SAELENS = FORMATS["saelens"]
+SAVE = """
+import json, sys, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from sae_lens import SAE
+from sae_lens.registry import get_sae_class, get_sae_training_class
+from sae_lens.saes.sae import SAEMetadata
+
+root, D, F, E = Path(sys.argv[1]), 12, 40, 10
+x = 4 * torch.randn(64, D, generator=torch.Generator().manual_seed(3))
+found = {"x": x}
+
+def fill(sae):
+    torch.manual_seed(len(found))
+    for name, tensor in sae.state_dict().items():
+        draw = torch.randn(tensor.shape) * (0.3 if tensor.dim() == 2 else 0.1)
+        tensor.copy_(draw.abs() + 0.1 if "threshold" in name else draw)
+    return sae
+
+def note(name, sae):
+    z = sae.cfg.reshape_activations == "hook_z"
+    rows = x.view(len(x), 2, -1) if z else x
+    with torch.no_grad():
+        found[name] = sae(rows).reshape(len(x), -1).contiguous()
+
+def save(name, architecture, hook="blocks.5.hook_resid_post", out=None, **fields):
+    metadata = SAEMetadata(model_name="gemma-2-2b", hook_name=hook, hook_name_out=out, context_size=64)
+    sae_class, config_class = get_sae_class(architecture)
+    if "transcoder" in architecture:
+        fields |= {"d_out": E, "apply_b_dec_to_input": False}
+    sae = fill(sae_class(config_class(d_in=D, d_sae=F, metadata=metadata, **fields)))
+    sae.save_model(root / name)
+    note(name, SAE.load_from_disk(root / name, dtype="float32"))
+
+for flag in (True, False):
+    for architecture in ("standard", "jumprelu", "gated"):
+        save(f"{architecture}.{flag}", architecture, apply_b_dec_to_input=flag)
+    save(f"topk.{flag}", "topk", k=5, apply_b_dec_to_input=flag)
+save("topk.by_norm", "topk", k=5, rescale_acts_by_decoder_norm=True)
+for kind in ("layer_norm", "constant_norm_rescale"):
+    for architecture in ("standard", "jumprelu", "gated"):
+        save(f"{architecture}.{kind}", architecture, normalize_activations=kind)
+save("bfloat16", "jumprelu", dtype="bfloat16")
+save("float16", "standard", dtype="float16")
+save("float64", "standard", dtype="float64")
+save("of_heads", "jumprelu", hook="blocks.5.attn.hook_z", reshape_activations="hook_z")
+for kind in ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"):
+    save(kind, kind, "blocks.5.ln2.hook_normalized", "blocks.5.hook_mlp_out")
+
+def train(name, architecture, keep=False, **fields):
+    sae_class, config_class = get_sae_training_class(architecture)
+    sae = fill(sae_class(config_class(d_in=D, d_sae=F, **fields)))
+    sae.cfg.metadata.hook_name = "blocks.5.hook_mlp_out"
+    sae.save_inference_model(root / f"{name}.published")
+    note(f"{name}.published", SAE.load_from_disk(root / f"{name}.published"))
+    sae.save_model(root / f"{name}.checkpoint")
+    found[f"{name}.checkpoint"] = found[f"{name}.published"].clone()
+
+train("topk_trained", "topk", k=5)
+train("batchtopk_trained", "batchtopk", k=5)
+train("batchtopk_by_value", "batchtopk", k=5, rescale_acts_by_decoder_norm=False)
+train("matryoshka_trained", "matryoshka_batchtopk", k=5, matryoshka_widths=[10, 40])
+train("jumprelu_trained", "jumprelu")
+train("gated_trained", "gated")
+train("standard_trained", "standard")
+save_file(found, root / "found.safetensors")
+print(" ".join(name for name in found if name != "x"))
+"""
+PER_ROW = ("layer_norm", "constant_norm_rescale")
+"""There 1e-5 is measured in units of a row's size, to which we and SAELens add 1e-5 at other places."""
+SAVED = [
+    *(f"{name}.{flag}" for name in ("standard", "jumprelu", "gated", "topk") for flag in (True, False)),
+    *(
+        f"{name}.{kind}"
+        for name in ("standard", "jumprelu", "gated")
+        for kind in ("layer_norm", "constant_norm_rescale")
+    ),
+    *("topk.by_norm", "bfloat16", "float16", "float64", "of_heads"),
+    *("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"),
+    *(
+        f"{name}.{stage}"
+        for name in ("topk_trained", "batchtopk_trained", "batchtopk_by_value", "matryoshka_trained")
+        for stage in ("published", "checkpoint")
+    ),
+    *(f"{name}_trained.{stage}" for name in ("jumprelu", "gated", "standard") for stage in ("published", "checkpoint")),
+]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
+    root = tmp_path_factory.mktemp("saved")
+    names = run_in_peers(SAVE, root).split()
+    assert sorted(names) == sorted(SAVED)
+    return root, load_file(root / "found.safetensors")
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_our_reconstruction_is_theirs(name: str, saved: tuple[Path, dict[str, Tensor]]) -> None:
+    root, found = saved
+    assert SAELENS.finds(root / name)
+    foreign = SAELENS.read(root / name, Asked())
+    size = found["x"].std(dim=1, keepdim=True) if name.endswith(PER_ROW) else torch.ones(1)
+    ours = reconstructed(foreign.wired, found["x"])
+    torch.testing.assert_close(ours / size, found[name] / size, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in SAVED if not name.startswith(("batchtopk", "matryoshka"))])
+def test_import_then_export_gives_back_the_tensors(name: str, saved: Any, tmp_path: Path) -> None:
+    before = load_file(saved[0] / name / "sae_weights.safetensors")
+    SAELENS.write(SAELENS.read(saved[0] / name, Asked()), tmp_path)
+    after = load_file(tmp_path / "sae_weights.safetensors")
+    assert before.keys() == after.keys()
+    assert all(after[key].equal(tensor.float()) for key, tensor in before.items())
+
+
+def test_the_sites_are_those_of_the_hooks(saved: Any) -> None:
+    def wiring(name: str) -> tuple[str, str]:
+        found = SAELENS.read(saved[0] / name, Asked()).wired.wiring
+        return str(found.reads[0]), str(found.predicts[0])
+
+    assert wiring("standard.True") == ("L05.resid_post", "L05.resid_post")
+    assert wiring("of_heads") == ("L05.attn_z", "L05.attn_z")
+    assert wiring("skip_transcoder") == ("L05.mlp_in_no_gain", "L05.mlp_out")
+    asked = Asked(reads=Site(1, "mlp_in"), predicts=Site(1, "mlp_out"), model="mine")
+    foreign = SAELENS.read(saved[0] / "skip_transcoder", asked)
+    assert foreign.wired.wiring.reads == (Site(1, "mlp_in"),)
+    assert foreign.about["model"] == "mine"
+    assert foreign.about["metadata"]["context_size"] == 64
+
+
+OLD = """
+import sys, torch
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+from sae_lens import SAE
+root = Path(sys.argv[1])
+x = load_file(root / "x.safetensors")["x"]
+with torch.no_grad():
+    found = {name: SAE.load_from_disk(root / name)(x).contiguous() for name in ("relu", "topk")}
+save_file(found, root / "found.safetensors")
+"""
+
+
+def test_folders_of_version_3_are_read_as_it_reads_them(make_coder: MakeCoder, rows: Tensor, tmp_path: Path) -> None:
+    base = {"d_in": 12, "d_sae": 40, "dtype": "torch.float32", "device": "cpu", "normalize_activations": "none"}
+    base |= {"model_name": "gpt2-small", "hook_point": "blocks.8.hook_resid_pre", "apply_b_dec_to_input": True}
+    topk = {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5}}
+    for name, more in (("relu", {"activation_fn_str": "relu"}), ("topk", topk)):
+        SAELENS.write(Foreign(make_coder(name, pre_encoder_bias=True)), tmp_path / name)
+        (tmp_path / name / "cfg.json").write_text(json.dumps(base | more))
+    weights = tmp_path / "topk" / "sae_weights.safetensors"
+    save_file(load_file(weights), weights)
+    save_file({"x": rows}, tmp_path / "x.safetensors")
+    run_in_peers(OLD, tmp_path)
+    found = load_file(tmp_path / "found.safetensors")
+    for name in ("relu", "topk"):
+        foreign = SAELENS.read(tmp_path / name, Asked())
+        torch.testing.assert_close(reconstructed(foreign.wired, rows), found[name], rtol=1e-5, atol=1e-5)
+        assert foreign.wired.wiring.reads == (Site(7, "resid_post"),)
+        assert foreign.wired.coder.config.architecture == name
+
+
+def test_the_decoder_bias_is_taken_off_unless_the_file_says_no(make_coder: MakeCoder, tmp_path: Path) -> None:
+    SAELENS.write(Foreign(make_coder("relu")), tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    assert config.pop("apply_b_dec_to_input") is False
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    assert SAELENS.read(tmp_path, Asked()).wired.coder.config.pre_encoder_bias
+
+
+def folder_of(make_coder: MakeCoder, path: Path, changes: dict[str, Any], architecture: str = "relu") -> Path:
+    SAELENS.write(Foreign(make_coder(architecture)), path)
+    config = json.loads((path / "cfg.json").read_text())
+    (path / "cfg.json").write_text(json.dumps(config | changes))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"architecture": "abstopk"}, "abstopk"),
+        ({"architecture": ["standard"]}, "architecture"),
+        ({"architecture": "jumprelu"}, "lacks threshold"),
+        ({"architecture": "transcoder", "normalize_activations": "layer_norm"}, "transcoder"),
+        ({"normalize_activations": "covariance_whitening"}, "covariance_whitening"),
+        ({"normalize_activations": "expected_average_only_in"}, "by which factor"),
+        ({"apply_b_dec_to_input": "yes"}, "apply_b_dec_to_input"),
+        ({"d_sae": 10**12}, "d_sae"),
+        ({"metadata": {"sae_lens_version": "6.0.0", "hook_name": "blocks.0.hook_mlp_in"}}, "hook_mlp_in"),
+        ({"metadata": {"sae_lens_version": "6.0.0"}}, "which site"),
+        (
+            {"metadata": {"sae_lens_version": "6.0.0", "hook_name": "blocks.0.attn.hook_z", "hook_head_index": 3}},
+            "head",
+        ),
+    ],
+)
+def test_what_is_not_ours_is_refused(changes: dict[str, Any], word: str, make_coder: MakeCoder, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=word) as error:
+        SAELENS.read(folder_of(make_coder, tmp_path / "coder", changes), Asked())
+    assert str(tmp_path / "coder") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("k", [None, 0, -3, 2.5, 41, "many"])
+def test_a_k_that_is_none_is_refused(k: object, make_coder: MakeCoder, tmp_path: Path) -> None:
+    folder = folder_of(make_coder, tmp_path / "coder", {"k": k}, "topk")
+    with pytest.raises(UserError, match=r"sparsity|k is"):
+        SAELENS.read(folder, Asked())
+
+
+def test_a_factor_beside_a_checkpoint_is_folded_in(make_coder: MakeCoder, rows: Tensor, tmp_path: Path) -> None:
+    plain = make_coder("jumprelu", pre_encoder_bias=True)
+    SAELENS.write(Foreign(plain), tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    (tmp_path / "cfg.json").write_text(json.dumps(config | {"normalize_activations": "expected_average_only_in"}))
+    (tmp_path / "activation_scaler.json").write_text(json.dumps({"scaling_factor": 0.25, "has_whitening": False}))
+    scaled = SAELENS.read(tmp_path, Asked()).wired
+    torch.testing.assert_close(
+        reconstructed(scaled, rows), reconstructed(plain, rows * 0.25) / 0.25, rtol=1e-5, atol=1e-5
+    )
+    codes, wanted = scaled.encode(rows).dense(), plain.encode(rows * 0.25).dense()
+    torch.testing.assert_close(codes, wanted, rtol=1e-5, atol=1e-5)
