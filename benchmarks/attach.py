@@ -35,8 +35,8 @@ from benchmarks import machine
 from benchmarks.other_load import OtherLoad
 from panscope import coders
 from panscope.analysis.attach import attach
-from panscope.analysis.inference import KernelsName
 from panscope.analysis.loaded import LoadedCoder
+from panscope.coders.inference import KernelsName
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.formats import FORMATS
 from panscope.formats.base import Foreign

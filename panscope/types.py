@@ -238,9 +238,20 @@ class Latents:
         return self.over_rows(self.values.double())
 
     def select(self, index: Tensor | slice) -> "Latents":
-        """The codes of the rows at `index`; of dense or even codes."""
-        assert self.starts is None
+        """The codes of the rows at `index`."""
+        if self.starts is not None:
+            return self._select_ragged(torch.arange(len(self), device=self.values.device)[index])
         return Latents(self.values[index], self.width, None if self.indices is None else self.indices[index])
+
+    def _select_ragged(self, rows: Tensor) -> "Latents":
+        """Those of rows [M], given by their numbers."""
+        assert self.starts is not None and self.indices is not None
+        lengths = self.starts.diff()[rows]
+        starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        total = int(starts[-1])
+        shift = (self.starts[rows] - starts[:-1]).repeat_interleave(lengths, output_size=total)
+        places = torch.arange(total, device=self.values.device) + shift
+        return Latents(self.values[places], self.width, self.indices[places], starts)
 
     def l0(self) -> Tensor:
         """[B] how many latents are active: values > 0."""

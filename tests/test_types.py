@@ -143,3 +143,14 @@ def test_gradients_flow_through_sparse_codes() -> None:
     (dense * torch.tensor([5.0, 6.0, 7.0])).sum().backward()
     assert values.grad is not None
     assert values.grad.tolist() == [[7.0, 5.0]]
+
+
+def test_rows_of_ragged_codes_are_chosen_as_those_of_dense_ones():
+    draw = torch.Generator().manual_seed(3)
+    dense = torch.relu(torch.randn(9, 6, generator=draw))
+    dense[4] = 0
+    rows, latents = dense.nonzero().T
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), (dense > 0).sum(dim=1).cumsum(0)])
+    ragged = Latents(dense[rows, latents], 6, latents, starts)
+    for index in (slice(2, 7), slice(0, 0), torch.tensor([8, 4, 4, 0]), torch.arange(9) % 2 == 0):
+        assert torch.equal(ragged.select(index).dense(), dense[index])

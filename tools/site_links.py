@@ -1,4 +1,4 @@
-"""A hook of the documentation site: links of notebooks to other pages, which mkdocs-jupyter leaves as they are in the file.
+"""A hook of the documentation site: links from notebooks to other pages, which mkdocs-jupyter leaves alone.
 
 MkDocs turns `sweep.md` into the place of that page only in Markdown. Here the same is done for notebooks, and a link to
 a page that does not exist is a warning, which fails a strict build.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from panscope.analysis.codes import Codes
-from panscope.analysis.inference import KernelsName, way_for
+from panscope.coders.inference import KernelsName, way_for
 from panscope.coders.normaliser import RowStats
 from panscope.coders.wiring import UNIT, WiredCoder, Wiring
 from panscope.types import Latents, UserError

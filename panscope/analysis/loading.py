@@ -8,9 +8,9 @@ from pathlib import Path
 
 from panscope import records
 from panscope.analysis import hub
-from panscope.analysis.inference import KernelsName
 from panscope.analysis.loaded import LoadedCoder
 from panscope.coders import store
+from panscope.coders.inference import KernelsName
 from panscope.formats import FORMATS
 from panscope.formats.base import Asked, Format
 from panscope.types import UserError

@@ -7,9 +7,9 @@ import pyarrow
 import pyarrow.parquet
 
 from panscope import records
-from panscope.analysis.inference import KernelsName
 from panscope.analysis.loaded import LoadedCoder
 from panscope.analysis.loading import load
+from panscope.coders.inference import KernelsName
 from panscope.types import UserError
 
 

@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, PlainSerializer, model_validator
 from torch import Tensor
 
 from panscope.coders.base import Coder
+from panscope.coders.inference import Way
 from panscope.coders.normaliser import Normaliser, RowStats
 from panscope.config import Config
 from panscope.types import ActivationBatch, Latents, Site
@@ -81,7 +82,7 @@ class Wiring(Config):
         """The codes behind each predicted site's rows: those of its own rows, or for a crosscoder the shared ones."""
         if self.wiring != "multilayer":
             return [latents] * len(self.predicts)
-        rows = len(latents.values) // self.stacks
+        rows = len(latents) // self.stacks
         return [latents.select(slice(n * rows, (n + 1) * rows)) for n in range(self.stacks)]
 
 
@@ -91,19 +92,24 @@ class WiredCoder:
     Scalar normalisers are folded into the weights; one that differs from row to row cannot be and is applied here.
     """
 
-    def __init__(self, wiring: Wiring, coder: Coder, normaliser: Normaliser = UNIT) -> None:
+    def __init__(self, wiring: Wiring, coder: Coder, normaliser: Normaliser = UNIT, way: Way | None = None) -> None:
+        """`way` is how codes are computed where not by the coder's own definition."""
         self.wiring = wiring
         self.coder = coder
         self.normaliser = normaliser
+        self._way = way
 
     def encode(self, x: Tensor) -> Latents:
         """The codes of raw rows x [B, D], computed in the coder's own precision."""
-        return self.coder.encode(self._normalised(x)[0])
+        inside = self._normalised(x)[0]
+        return self.coder.encode(inside) if self._way is None else self._way.encode(self.coder, inside)
 
     def decode(self, latents: Latents, x: Tensor) -> Tensor:
         """Raw rows [B, E] from the codes of the raw rows x [B, D]."""
         inside, stats = self._normalised(x)
-        return self.normaliser.undo(self.coder.decode(latents, inside), stats)
+        if self._way is None:
+            return self.normaliser.undo(self.coder.decode(latents, inside), stats)
+        return self.normaliser.undo(self._way.decode(self.coder, latents) + self.coder.base(inside), stats)
 
     def _normalised(self, x: Tensor) -> tuple[Tensor, RowStats | None]:
         return self.normaliser.input(x.to(self.coder.W_enc.dtype))

@@ -19,6 +19,7 @@ import xxhash
 from torch import Tensor
 
 from panscope.coders import store
+from panscope.coders.inference import way_for
 from panscope.coders.wiring import WiredCoder
 from panscope.data.documents import DataConfig, LocalDocuments, open_documents
 from panscope.data.identity import text_identity
@@ -242,7 +243,7 @@ def _coders(run: RunFolder, lm: LanguageModel, request: Request) -> dict[str, Wi
         wired.coder.to(lm.device)
         if request.coder_dtype is not None:
             wired.coder.to(getattr(torch, request.coder_dtype))
-        coders[name] = wired
+        coders[name] = WiredCoder(wired.wiring, wired.coder, wired.normaliser, way_for(wired.coder, "auto"))
     return coders
 
 

@@ -10,9 +10,9 @@ import torch
 from attached import SPARSITY, STANDARDISE, F, made
 from torch import Tensor
 
-from panscope.analysis import inference
-from panscope.analysis.inference import way_for
 from panscope.analysis.loaded import LoadedCoder
+from panscope.coders import inference
+from panscope.coders.inference import way_for
 from panscope.coders.normaliser import Normaliser
 from panscope.lms.model import LanguageModel
 from panscope.types import Site, UserError

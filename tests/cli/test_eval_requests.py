@@ -11,7 +11,7 @@ import torch
 from tiny_lm import CONTEXT, Command, Tiny, save_model, write_text
 
 from panscope import records
-from panscope.coders import store
+from panscope.coders import inference, store
 from panscope.evals.question import Share
 from panscope.lms.load import load
 from panscope.records import RunFolder
@@ -220,6 +220,23 @@ def test_low_precision_is_nearly_the_same(panscope: Command, run: Path):
     both = panscope("eval", run, "--coder-dtype", "bfloat16", "--dtype", "bfloat16")
     assert both.status == 0, both.err
     assert fields_of(run, RELU, "-bfloat16-coder-bfloat16")["evaluated_on"]["dtype"] == "bfloat16"
+
+
+def test_wide_coders_are_measured_by_sparse_kernels(run: Path, monkeypatch: pytest.MonkeyPatch):
+    """Which compute TopK and JumpReLU codes of active places alone: ragged ones for the latter; the numbers stay."""
+    monkeypatch.setattr(inference, "WIDE", 1)
+    for label, as_trained, kind in (("jumprelu", False, "Sparse"), ("topk", True, "Sparse")):
+        folder = run / "coders" / TOPK
+        wired = store.load_trained(folder) if as_trained else store.load(folder)
+        assert type(inference.way_for(wired.coder, "auto")).__name__ == kind
+        assert evaluated(run, Request(label=label, as_trained=as_trained)) is not None
+    assert evaluated(run, Request(label="saebench", saebench=True)) is not None
+    monkeypatch.undo()
+    assert evaluated(run, Request(label="as-trained", as_trained=True)) is not None
+    for sparse, reference in (("-jumprelu", ""), ("-topk", "-as-trained")):
+        found, expected = fields_of(run, TOPK, sparse), fields_of(run, TOPK, reference)
+        for number in ("l0", "fvu", "delta_loss", "kl", "dead_fraction", "uniformity", "cosine"):
+            assert found[number] == pytest.approx(expected[number], rel=1e-4, abs=1e-6), number
 
 
 def test_files_of_text_are_measured_apart(panscope: Command, run: Path, tmp_path: Path):

@@ -26,6 +26,7 @@ from making import AT_RESID, STANDARDISE, K, foreign, random_coder, reconstruct,
 from panscope.formats import FORMATS, Foreign
 from panscope.types import UserError
 
+pytestmark = pytest.mark.soak  # minutes: more than a thousand files, each read under limits of memory and time
 MORE_MEMORY = 700 << 20
 LONGEST = 5
 EXAMPLES = 130
