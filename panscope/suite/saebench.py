@@ -13,18 +13,9 @@ from torch import Tensor
 from panscope.coders import store
 from panscope.coders.wiring import WiredCoder
 from panscope.evals.saebench import CoreAbout, core_file_name, core_output, write_core
+from panscope.formats.hooks import lens_name
 from panscope.records import RunFolder, read_sealed
-from panscope.types import Site
 
-HOOKS = {
-    "resid_post": "blocks.{}.hook_resid_post",
-    "attn_z": "blocks.{}.attn.hook_z",
-    "attn_out": "blocks.{}.hook_attn_out",
-    "mlp_out": "blocks.{}.hook_mlp_out",
-    "mlp_in": "blocks.{}.mlp.hook_in",
-    "mlp_in_no_gain": "blocks.{}.ln2.hook_normalized",
-}
-"""TransformerLens' name of each kind of site; of `mlp_in` it has none and this is ours."""
 TAKEN = {
     "saebench_ce_clean": "ce_clean",
     "saebench_ce_spliced": "ce_spliced",
@@ -93,13 +84,9 @@ def _sae(wired: WiredCoder, on: dict[str, Any]) -> dict[str, Any]:
         "dtype": on["coder_dtype"],
         "model_name": on["model"],
         "hook_layer": reads.layer,
-        "hook_name": _hook(reads),
-        "hook_name_out": _hook(predicts),
+        "hook_name": lens_name(reads),
+        "hook_name_out": lens_name(predicts),
         "context_size": on["context"],
         "apply_b_dec_to_input": config.pre_encoder_bias,
         "normalize_activations": "none",
     }
-
-
-def _hook(site: Site) -> str:
-    return HOOKS[site.kind].format(site.layer)
