@@ -27,7 +27,6 @@ fix: $(READY)  ## format and repair what can be repaired
 	$(BIN)/ruff check --fix .
 
 docs: $(READY)  ## the documentation site, into build/site
-	$(BIN)/python -m pip install --quiet --group docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 peers: $(PEERS)  ## other tools' own readers, in a second environment: tests/formats compares with them

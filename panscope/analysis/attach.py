@@ -154,7 +154,7 @@ class Attached:
                 y_hat = port.coder.decode(codes, x).view_as(rows).to(wide)
                 total = self._chosen(y_hat, total, port.at, value)
             elif self._follows:
-                part = port.coder.part(codes, x).to(wide)
+                part = port.coder.part(codes, x.detach()).to(wide)
                 total = total + (part - part.detach())
             if port.edits:
                 total = total + self._edited(port, codes, x, value).to(wide)

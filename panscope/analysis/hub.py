@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import huggingface_hub
 
+from panscope.formats.hub import TROUBLE, words
 from panscope.types import UserError
 
 _ADDRESS = re.compile(r"(?P<repo>\w[\w.-]*/[\w.-]+)(:(?P<folder>.+))?")
@@ -31,16 +32,16 @@ def fetch(address: str, revision: str | None = None) -> Path:
         raise UserError(f"{address!r} names the folder {str(folder)!r}: write it as it stands in the repository")
     at_top = folder == PurePosixPath(".")
     allow, ignore = (None, ["*/*"]) if at_top else ([f"{folder}/*"], None)
+    copy, reason = None, ""
     try:
-        copy = Path(
-            huggingface_hub.snapshot_download(
-                match["repo"], revision=revision, allow_patterns=allow, ignore_patterns=ignore
-            )
+        copy = huggingface_hub.snapshot_download(
+            match["repo"], revision=revision, allow_patterns=allow, ignore_patterns=ignore
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise UserError(f"{address!r} cannot be fetched from the hub: {reason}") from error
-    found = copy / folder
+    except TROUBLE as error:
+        reason = words(error)
+    if copy is None:
+        raise UserError(f"{address!r} cannot be fetched from the hub: {reason}")
+    found = Path(copy) / folder
     if not found.is_dir() or not any(found.iterdir()):
         raise UserError(f"{match['repo']!r} has no folder {str(folder)!r}: look at its files on the hub")
     return found

@@ -100,6 +100,11 @@ class LoadedCoder:
         from row to row; raises UserError where such a coder is not given it.
         """
         leading = codes.leading if isinstance(codes, Codes) else (len(codes),)
+        if codes.width != self.width:
+            raise UserError(
+                f"coder {self.name!r} has {self.width} latents, but the codes are of {codes.width}: decode them with "
+                "the coder that made them"
+            )
         if x is None and self.needs_rows:
             raise UserError(f"coder {self.name!r} needs the rows to decode: call decode(codes, x)")
         coder, stats, base = self.wired.coder, None, self.wired.coder.b_dec

@@ -149,13 +149,14 @@ def _same_model(model: str | None, path: Path, before: tuple[str, Path] | None) 
     """The model of this coder, which is that of the ones before."""
     if model is None:
         raise UserError(f"{str(path)!r} does not say which language model it belongs to: say it by --model")
+    local = Path(model).expanduser()
+    model = str(local.absolute()) if local.is_dir() else model
     if before is not None and before[0] != model:
         raise UserError(
             f"{str(path)!r} is of the model {model!r}, {str(before[1])!r} of {before[0]!r}: import them into a run "
             "each, or say which model it is by --model"
         )
-    local = Path(model).expanduser()
-    return (str(local.absolute()) if local.is_dir() else model), path
+    return model, path
 
 
 def _facts(model: str) -> ModelFacts | None:

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import httpx2
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, HfApi, RepoFile
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -30,6 +29,7 @@ from huggingface_hub.utils import (
     validate_repo_id,
 )
 
+from panscope.formats.hub import TROUBLE, causes, words
 from panscope.types import UserError
 
 ATTEMPTS = 5
@@ -39,8 +39,6 @@ PAUSE_SECONDS = 2.0
 FILES_A_COMMIT, BYTES_A_COMMIT = 100, 4 << 30
 """A commit takes no more; the hub allows about a hundred commits an hour."""
 _PASSING = (408, 429, *range(500, 600))
-_TROUBLE = (OSError, ValueError, RuntimeError, httpx2.HTTPError)
-"""What huggingface_hub raises when something does not work."""
 _TOLD_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})\b")
 """How hf-xet, which large files go by where it is installed, says what the hub answered."""
 _LASTING = (OfflineModeIsEnabled, HFValidationError, PermissionError)
@@ -157,8 +155,8 @@ class _Repository:
                 time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
             try:
                 return job(attempt)
-            except _TROUBLE as error:
-                sentence, then, passing = _words(error), _then(error), _may_pass(error)
+            except TROUBLE as error:
+                sentence, then, passing = words(error), _then(error), _may_pass(error)
             if not passing:
                 raise UserError(f"publishing to {self.name!r} failed: {sentence}; {then}")
         raise UserError(f"publishing to {self.name!r} failed {ATTEMPTS} times: {sentence}; {_AGAIN}")
@@ -194,16 +192,9 @@ def _groups(files: list[File]) -> Iterator[list[File]]:
         yield group
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def _status(error: BaseException) -> int | None:
     """What the hub answered, where an answer is the reason."""
-    for one in _causes(error):
+    for one in causes(error):
         if isinstance(one, HfHubHTTPError):
             return one.response.status_code
         if told := _TOLD_STATUS.search(str(one)):
@@ -216,21 +207,11 @@ def _may_pass(error: BaseException) -> bool:
     status = _status(error)
     if status is not None:
         return status in _PASSING
-    return not any(isinstance(one, _LASTING) for one in _causes(error))
+    return not any(isinstance(one, _LASTING) for one in causes(error))
 
 
 def _then(error: BaseException) -> str:
     return _THEN.get(_status(error) or 0, _AGAIN)
-
-
-def _words(error: BaseException) -> str:
-    """What an error says, in one line, without token and without the signatures that addresses may carry."""
-    causes = list(_causes(error))
-    said = str(next((one for one in causes if isinstance(one, HfHubHTTPError)), causes[-1])) or str(error)
-    line = re.sub(r"(https?://[^\s?']+)\?[^\s']*", r"\1", " ".join(said.split())) or type(error).__name__
-    token = huggingface_hub.get_token()
-    line = line.replace(token, "<token>") if token else line
-    return re.sub(r"\bhf_\w{8,}", "<token>", line).rstrip(".")
 
 
 @contextlib.contextmanager

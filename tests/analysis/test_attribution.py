@@ -16,6 +16,7 @@ from panscope.analysis.attach import attach
 from panscope.analysis.attribution import Attribution, Logit, attribution
 from panscope.analysis.edits import Ablate, Edit, Steer
 from panscope.analysis.loaded import LoadedCoder
+from panscope.coders.normaliser import Normaliser
 from panscope.lms.model import LanguageModel
 from panscope.types import SITE_KINDS, Site, UserError
 
@@ -137,6 +138,18 @@ def test_transcoders_and_multilayer_coders(llama: LanguageModel, tokens: Tokens)
             alone = LoadedCoder("one", made(llama, site).wired)
             alone.wired.coder = whole.wired.coder
             torch.testing.assert_close(effects.tensor()[number], by_hand(llama, tokens, alone), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["standardise", "token_norm", "none"])
+def test_a_later_coder_is_as_if_it_were_not_there(llama: LanguageModel, tokens: Tokens, kind: Any) -> None:
+    """Also one whose reconstruction grows with the size of its rows, which earlier latents change."""
+    first = made(llama, Site(0, "resid_post"), name="first")
+    normaliser = Normaliser(kind=kind, scale_in=1, scale_out=1)
+    later = made(llama, Site(1, "resid_post"), name="later", normaliser=normaliser)
+    alone = attribution(llama, first, tokens[0], METRIC)["first"].effects.tensor()
+    beside = attribution(llama, [first, later], tokens[0], METRIC)["first"].effects.tensor()
+    assert alone.abs().max() > 0
+    torch.testing.assert_close(beside, alone, rtol=1e-5, atol=1e-6)
 
 
 def test_the_strongest_come_first(llama: LanguageModel, tokens: Tokens) -> None:

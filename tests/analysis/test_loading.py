@@ -100,7 +100,7 @@ def test_one_folder_of_a_repository(run: Path, llama: LanguageModel, monkeypatch
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("nobody/nothing:x", "'nobody/nothing:x' cannot be fetched from the hub: 404 Client Error$"),
+        ("nobody/nothing:x", "'nobody/nothing:x' cannot be fetched from the hub: 404 Client Error. more lines$"),
         ("some/one:L02", "'some/one' has no folder 'L02'"),
         ("some/one:../../etc", r"names the folder '../../etc'"),
         ("some/one:/etc", "names the folder '/etc'"),

@@ -136,6 +136,14 @@ def test_a_folder_of_many(panscope: Command, tiny: Tiny, run: Path):
         store.load(Path("back/coders") / name)
 
 
+def test_a_model_may_be_said_by_a_relative_path(panscope: Command, tiny: Tiny, run: Path, tmp_path: Path):
+    assert panscope("export", run, "--format", "saelens", "--out", "sae").status == 0
+    shutil.copytree(tiny.model, tmp_path / "lm")
+    call = panscope("import", "sae", "--out", "again", "--model", "lm")
+    assert call.status == 0, call.err
+    assert len(list((tmp_path / "again" / "coders").iterdir())) > 1
+
+
 def test_links_to_folders_are_not_followed(panscope: Command, tiny: Tiny, run: Path):
     panscope("export", run / "coders" / TOPK, "--format", "saelens", "--out", "elsewhere/theirs")
     Path("source").mkdir()
