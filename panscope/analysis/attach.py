@@ -199,7 +199,7 @@ def attach(
     or predict. `splice` (True for all, names, or names with positions): put the reconstruction in; with `error_term`
     what it misses is added back, so that a pass without edits gives the model's own logits. `edits` are made in order,
     spliced or not. `gradients`: the values of `parts(name)` become part of the pass, for autograd; run
-    the pass with gradients on.
+    the pass with gradients on. Without it, no gradient goes through what is put in or edited.
 
     Positions count from 0 in the sequence as it is given, padding included, and go on through `generate`; beam search,
     which moves sequences about, is not followed. A crosscoder reads sites after those it predicts, so its latents can

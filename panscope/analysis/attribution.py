@@ -78,9 +78,9 @@ def attribution(
 ) -> dict[str, Attribution]:
     """Activation times gradient of `metric(logits)` for every active latent of every coder.
 
-    `token_ids` [N, T] int64 (or [T]), `attention_mask` [N, T] bool, False on padding; `metric` is a `Logit` or any
-    differentiable function of the logits [N, T, V]. Raises UserError for a metric that no gradient can follow, for
-    a crosscoder, and as `attach` does.
+    `token_ids` [N, T] int64 (or [T]), `attention_mask` [N, T] bool, False on padding, which is on the right; `metric`
+    is a `Logit` or any differentiable function of the logits [N, T, V]. Raises UserError for a metric that no gradient
+    can follow, for a crosscoder, and as `attach` does.
     """
     token_ids = token_ids[None] if token_ids.dim() == 1 else token_ids
     hf = model.model if isinstance(model, LanguageModel) else model

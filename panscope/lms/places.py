@@ -37,6 +37,7 @@ class Places:
         self._heads_width: int = text.num_attention_heads * head_dim
         try:
             self.blocks = list(model.get_submodule(self.family.blocks).children())
+            self._body = model.get_submodule(self.family.blocks.rpartition(".")[0])
         except AttributeError:
             raise UserError(
                 f"the model {type(model).__name__} has no {self.family.blocks!r}: give the causal language model "
@@ -77,15 +78,16 @@ class Places:
     def tapped(self, visits: Mapping[Site, Change], begin: Callable[[int], None]) -> Iterator[None]:
         """For a while every pass of the model, whoever runs it, goes by way of `visits`, as `tap` says.
 
-        `begin` is called before each pass, with the number of tokens that its cache holds already: 0 without one.
+        `begin` is called before each pass, with the number of tokens that its cache holds already: 0 without one. A
+        pass is one of the body that holds the blocks, so it counts also where that is called without the head.
         """
         taps = [self.tap(site, visit) for site, visit in visits.items()]
-        with before_each(self.model, lambda args, options: begin(self._held(args, options))), attached(taps):
+        with before_each(self._body, lambda args, options: begin(self._held(args, options))), attached(taps):
             yield
 
     def _held(self, args: tuple[Any, ...], options: dict[str, Any]) -> int:
-        """How many tokens are in the cache of a call of the model."""
+        """How many tokens are in the cache of a call of the body."""
         if args:
-            options = options | inspect.signature(self.model.forward).bind_partial(*args).arguments
+            options = options | inspect.signature(self._body.forward).bind_partial(*args).arguments
         cache = options.get("past_key_values")
         return 0 if cache is None else int(cache.get_seq_length())

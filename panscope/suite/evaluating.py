@@ -199,6 +199,7 @@ class Job:
         depends = {
             "coders": {name: store.origin(self.run.coder(name))["xxh3"] for name in names},
             "text": text_identity(self._data),
+            "column": self._data.column,
             "held_out": self._data.held_out,
             "seed": self._suite.seed,
             "model": self.lm.weights_hash(),
@@ -333,7 +334,7 @@ def _add_others(job: Job, coders: Mapping[str, WiredCoder], evaluation: Evaluati
 
 
 def _finish(job: Job, coders: Mapping[str, WiredCoder], evaluation: Evaluation, folder: Path) -> Results:
-    """Write what came out and delete the sums; raises UserError where an interval is wider than asked."""
+    """Write what came out and delete the sums."""
     results = evaluation.results()
     written = write_all(job.run, coders, results, about=job.about(), suffix=job.request.suffix)
     forget(folder)

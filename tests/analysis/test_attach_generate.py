@@ -80,6 +80,17 @@ def test_a_new_pass_puts_the_last_one_aside(llama: LanguageModel) -> None:
     assert seen.latents["c"].leading == (2, 9)
 
 
+def test_passes_without_the_head_are_passes_too(lm: LanguageModel, tokens: tuple[Tensor, Tensor]) -> None:
+    """The body may be called by itself, more than once: each is a pass of its own, not one that goes on."""
+    body = lm.model.get_submodule(lm.family.blocks.rpartition(".")[0])
+    coder = made(lm, Site(0, "resid_post"), name="c")
+    with torch.no_grad(), attach(lm, coder) as seen:
+        for _ in range(3):
+            body(input_ids=tokens[0], attention_mask=tokens[1])
+    assert seen.latents["c"].leading == tuple(tokens[0].shape)
+    assert seen.positions == range(tokens[0].shape[1])
+
+
 def test_passes_before_and_a_cache_that_was_cut(llama: LanguageModel) -> None:
     """What a cache held before `attach` has positions of its own; tokens that are taken back are forgotten."""
     ids = torch.cat([PROMPT, PROMPT + 1], dim=1)
