@@ -5,6 +5,7 @@ F latents.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -130,7 +131,7 @@ class LoadedCoder:
     def _grown(self, inside: Tensor, x: Tensor) -> Tensor:
         """A difference [B, E] in the coder's space as one of raw rows."""
         _, stats = self._inside(x)
-        sizes = None if stats is None else RowStats(torch.zeros_like(stats.centre), stats.size)
+        sizes = None if stats is None else replace(stats, centre=torch.zeros_like(stats.centre))
         return self._undone(inside, sizes)
 
     def _rows(self, x: Tensor) -> Tensor:

@@ -4,13 +4,14 @@ A normaliser stands beside a coder and is never hidden inside it. Three kinds ar
 before training, which `transforms` folds into the weights at the end: `unit_rms`: E|x|^2 = 1 (Gemma Scope section 3.1);
 `sqrt_d`: E|x| = sqrt(D) (Llama Scope section 3.3; Anthropic, April 2024); `rms_sqrt_d`: E|x|^2 = D (Scaling
 Monosemanticity). Two are different for every row and cannot be folded, so they stay with the finished coder:
-`standardise`: (x - mean(x)) / (std(x) + 1e-5) over a row's dimensions, undone after decoding (Multi-Layer SAE; Gao et
-al.); `token_norm`: every row to norm sqrt(D), undone likewise. `none`: as they come.
+`standardise`: (x - mean(x)) / (std(x) + 1e-5) over a row's dimensions, undone after decoding by y std(x) + mean(x)
+(Multi-Layer SAE; Gao et al.); `token_norm`: every row to norm sqrt(D), undone likewise. `none`: as they come.
 
 Shape letters: B rows, D input width, E output width.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -24,7 +25,8 @@ from panscope.types import Site, UserError
 Kind = Literal["unit_rms", "sqrt_d", "rms_sqrt_d", "standardise", "token_norm", "none"]
 PER_ROW: tuple[Kind, ...] = ("standardise", "token_norm")
 _EPSILON = 1e-5
-"""What the Multi-Layer SAE's and OpenAI's code add to a row's standard deviation."""
+"""What the Multi-Layer SAE's, OpenAI's and SAELens' code add to a row's standard deviation before they divide by it;
+none of them adds it where they undo that."""
 
 
 class Part(Config):
@@ -36,12 +38,16 @@ class Part(Config):
 
 @dataclass(frozen=True)
 class RowStats:
-    """What undoes a per-row normaliser: y = y_normalised * size + centre."""
+    """A per-row normaliser's figures: inside = (x - centre) / divisor, and y = y_inside * size + centre.
+
+    Each is [B, 1] or, where sites are concatenated, [B, D].
+    """
 
     centre: Tensor
-    """[B, 1] or, where sites are concatenated, [B, E]."""
+    divisor: Tensor
+    """Above zero."""
     size: Tensor
-    """[B, 1] or [B, E]."""
+    """Zero for rows that have no size; else the divisor, or 1e-5 less."""
 
 
 class Normaliser(Config):
@@ -73,13 +79,13 @@ class Normaliser(Config):
         """x [B, D] normalised, and what undoes it row by row."""
         if self.kind in PER_ROW:
             stats = self._stats(x)
-            return (x - stats.centre) / stats.size, stats
+            return (x - stats.centre) / stats.divisor, stats
         return _times(x, self.factors(self.scale_in)), None
 
     def target(self, y: Tensor, stats: RowStats | None) -> Tensor:
-        """y [B, E] normalised; a per-row kind uses what `input` found, since that is all there is at inference."""
+        """y [B, E] as `undo` gives it back; a per-row kind uses what `input` found: at inference there is no other."""
         if stats is not None:
-            return (y - stats.centre) / stats.size
+            return (y - stats.centre) / _above_zero(stats.size)
         return _times(y, self.factors(self.scale_out))
 
     def undo(self, y_hat: Tensor, stats: RowStats | None) -> Tensor:
@@ -93,10 +99,11 @@ class Normaliser(Config):
         if not self.parts:
             return _row_stats(self.kind, x)
         pieces = x.split([part.width for part in self.parts], dim=1)
-        stats = [(_row_stats(self.kind, piece), piece.shape[1]) for piece in pieces]
+        stats = [_row_stats(self.kind, piece) for piece in pieces]
         return RowStats(
-            torch.cat([one.centre.expand(-1, width) for one, width in stats], dim=1),
-            torch.cat([one.size.expand(-1, width) for one, width in stats], dim=1),
+            _side_by_side(pieces, [each.centre for each in stats]),
+            _side_by_side(pieces, [each.divisor for each in stats]),
+            _side_by_side(pieces, [each.size for each in stats]),
         )
 
 
@@ -107,9 +114,20 @@ def _times(x: Tensor, factors: Tensor | float) -> Tensor:
 def _row_stats(kind: Kind, x: Tensor) -> RowStats:
     """Of the rows [B, D] of one site."""
     if kind == "standardise":
-        return RowStats(x.mean(dim=1, keepdim=True), x.std(dim=1, keepdim=True) + _EPSILON)
+        std = x.std(dim=1, keepdim=True)
+        return RowStats(x.mean(dim=1, keepdim=True), std + _EPSILON, std)
     size = x.norm(dim=1, keepdim=True) / math.sqrt(x.shape[1])
-    return RowStats(torch.zeros_like(size), size + _EPSILON)
+    return RowStats(torch.zeros_like(size), _above_zero(size), size)
+
+
+def _above_zero(size: Tensor) -> Tensor:
+    """What a row can be divided by: one without a size is its centre, so 0 / this is 0."""
+    return size.clamp_min(torch.finfo(size.dtype).tiny)
+
+
+def _side_by_side(pieces: Sequence[Tensor], figures: list[Tensor]) -> Tensor:
+    """[B, D] every piece's figure [B, 1] at each of its columns."""
+    return torch.cat([figure.expand_as(piece) for figure, piece in zip(figures, pieces, strict=True)], dim=1)
 
 
 def scale_for(kind: Kind, site: Site, *, d: int, mean_norm: float, mean_squared_norm: float) -> float:

@@ -1,9 +1,8 @@
 """Multi-Layer SAEs (Lawson et al. 2025): `config.json` and `model.safetensors`, as the hub's mixin saves them.
 
 One TopK coder for the residual streams of all layers, without encoder bias: z = TopK(W_enc (x - b_pre)), y = W_dec^T
-ReLU(z) + b_pre, of rows that are standardised one by one where the file says so (our normaliser `standardise`; the tool
-undoes it with the standard deviation alone, we with what we divided by, 1e-5 more). A "-tfm" repository holds the same
-under the prefix `autoencoder.`, beside the language model, which is not read.
+ReLU(z) + b_pre, of rows that are standardised one by one where the file says so (our normaliser `standardise`). A
+"-tfm" repository holds the same under the prefix `autoencoder.`, beside the language model, which is not read.
 
 Shape letters: F latents, D width.
 """

@@ -1,9 +1,9 @@
 """OpenAI's GPT-2 autoencoders (Gao et al. 2024): one `.pt` file, a state dict that says its activation too.
 
 h = W_enc (x - pre_bias) + latent_bias; ReLU, or TopK of rows that are standardised one by one: that TopK means
-standardised and ReLU means raw is how the tool itself tells. (It undoes this with the standard deviation alone, we with
-what we divided by, 1e-5 more.) The file does not say its site; published ones stand under `<location>/autoencoders/
-<layer>.pt`. Its running statistics of training are not kept; a written file has those of a fresh coder.
+standardised and ReLU means raw is how the tool itself tells. The file does not say its site; published ones stand under
+`<location>/autoencoders/<layer>.pt`. Its running statistics of training are not kept; a written file has those of a
+fresh coder.
 
 Shape letters: F latents, D width.
 """

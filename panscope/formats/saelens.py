@@ -4,9 +4,8 @@ Its encoders are [D, F] and its decoders [F, E]. What its loader ignores is refu
 that was never folded in (`expected_average_only_in`), and whitening. Its checkpoints of BatchTopK have a running
 threshold in place of thresholds; they are read as SAELens itself publishes them, as JumpReLU.
 
-`layer_norm` is our `standardise`, `constant_norm_rescale` our `token_norm`. SAELens undoes the first with a row's
-standard deviation, we with that + 1e-5, and has no 1e-5 in the second: both differ by 1e-5 of a row's size.
-Its transcoders never undo a normaliser, which ours would, so those are refused.
+`layer_norm` is our `standardise`, `constant_norm_rescale` our `token_norm`. Its transcoders never undo a normaliser,
+which ours would, so those are refused.
 
 Shape letters: D input width, E output width, F latents.
 """

@@ -49,8 +49,8 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _PICKLED = re.compile(
-    r"collections OrderedDict|torch (\w+Storage|Size|device|b?float\d+|int\d+|uint8|bool|Tensor)"
-    r"|torch\._utils _rebuild_(tensor(_v2)?|parameter)|torch\.(storage (Untyped|Typed)Storage|nn\.parameter Parameter)"
+    r"collections OrderedDict|torch (?!Untyped|Typed)\w+Storage|torch (Size|device|b?float\d+|int\d+|uint8|bool)"
+    r"|torch\._utils _rebuild_(tensor(_v2)?|parameter)"
 )
 """All that a file of tensors names."""
 _ZIP_ERRORS = (ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, struct.error)

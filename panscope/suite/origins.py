@@ -17,7 +17,10 @@ from panscope.lms.load import LanguageModelConfig, locate
 from panscope.records import read_sealed, read_sealed_toml
 from panscope.types import UserError
 
-_LOCAL = re.compile(r"(~|\.{1,2}|[A-Za-z]:)?[\\/].*|file://.*", re.DOTALL)
+_LOCAL = re.compile(
+    r"(~|\.{1,2}|[A-Za-z]:)?[\\/].*|file://.*|[^:]*[\\/][^:\\/]*\.(txt|jsonl|parquet)(\.\w+)?", re.DOTALL
+)
+"""Rooted, relative with dots, or, wherever it is read, relative with a text file's suffix: a hub dataset has none."""
 _ADDRESS = re.compile(r"(\w+)://[^/]*@")
 
 

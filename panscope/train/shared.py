@@ -66,7 +66,7 @@ class SharedBatch:
     def _normalised(self, wiring: Wiring, normaliser: Normaliser) -> Normalised:
         raw_x, raw_y = self._made.get(("raw", wiring), lambda: self._raw(wiring))
         x, stats = normaliser.input(raw_x)
-        same = raw_x is raw_y and normaliser.scale_in == normaliser.scale_out
+        same = raw_x is raw_y and normaliser.scale_in == normaliser.scale_out and stats is None
         return Normalised(raw_y, x, x if same else normaliser.target(raw_y, stats), stats)
 
     def _weights(self, wiring: Wiring, normaliser: Normaliser, config: TrainingConfig) -> Tensor:

@@ -27,12 +27,12 @@ def by_hand(coder: LoadedCoder, x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes and reconstruction of rows [B, D] in float64, each architecture's formula written out."""
     weights = {name: tensor.double() for name, tensor in coder.wired.coder.tensors().items()}
     config, rows = coder.wired.coder.config, x.double()
-    centre, size = torch.zeros(len(x), 1).double(), torch.ones(len(x), 1).double()
+    centre, size, added = torch.zeros(len(x), 1).double(), torch.ones(len(x), 1).double(), 0.0
     if coder.wired.normaliser.kind == "standardise":
-        centre, size = rows.mean(dim=1, keepdim=True), rows.std(dim=1, keepdim=True) + 1e-5
+        centre, size, added = rows.mean(dim=1, keepdim=True), rows.std(dim=1, keepdim=True), 1e-5
     if coder.wired.normaliser.kind == "token_norm":
-        size = rows.square().sum(dim=1, keepdim=True).sqrt() / x.shape[1] ** 0.5 + 1e-5
-    inside = (rows - centre) / size
+        size = rows.square().sum(dim=1, keepdim=True).sqrt() / x.shape[1] ** 0.5
+    inside = (rows - centre) / (size + added)
     given = inside - weights["b_dec"] if config.pre_encoder_bias else inside
     product = given @ weights["W_enc"].T
     pre = product + weights["b_enc"]
@@ -109,7 +109,7 @@ def test_gradients_reach_rows_and_codes(llama: LanguageModel, kernels: str, arch
     codes = coder.encode(x.detach())
     values = codes.values.clone().requires_grad_()
     (slopes,) = torch.autograd.grad((coder.decode(codes.with_values(values), x.detach()) * weights).sum(), [values])
-    size = x.detach().std(dim=1, keepdim=True) + 1e-5
+    size = x.detach().std(dim=1, keepdim=True)
     expected = (weights * size) @ coder.wired.coder.W_dec.T
     found = codes.with_values(slopes).tensor()
     active = codes.tensor() != 0

@@ -89,12 +89,10 @@ def test_standardised_rows_have_mean_zero_and_deviation_one() -> None:
 
 
 def test_token_norm_brings_every_row_to_sqrt_d() -> None:
-    """But for the 1e-5 added to its root mean square, which keeps empty rows finite."""
     x = draw()
     inside, stats = plain("token_norm").input(x)
     assert stats is not None
-    rms = x.square().mean(dim=1).sqrt()
-    assert torch.allclose(inside.norm(dim=1), math.sqrt(D) * rms / (rms + 1e-5), rtol=1e-12)
+    assert torch.allclose(inside.norm(dim=1), torch.tensor(D, dtype=x.dtype).sqrt(), rtol=1e-12)
     assert torch.allclose(inside / inside.norm(dim=1, keepdim=True), x / x.norm(dim=1, keepdim=True), rtol=1e-12)
 
 
@@ -102,12 +100,15 @@ def test_token_norm_brings_every_row_to_sqrt_d() -> None:
 def test_per_row_kinds_are_undone_row_by_row(kind: Kind) -> None:
     normaliser, x, y = plain(kind), draw(9), draw(9, 4)
     inside, stats = normaliser.input(x)
-    assert torch.allclose(normaliser.undo(inside, stats), x, rtol=1e-12)
-    # A transcoder's target goes by the input's figures: at inference there are no others.
-    target = normaliser.target(y, stats)
-    assert stats is not None
-    assert torch.allclose(target, (y - stats.centre) / stats.size, rtol=1e-12)
-    assert torch.allclose(normaliser.undo(target, stats), y, rtol=1e-12)
+    # Of a target too the input's figures are what is known: at inference there are no others.
+    assert torch.allclose(normaliser.undo(normaliser.target(y, stats), stats), y, rtol=1e-12)
+    size = x.std(dim=1, keepdim=True) if kind == "standardise" else x.norm(dim=1, keepdim=True) / math.sqrt(D)
+    centre = x.mean(dim=1, keepdim=True) if kind == "standardise" else torch.zeros(())
+    assert torch.allclose(normaliser.undo(inside, stats), inside * size + centre, rtol=1e-12)
+    # What the tools that this is read from divide by, but do not undo: the whole of it shows in small rows.
+    small, stats = normaliser.input(1e-4 * x)
+    short = (1e-4 * size) / (1e-4 * size + 1e-5) if kind == "standardise" else 1.0
+    assert torch.allclose(normaliser.undo(small, stats) - 1e-4 * centre, (x - centre) * 1e-4 * short, rtol=1e-9)
 
 
 @pytest.mark.parametrize("kind", PER_ROW)
@@ -116,6 +117,7 @@ def test_empty_and_constant_rows_stay_finite(kind: Kind) -> None:
     inside, stats = plain(kind).input(x)
     assert inside.isfinite().all()
     assert torch.allclose(plain(kind).undo(inside, stats), x)
+    assert torch.allclose(plain(kind).undo(plain(kind).target(x, stats), stats), x)
 
 
 @pytest.mark.parametrize("kind", PER_ROW)
@@ -145,8 +147,9 @@ def test_parts_are_each_a_row_of_their_own(kind: Kind) -> None:
     inside, stats = normaliser.input(x)
     expected = torch.cat([plain(kind).input(x[:, :2])[0], plain(kind).input(x[:, 2:])[0]], dim=1)
     assert torch.allclose(inside, expected, rtol=1e-14)
-    assert torch.allclose(normaliser.target(x, stats), expected, rtol=1e-14)
-    assert torch.allclose(normaliser.undo(inside, stats), x, rtol=1e-12)
+    apart = [plain(kind).target(piece, plain(kind).input(piece)[1]) for piece in (x[:, :2], x[:, 2:])]
+    assert torch.allclose(normaliser.target(x, stats), torch.cat(apart, dim=1), rtol=1e-14)
+    assert torch.allclose(normaliser.undo(normaliser.target(x, stats), stats), x, rtol=1e-12)
 
 
 def test_what_is_left_after_folding() -> None:

@@ -224,11 +224,13 @@ def test_a_per_row_normaliser_is_applied_to_raw_rows_and_undone(normaliser: Norm
     coder = built("relu", D)
 
     def row(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        middle, size = (
-            (x.mean(), x.std(ddof=1)) if normaliser.kind == "standardise" else (0.0, np.linalg.norm(x) / D**0.5)
+        middle, size, added = (
+            (x.mean(), x.std(ddof=1), 1e-5)
+            if normaliser.kind == "standardise"
+            else (0.0, np.linalg.norm(x) / D**0.5, 0.0)
         )
-        codes, made = row_of_relu(coder)((x - middle) / (size + 1e-5))
-        return codes, made * (size + 1e-5) + middle
+        codes, made = row_of_relu(coder)((x - middle) / (size + added))
+        return codes, made * size + middle
 
     wiring = "sae" if len(sites) == 1 else "multilayer"
     fields = found(over(wiring, sites, coder, normaliser)).fields
@@ -252,8 +254,7 @@ def test_a_crosscoders_sites_are_standardised_apart():
     assert torch.allclose(wired.encode(x).dense(), latents.dense(), rtol=1e-12)
     made = coder.decode(latents, inside)
     expected = [
-        made[:, n * D : (n + 1) * D] * (p.std(1, keepdim=True) + 1e-5) + p.mean(1, keepdim=True)
-        for n, p in enumerate(pieces)
+        made[:, n * D : (n + 1) * D] * p.std(1, keepdim=True) + p.mean(1, keepdim=True) for n, p in enumerate(pieces)
     ]
     assert torch.allclose(wired.decode(latents, x), torch.cat(expected, dim=1), rtol=1e-12)
 

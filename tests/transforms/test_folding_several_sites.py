@@ -99,10 +99,10 @@ def normalised(kind: Kind, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(inside, centre, size) of float64 rows by the definitions."""
     if kind == "standardise":
         centre = x.sum(dim=1, keepdim=True) / x.shape[1]
-        size = (((x - centre) ** 2).sum(dim=1, keepdim=True) / (x.shape[1] - 1)).sqrt() + 1e-5
-    else:
-        centre, size = torch.zeros(len(x), 1).double(), ((x**2).sum(dim=1, keepdim=True) / x.shape[1]).sqrt() + 1e-5
-    return (x - centre) / size, centre, size
+        size = (((x - centre) ** 2).sum(dim=1, keepdim=True) / (x.shape[1] - 1)).sqrt()
+        return (x - centre) / (size + 1e-5), centre, size
+    centre, size = torch.zeros(len(x), 1).double(), ((x**2).sum(dim=1, keepdim=True) / x.shape[1]).sqrt()
+    return x / size, centre, size
 
 
 @every_kind
