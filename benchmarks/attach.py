@@ -2,9 +2,9 @@
 
 Run from the repository's root: python -m benchmarks.attach --peers PATH_TO_THE_OTHER_PYTHON
 
-A pass: the model alone; the model and then the coders' own arithmetic on the rows of that pass (encoding, and for
-`spliced` decoding); the pass with coders attached. What attach adds is the third less the second, as a share of the
-first.
+A pass: the model alone; the pass with hooks that do nothing but the coders' own arithmetic (encoding, and for
+`spliced` decoding, put in); the pass with coders attached. What attach adds is the third less the second, as a share of
+the first. The arithmetic is measured inside the pass, where it displaces the model's weights from the caches.
 SAELens runs in an interpreter of its own (`make peers`), which has the same weights and rows; both sides take turns,
 and their reconstructions must agree.
 
@@ -43,7 +43,7 @@ from panscope.formats.base import Foreign
 from panscope.lms.load import LanguageModelConfig, load
 from panscope.lms.model import LanguageModel
 from panscope.records import JsonLines
-from panscope.types import Site, UserError
+from panscope.types import Latents, Site, UserError
 
 _NEAR = 1e-4
 _SIDE = Path(__file__).with_name("saelens_codes.py")
@@ -56,8 +56,10 @@ class Options:
 
     model: str = "panscope://demo"
     """The language model of the passes."""
-    sequences: int = 8
-    context: int = 128
+    sequences: tuple[int, ...] = (8, 1)
+    """A measurement each."""
+    context: tuple[int, ...] = (128, 64)
+    """Tokens of a sequence of each."""
     attached_width: int = 4096
     """F of the coders that are attached, one at every layer's residual stream."""
     width: int = 65_536
@@ -69,6 +71,8 @@ class Options:
     """L0 of every coder."""
     architectures: tuple[str, ...] = ("topk", "jumprelu")
     repeats: int = 7
+    passes: int = 50
+    """Repeats of a pass, which is short."""
     device: str = "cpu"
     peers: Path = Path(os.environ.get("PANSCOPE_PEERS", ".venv-peers/bin/python"))
     """The interpreter that has SAELens; without one only ours is measured."""
@@ -81,7 +85,9 @@ def main(options: Options) -> None:
     """Measure, record and print."""
     options.out.parent.mkdir(parents=True, exist_ok=True)
     others = OtherLoad()
-    lines = passes(options)
+    lines: list[Line] = []
+    for sequences, context in zip(options.sequences, options.context, strict=True):
+        lines += passes(options, sequences, context)
     for architecture in options.architectures:
         lines += codes(options, architecture)
     common = {"date": time.strftime("%F"), "machine": machine.facts(), "others": others.share()}
@@ -89,25 +95,21 @@ def main(options: Options) -> None:
     Console(width=160).print(table(lines))
 
 
-def passes(options: Options) -> list[Line]:
+def passes(options: Options, sequences: int, context: int) -> list[Line]:
     """The three timings of each way, in turns."""
     lm = load(LanguageModelConfig(path=options.model, device=options.device))
-    size = (options.sequences, min(options.context, lm.context))
+    size = (sequences, min(context, lm.context))
     ids = torch.randint(3, lm.vocabulary, size, generator=torch.Generator().manual_seed(0)).to(lm.device)
     sites = [Site(layer, "resid_post") for layer in range(lm.n_layers)]
-    rows = {site: x.flatten(0, 1) for site, x in lm.run(ids, ids >= 0, read=sites).activations.items()}
     made = [_coder(options, "topk", lm.width(site), options.attached_width, site) for site in sites]
     work: dict[str, Callable[[], object]] = {
         "forward": lambda: _forward(lm, ids),
-        "encoding": lambda: (_forward(lm, ids), [coder.encode(rows[coder.wiring.reads[0]]) for coder in made]),
+        "encoding": lambda: _hooked(lm, ids, made, spliced=False),
         "attached": lambda: _attached(lm, ids, made, spliced=False),
-        "encoding and decoding": lambda: (
-            _forward(lm, ids),
-            [_both(coder, rows[coder.wiring.reads[0]]) for coder in made],
-        ),
+        "encoding and decoding": lambda: _hooked(lm, ids, made, spliced=True),
         "spliced": lambda: _attached(lm, ids, made, spliced=True),
     }
-    seconds = _in_turns(work, options)
+    seconds = _in_turns(work, options, options.passes)
     lines: list[Line] = []
     for way, own in (("attached", "encoding"), ("spliced", "encoding and decoding")):
         added = [whole - apart for whole, apart in zip(seconds[way], seconds[own], strict=True)]
@@ -135,7 +137,7 @@ def codes(options: Options, architecture: str) -> list[Line]:
         other = Other(Path(folder), options, ours["reference"], x) if options.peers.is_file() else None
         if other is not None:
             work |= {f"SAELens {verb}": functools.partial(other.seconds, verb) for verb in ("encode", "decode")}
-        seconds = _in_turns(work, options)
+        seconds = _in_turns(work, options, options.repeats)
         if other is not None:
             _check_equal(other.reconstruction(), ours["sparse"].decode(ours["sparse"].encode(x)))
     l0 = float(ours["sparse"].encode(x).l0().double().mean())
@@ -207,14 +209,34 @@ def _attached(lm: LanguageModel, ids: Tensor, made: list[LoadedCoder], *, splice
         return _forward(lm, ids)
 
 
-def _both(coder: LoadedCoder, x: Tensor) -> Tensor:
-    return coder.decode(coder.encode(x), x)
+def _hooked(lm: LanguageModel, ids: Tensor, made: list[LoadedCoder], *, spliced: bool) -> Tensor:
+    """The least that a pass with the coders' arithmetic takes: a hook of PyTorch's own for each."""
+    kept: list[Latents] = []
+
+    def visit(coder: LoadedCoder, output: Any) -> Any:
+        x = output[0] if isinstance(output, tuple) else output
+        kept.append(codes := coder.encode(x))
+        if not spliced:
+            return None
+        y_hat = coder.decode(codes, x)
+        return (y_hat, *output[1:]) if isinstance(output, tuple) else y_hat
+
+    handles = [
+        lm.places.blocks[coder.wiring.reads[0].layer].register_forward_hook(
+            lambda _module, _inputs, output, coder=coder: visit(coder, output)
+        )
+        for coder in made
+    ]
+    logits = _forward(lm, ids)
+    for handle in handles:
+        handle.remove()
+    return logits
 
 
-def _in_turns(work: Mapping[str, Callable[[], object]], options: Options) -> dict[str, list[float]]:
+def _in_turns(work: Mapping[str, Callable[[], object]], options: Options, repeats: int) -> dict[str, list[float]]:
     """Seconds of every repeat; what returns a float measured itself. The first round is thrown away."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
-    for repeat in range(options.repeats + 1):
+    for repeat in range(repeats + 1):
         for name, do in work.items():
             _wait(options)
             began = time.perf_counter()
@@ -250,7 +272,9 @@ def table(lines: list[Line]) -> Table:
         shown.add_column(name, no_wrap=True)
     for line in lines:
         if "added_share" in line:
-            of = f"{line['coders']} coders, F = {line['width']:,}; alone {line['forward_ms']:.1f} ms"
+            of = (
+                f"{line['coders']} coders, F = {line['width']:,}, {line['tokens']} tokens ({line['forward_ms']:.1f} ms)"
+            )
             shown.add_row(line["what"], of, f"{line['attached_ms']:.1f}", f"{line['added_share']:.1%}")
         else:
             of = f"{line['architecture']}, F = {line['width']:,}, L0 {line['l0']:.0f}, {line['rows']} rows"
