@@ -16,18 +16,19 @@ predicted, n latents.
 
 import contextlib
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from panscope.analysis.codes import Codes, stacked
-from panscope.analysis.edits import Edit, Positions, check, check_positions, covered
+from panscope.analysis.edits import Edit, Edits, Positions, check_amount, check_positions, covered
 from panscope.analysis.loaded import LoadedCoder
 from panscope.analysis.record import Record
 from panscope.lms.model import LanguageModel
-from panscope.lms.places import Places
+from panscope.lms.places import Entry, Places
 from panscope.types import Site, UserError
 
 Coders = LoadedCoder | Sequence[LoadedCoder] | Mapping[str, LoadedCoder]
@@ -44,7 +45,7 @@ class Port:
     reads: tuple[Site, ...]
     predicts: Site | None
     """None for a crosscoder, which knows its codes when it is too late to write."""
-    edits: tuple[Edit, ...]
+    edits: Edits | None
     replaces: bool
     """Whether y_hat takes the place of y."""
     at: Positions = None
@@ -60,6 +61,8 @@ class Port:
 class _Pass:
     """What is known so far of the pass under way."""
 
+    visited: set[Site] = field(default_factory=set)
+    """Gradient checkpointing comes to a site again when it computes a block anew."""
     rows: dict[Site, Tensor] = field(default_factory=dict)
     """[N, T, D] where several sites make one row."""
     read: dict[tuple[str, Site], tuple[Codes, Tensor]] = field(default_factory=dict)
@@ -77,7 +80,7 @@ class Attached:
         for port in sorted(self._ports, key=lambda port: not port.replaces):  # the one that replaces comes first
             for site in port.reads:
                 self._reading.setdefault(site, []).append(port)
-            if port.predicts is not None and (gradients or port.edits or port.replaces):
+            if port.predicts is not None and (gradients or port.edits is not None or port.replaces):
                 self._writing.setdefault(port.predicts, []).append(port)
 
     @property
@@ -100,9 +103,12 @@ class Attached:
     def parts(self, name: str) -> dict[Site, Codes]:
         """The codes of one coder by the first site it read them at; one entry but for a multilayer coder.
 
-        With `gradients`, their values are what gradients are asked for.
+        With `gradients`, their values are what gradients are asked for. Raises UserError for a coder that is not
+        attached.
         """
         ports = [port for port in self._ports if port.name == name]
+        if not ports:
+            raise UserError(_not_attached(name, [port.name for port in self._ports]))
         return {port.reads[0]: self._record.codes(port.key) for port in ports if self._record.has(port.key)}
 
     def _has(self, name: str) -> bool:
@@ -112,73 +118,93 @@ class Attached:
         pieces = list(self.parts(name).values())
         return pieces[0] if len(pieces) == 1 else stacked(pieces)
 
-    def begin(self, past: int) -> None:
-        """A pass begins with so many tokens in its cache."""
+    def begin(self, entry: Entry) -> None:
+        """A pass begins."""
         self._pass = _Pass()
-        self._record.begin(past)
+        self._record.begin(entry)
+
+    def end(self, cache: Any) -> None:
+        """A pass is over, and gave this cache."""
+        self._record.end(cache)
+
+    def close(self) -> None:
+        """There are no more passes."""
+        self._pass = _Pass()
+        self._record.close()
 
     def visit(self, site: Site, value: Tensor) -> Tensor:
         """What takes the place of `value` [N, T, D] at a site; the same tensor where nothing does."""
-        if site in self._keep:
+        again = site in self._pass.visited
+        self._pass.visited.add(site)
+        if site in self._keep and not again:
             self._record.add(site, value if self._gradients else value.detach())
         with torch.set_grad_enabled(self._follows):
             for port in self._reading.get(site, ()):
-                self._read(port, site, value)
-            return self._written(site, value)
+                self._read(port, site, value, again)
+        return self._written(site, value)
 
-    def _read(self, port: Port, site: Site, value: Tensor) -> None:
+    def _read(self, port: Port, site: Site, value: Tensor, again: bool) -> None:
         x = value
         if len(port.reads) > 1:
             self._pass.rows[site] = value
             if not self._pass.rows.keys() >= set(port.reads):
                 return
             x = torch.cat([self._pass.rows[one] for one in port.reads], dim=-1)
-        whole = port.replaces or not self._gradients  # else the codes are a beginning of their own
-        codes = port.coder.encode(x if whole else x.detach())
+        x = self._live(port, x)
+        codes = port.coder.encode(x)
         if self._follows and not codes.values.requires_grad:
             codes = codes.with_values(codes.values.detach().requires_grad_())
-        self._record.add_codes(port.key, codes)
+        if not again:
+            self._record.add_codes(port.key, codes)
         if port.predicts is not None:
             self._pass.read[port.key] = codes, x.reshape(-1, x.shape[-1])
 
+    def _live(self, port: Port, x: Tensor) -> Tensor:
+        """Rows [N, T, D] that gradients reach where y_hat replaces y; elsewhere codes are a beginning of their own."""
+        if not self._follows:
+            return x
+        mask = self._covered(port.at, x) if port.replaces else None
+        if mask is None:
+            return x if port.replaces else x.detach()
+        return torch.where(mask.view(*x.shape[:2], 1), x, x.detach())
+
     def _written(self, site: Site, value: Tensor) -> Tensor:
-        writing = [port for port in self._writing.get(site, ()) if port.edits or port.replaces or self._follows]
-        if not writing:
+        writing = self._writing.get(site, ())
+        if not any(port.edits is not None or port.replaces or self._follows for port in writing):
             return value
-        rows = value.reshape(-1, value.shape[-1])
         wide = functools.reduce(torch.promote_types, [port.coder.dtype for port in writing], value.dtype)
-        total = rows.to(wide)
+        total = value.reshape(-1, value.shape[-1]).to(wide)
         for port in writing:
-            codes, x = self._pass.read[port.key]
-            if port.replaces:
-                y_hat = port.coder.decode(codes, x).view_as(rows).to(wide)
-                total = self._chosen(y_hat, total, port.at, value)
-            elif self._follows:
-                part = port.coder.part(codes, x.detach()).to(wide)
-                total = total + (part - part.detach())
-            if port.edits:
-                total = total + self._edited(port, codes, x, value).to(wide)
+            total = self._with(port, total, value)
         return total.to(value.dtype).view_as(value)
+
+    def _with(self, port: Port, total: Tensor, value: Tensor) -> Tensor:
+        """[B, E] what stands at the site after one coder; where no gradient is followed, what it adds is a constant."""
+        codes, x = self._pass.read[port.key]
+        if self._follows and not (port.replaces and port.at is None):
+            part = port.coder.part(codes, x).to(total.dtype)
+            total = total + (part - part.detach())
+        if port.replaces:
+            with torch.set_grad_enabled(self._follows):
+                y_hat = port.coder.decode(codes, x).view_as(total).to(total.dtype)
+            mask = self._covered(port.at, value)
+            total = y_hat if mask is None else torch.where(mask[:, None], y_hat, total)
+        if port.edits is not None:
+            with torch.set_grad_enabled(self._follows):
+                old = codes.columns(port.edits.latents)
+                new = port.edits.new(old, lambda positions: self._covered(positions, value))
+                change = port.coder.change(port.edits.latents, new - old, x).to(total.dtype)
+            total = total + change
+        return total
 
     @property
     def _follows(self) -> bool:
         return self._gradients and torch.is_grad_enabled()
 
-    def _edited(self, port: Port, codes: Codes, x: Tensor, value: Tensor) -> Tensor:
-        """[B, E] what the edits of one coder change."""
-        latents = list(dict.fromkeys(latent for edit in port.edits for latent in edit.numbers))
-        old = codes.columns(latents)
-        new = old
-        for edit in port.edits:
-            mine = torch.tensor([latent in edit.numbers for latent in latents], device=old.device)
-            new = torch.where(mine, self._chosen(edit.new(new), new, edit.positions, value), new)
-        return port.coder.change(latents, new - old, x)
-
-    def _chosen(self, new: Tensor, old: Tensor, positions: Positions, value: Tensor) -> Tensor:
-        """Rows of `new` [B, ...] at some positions, else of `old`."""
+    def _covered(self, positions: Positions, value: Tensor) -> Tensor | None:
+        """[B] bool: the rows at some positions; None for all."""
         sequences, tokens = value.shape[:2]
-        mask = covered(positions, self._record.past, tokens, value.device)
-        return new if mask is None else torch.where(mask.repeat(sequences)[:, None], new, old)
+        return covered(positions, self._record.past, sequences, tokens, value.device)
 
 
 @contextlib.contextmanager
@@ -186,40 +212,53 @@ def attach(
     model: LanguageModel | nn.Module,
     coders: Coders = (),
     *,
-    read: Sequence[Site] = (),
-    edits: Sequence[Edit] = (),
-    splice: bool | Collection[str] | Mapping[str, Positions] = False,
+    read: Site | Sequence[Site] = (),
+    edits: Edit | Sequence[Edit] = (),
+    splice: bool | str | Collection[str] | Mapping[str, Positions] = False,
     error_term: bool = False,
     gradients: bool = False,
 ) -> Iterator[Attached]:
     """While the `with` block lasts, `coders` see every pass of `model` and change it as asked.
 
     `model` is a `LanguageModel` or a Hugging Face causal language model of a supported family, `coders` one or several;
-    names are those of a mapping or the coders' own. `read`: sites to keep activations of beside those that coders read
-    or predict. `splice` (True for all, names, or names with positions): put the reconstruction in; with `error_term`
-    what it misses is added back, so that a pass without edits gives the model's own logits. `edits` are made in order,
-    spliced or not. `gradients`: the values of `parts(name)` become part of the pass, for autograd; run
-    the pass with gradients on. Without it, no gradient goes through what is put in or edited.
+    names are those of a mapping or the coders' own. `read`: sites to keep activations [N, T, D] of beside those that
+    coders read or predict. `splice` (True for all, names, or names with positions): put the reconstruction in (Bricken
+    et al. 2023); with `error_term` what it misses is added back, so that a pass without edits gives the model's own
+    logits (Marks et al. 2024, Sparse Feature Circuits). `edits` are made in order, spliced or not (Templeton et al.
+    2024). `gradients`: the values of `parts(name)` become part of the pass, for autograd; run the pass, and `backward`,
+    inside the block and with gradients on. Without it what is put in or added is a constant: gradients pass beside it.
 
-    Positions count from 0 in the sequence as it is given, padding included, and go on through `generate`; beam search,
-    which moves sequences about, is not followed. A crosscoder reads sites after those it predicts, so its latents can
-    be read but not spliced or edited.
+    Positions count from 0 in the sequence as it is given, padding included, and go on through `generate`; those that
+    are never reached change nothing. Beam search, which moves sequences about, is not followed. A crosscoder reads
+    sites after those it predicts, so its latents can be read but not spliced or edited. Compiled models run as they
+    were before they were compiled.
 
-    Raises UserError for a coder that does not fit the model, for names, sites, latents or positions that do not exist,
-    and where two reconstructions would take one place.
+    Raises UserError for a coder that does not fit the model, for names, sites or latents that do not exist, for
+    positions and amounts that are none, and where two reconstructions would take one place.
     """
     places = model.places if isinstance(model, LanguageModel) else Places(model)
-    named = named_coders(coders)
+    named, edits = named_coders(coders), [edits] if isinstance(edits, Edit) else list(edits)
     spliced = _spliced(named, splice)
     _check_names(named, edits, spliced)
     replacing = {} if error_term else spliced
     ports = [port for name, coder in named.items() for port in _ports(name, coder, edits, replacing)]
     _check_ports(ports, places, spliced)
-    keep = {site for coder in named.values() for site in coder.wiring.sites()} | set(read)
+    keep = {site for coder in named.values() for site in coder.wiring.sites()} | set(_sites(read))
     attached = Attached(ports, keep, gradients=gradients)
     visits = {site: lambda value, site=site: attached.visit(site, value) for site in sorted(keep)}
-    with places.tapped(visits, attached.begin):
-        yield attached
+    try:
+        with places.tapped(visits, attached.begin, attached.end):
+            yield attached
+    finally:
+        attached.close()
+
+
+def _sites(read: Site | Sequence[Site]) -> list[Site]:
+    sites = [read] if isinstance(read, Site) else list(read)
+    for site in sites:
+        if not isinstance(site, Site):
+            raise UserError(f"read is {site!r}: give sites, as Site(3, 'resid_post')")
+    return sites
 
 
 def named_coders(coders: Coders) -> dict[str, LoadedCoder]:
@@ -234,44 +273,55 @@ def named_coders(coders: Coders) -> dict[str, LoadedCoder]:
 
 
 def _spliced(
-    named: Mapping[str, LoadedCoder], splice: bool | Collection[str] | Mapping[str, Positions]
+    named: Mapping[str, LoadedCoder], splice: bool | str | Collection[str] | Mapping[str, Positions]
 ) -> dict[str, Positions]:
     """Where each spliced coder's reconstruction goes."""
     if isinstance(splice, Mapping):
         return dict(splice)
-    return dict.fromkeys(named if splice is True else splice or ())
+    names = [splice] if isinstance(splice, str) else splice
+    return dict.fromkeys(named if names is True else names or ())
 
 
 def _ports(name: str, coder: LoadedCoder, edits: Sequence[Edit], replacing: Mapping[str, Positions]) -> list[Port]:
     wiring, replaces, at = coder.wiring, name in replacing, replacing.get(name)
-    own = tuple(edit for edit in edits if edit.coder == name)
+    own = [edit for edit in edits if edit.coder == name]
     if wiring.wiring == "crosscoder":
-        return [Port(name, coder, wiring.reads, None, own, replaces, at)]
+        return [Port(name, coder, wiring.reads, None, _edits(coder, own), replaces, at)]
     ports = []
     for site, predicted in zip(wiring.reads, wiring.predicts, strict=True):
-        here = tuple(edit for edit in own if edit.site in (None, site))
+        here = _edits(coder, [edit for edit in own if edit.site in (None, site)])
         ports.append(Port(name, coder, (site,), predicted, here, replaces, at))
     return ports
+
+
+def _edits(coder: LoadedCoder, edits: Sequence[Edit]) -> Edits | None:
+    """None where nothing is to be changed."""
+    found = Edits(edits, coder.width, coder.device)
+    return found if len(found.latents) else None
 
 
 def _check_names(named: Mapping[str, LoadedCoder], edits: Sequence[Edit], spliced: Mapping[str, Positions]) -> None:
     for name in [*(edit.coder for edit in edits), *spliced]:
         if name not in named:
-            raise UserError(f"coder {name!r} is not attached: name one of {', '.join(named) or 'those you attach'}")
-    for positions in spliced.values():
+            raise UserError(_not_attached(name, named))
+    for positions in (*spliced.values(), *(edit.positions for edit in edits)):
         check_positions(positions)
     for edit in edits:
-        check(edit, named[edit.coder].width)
+        check_amount(edit)
         sites = named[edit.coder].wiring.reads
         if edit.site is not None and edit.site not in sites:
             raise UserError(f"site {edit.site} of an edit: coder {edit.coder!r} reads {' '.join(map(str, sites))}")
+
+
+def _not_attached(name: str, names: Iterable[str]) -> str:
+    return f"coder {name!r} is not attached: name one of {', '.join(dict.fromkeys(names)) or 'those you attach'}"
 
 
 def _check_ports(ports: Sequence[Port], places: Places, spliced: Mapping[str, Positions]) -> None:
     taken: dict[Site, str] = {}
     for port in ports:
         _check_fit(port, places)
-        if port.predicts is None and (port.edits or port.name in spliced):
+        if port.predicts is None and (port.edits is not None or port.name in spliced):
             raise UserError(
                 f"coder {port.name!r} is a crosscoder, whose codes are known after the sites it predicts: read its "
                 "latents, and splice or edit another coder"

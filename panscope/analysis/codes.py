@@ -30,6 +30,13 @@ class Codes(Latents):
         """`latents` of B rows as those of a leading shape."""
         return cls(latents.values, latents.width, latents.indices, latents.starts, tuple(leading))
 
+    @classmethod
+    def of_columns(cls, values: Tensor, latents: Tensor, width: int) -> Self:
+        """Values [B, n] of some latents [n], each once; zeros are no places, but where a gradient asks for all."""
+        used = torch.ones_like(values, dtype=torch.bool) if values.requires_grad else values != 0
+        starts = torch.nn.functional.pad(used.sum(dim=1).cumsum(0), (1, 0))
+        return cls(values[used], width, latents.expand_as(values)[used], starts, tuple(values.shape[:1]))
+
     def with_values(self, values: Tensor) -> "Codes":
         """Other values at the same places."""
         return Codes(values, self.width, self.indices, self.starts, self.leading)
@@ -40,18 +47,18 @@ class Codes(Latents):
 
     def of(self, latent: int) -> Tensor:
         """[...] the activation of one latent."""
-        return self.columns([latent]).view(self.leading)
+        return self.columns(torch.tensor([latent], device=self.values.device)).view(self.leading)
 
-    def columns(self, latents: Sequence[int]) -> Tensor:
-        """[B, n] the activations of some latents, differentiable by the values."""
-        asked = torch.tensor(latents, device=self.values.device)
+    def columns(self, latents: Tensor) -> Tensor:
+        """[B, n] the activations of some latents [n], each named once, differentiable by the values."""
         if self.indices is None:
-            return self.values[:, asked]
-        if self.starts is None:
-            hit = self.indices[:, :, None] == asked
-            return (self.values[:, :, None] * hit).sum(dim=1)
-        hit = self.values[:, None] * (self.indices[:, None] == asked)
-        return hit.new_zeros(len(self), len(asked)).index_add(0, self.rows(), hit)
+            return self.values[:, latents]
+        column = torch.full((self.width,), len(latents), device=latents.device)  # one more for all that are not asked
+        column[latents] = torch.arange(len(latents), device=latents.device)
+        rows = self.rows() if self.starts is not None else torch.arange(len(self), device=latents.device)[:, None]
+        place = rows * (len(latents) + 1) + column[self.indices]
+        found = self.values.new_zeros(len(self) * (len(latents) + 1))
+        return found.index_add(0, place.flatten(), self.values.flatten()).view(len(self), -1)[:, :-1]
 
     def places(self) -> tuple[Tensor, Tensor, Tensor]:
         """Every active place: its row [N], its latent [N], its value [N], row after row."""

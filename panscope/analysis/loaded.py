@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from panscope.analysis.codes import Codes
-from panscope.coders.inference import KernelsName, way_for
+from panscope.coders.inference import KernelsName, gathered, way_for
 from panscope.coders.normaliser import RowStats
 from panscope.coders.wiring import UNIT, WiredCoder, Wiring
 from panscope.types import Latents, UserError
@@ -120,9 +120,10 @@ class LoadedCoder:
         """Whether decoding takes the rows too."""
         return self.wired.coder.config.skip or self.wired.normaliser.left_after_folding().kind != "none"
 
-    def change(self, latents: list[int], by: Tensor, x: Tensor) -> Tensor:
-        """[B, E] by how much the reconstruction of rows x [B, D] changes where latents do by so much [B, n]."""
-        return self._grown(by.to(self.dtype) @ self.wired.coder.W_dec.detach()[latents], x)
+    def change(self, latents: Tensor, by: Tensor, x: Tensor) -> Tensor:
+        """[B, E] by how much the reconstruction of rows x [B, D] changes where latents [n] do by so much [B, n]."""
+        codes = Codes.of_columns(by.to(self.dtype), latents, self.width)
+        return self._grown(gathered(codes, self.wired.coder.W_dec.detach()), x)
 
     def part(self, codes: Latents, x: Tensor) -> Tensor:
         """[B, E] what codes add to the reconstruction of rows x [B, D] beside what is there without any."""

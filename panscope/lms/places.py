@@ -9,17 +9,31 @@ Shape letters: N sequences, T tokens a sequence, D width of a site.
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from panscope.lms.families import family_of
-from panscope.lms.hooks import Tap, attached, before_each
+from panscope.lms.hooks import Tap, attached, before_each, watching
 from panscope.lms.norms import NormWithoutGain
 from panscope.lms.sites import KINDS
 from panscope.types import Site, UserError
 
 Change = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a pass begins with."""
+
+    sequences: int
+    """N."""
+    cache: Any
+    """What transformers keeps of earlier tokens; None where a pass is given none."""
+    past: int
+    """How many tokens that holds."""
 
 
 class Places:
@@ -68,26 +82,36 @@ class Places:
         norm = NormWithoutGain(module, self.family.gain_offset)
 
         def visit_without_gain(x: Tensor, y: Tensor) -> Tensor:
-            read = norm.read(x)
+            read = norm.read(x, y)
             written = visit(read)
             return y if written is read else norm.write(written, read, y)
 
         return Tap(module, kind.end, visit_without_gain)
 
     @contextlib.contextmanager
-    def tapped(self, visits: Mapping[Site, Change], begin: Callable[[int], None]) -> Iterator[None]:
+    def tapped(
+        self, visits: Mapping[Site, Change], begin: Callable[[Entry], None], end: Callable[[Any], None]
+    ) -> Iterator[None]:
         """For a while every pass of the model, whoever runs it, goes by way of `visits`, as `tap` says.
 
-        `begin` is called before each pass, with the number of tokens that its cache holds already: 0 without one. A
-        pass is one of the body that holds the blocks, so it counts also where that is called without the head.
+        `begin` is called before each pass, `end` after it with the cache that it gives, or None. A pass is one of the
+        body that holds the blocks, so it counts also where that is called without the head. Compiled code does not call
+        what was registered after it was compiled, and `generate` compiles by itself on some devices: while this lasts,
+        nothing compiled runs.
         """
         taps = [self.tap(site, visit) for site, visit in visits.items()]
-        with before_each(self._body, lambda args, options: begin(self._held(args, options))), attached(taps):
+        with (
+            torch.compiler.set_stance("force_eager"),
+            before_each(self._body, lambda args, options: begin(self._entry(args, options))),
+            watching(self._body, lambda output: end(getattr(output, "past_key_values", None))),
+            attached(taps),
+        ):
             yield
 
-    def _held(self, args: tuple[Any, ...], options: dict[str, Any]) -> int:
-        """How many tokens are in the cache of a call of the body."""
+    def _entry(self, args: tuple[Any, ...], options: dict[str, Any]) -> Entry:
+        """What a call of the body begins with."""
         if args:
             options = options | inspect.signature(self._body.forward).bind_partial(*args).arguments
-        cache = options.get("past_key_values")
-        return 0 if cache is None else int(cache.get_seq_length())
+        cache, ids = options.get("past_key_values"), options.get("input_ids")
+        tokens = options["inputs_embeds"] if ids is None else ids
+        return Entry(len(tokens), cache, 0 if cache is None else int(cache.get_seq_length()))

@@ -27,6 +27,10 @@ def spliced(lm: LanguageModel, tokens: Tokens, site: Site, change: Callable[[Ten
     return logits
 
 
+def as_tuple(latents: Any) -> tuple[int, ...]:
+    return (latents,) if isinstance(latents, int) else tuple(latents)
+
+
 def by_hand(coder: LoadedCoder, edits: list[Edit], *, replaces: bool) -> Callable[[Tensor], Tensor]:
     """The definition, with every code of every row: y_hat of the edited codes, plus what y_hat misses."""
 
@@ -37,7 +41,7 @@ def by_hand(coder: LoadedCoder, edits: list[Edit], *, replaces: bool) -> Callabl
         new = codes.dense().view(*y.shape[:2], -1).clone()
         for edit in edits:
             where = slice(None) if edit.positions is None else edit.positions
-            for latent in edit.numbers:
+            for latent in as_tuple(edit.latents):
                 old = new[:, where, latent]
                 new[:, where, latent] = old + edit.by if isinstance(edit, Steer) else getattr(edit, "value", 0.0)
         after = coder.wired.decode(type(codes)(new.view(-1, F), F), rows)

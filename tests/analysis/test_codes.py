@@ -42,7 +42,7 @@ def test_one_layout(layout: str) -> None:
     codes = in_layout(tensor, layout)
     assert torch.equal(codes.tensor(), tensor)
     assert all(torch.equal(codes.of(latent), tensor[..., latent]) for latent in range(F))
-    assert torch.equal(codes.columns([4, 0]), tensor.flatten(0, 1)[:, [4, 0]])
+    assert torch.equal(codes.columns(torch.tensor([4, 0])), tensor.flatten(0, 1)[:, [4, 0]])
     assert torch.equal(codes.with_values(codes.values * 2).tensor(), tensor * 2)
     assert torch.equal(codes.first_tokens(2).tensor(), tensor[:, :2])
     assert codes.first_tokens(5) is codes
