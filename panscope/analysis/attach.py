@@ -83,17 +83,24 @@ class Attached:
             if port.predicts is not None and (gradients or port.edits is not None or port.replaces):
                 self._writing.setdefault(port.predicts, []).append(port)
 
+    def __repr__(self) -> str:
+        names = ", ".join(dict.fromkeys(port.name for port in self._ports)) or "no coder"
+        tokens = self.positions
+        seen = f"tokens {tokens.start} to {tokens.stop - 1}" if tokens else "no pass yet"
+        return f"Attached({names}; {seen})"
+
     @property
     def latents(self) -> dict[str, Codes]:
         """The codes of each coder as it read them, before any edit: leading shape [N, T]; [sites, N, T] of a
         multilayer coder, whose sites are those of its wiring, in order."""
         names = dict.fromkeys(port.name for port in self._ports)
-        return {name: self._codes(name) for name in names if self._has(name)}
+        return _Named("coder", {name: self._codes(name) for name in names if self._has(name)})
 
     @property
     def activations(self) -> dict[Site, Tensor]:
         """[N, T, D] what stood at each site, before anything was put in, in the model's dtype."""
-        return {site: self._record.activations(site) for site in sorted(self._keep) if self._record.has(site)}
+        found = {site: self._record.activations(site) for site in sorted(self._keep) if self._record.has(site)}
+        return _Named("site", found)
 
     @property
     def positions(self) -> range:
@@ -207,12 +214,24 @@ class Attached:
         return covered(positions, self._record.past, sequences, tokens, value.device)
 
 
+class _Named(dict[Any, Any]):
+    """A dictionary that says what it has where it is asked for what it has not."""
+
+    def __init__(self, what: str, found: Mapping[Any, Any]) -> None:
+        super().__init__(found)
+        self._what = what
+
+    def __missing__(self, key: Any) -> Any:
+        have = ", ".join(map(str, self)) or "nothing: run a pass of the model inside the block"
+        raise UserError(f"{self._what} {str(key)!r} was not seen: what is here is {have}")
+
+
 @contextlib.contextmanager
 def attach(
     model: LanguageModel | nn.Module,
     coders: Coders = (),
     *,
-    read: Site | Sequence[Site] = (),
+    read: Site | str | Sequence[Site | str] = (),
     edits: Edit | Sequence[Edit] = (),
     splice: bool | str | Collection[str] | Mapping[str, Positions] = False,
     error_term: bool = False,
@@ -238,6 +257,8 @@ def attach(
     """
     places = model.places if isinstance(model, LanguageModel) else Places(model)
     named, edits = named_coders(coders), [edits] if isinstance(edits, Edit) else list(edits)
+    if error_term and not splice:
+        raise UserError("error_term is True, but nothing is spliced: set splice too, or leave error_term out")
     spliced = _spliced(named, splice)
     _check_names(named, edits, spliced)
     replacing = {} if error_term else spliced
@@ -253,12 +274,9 @@ def attach(
         attached.close()
 
 
-def _sites(read: Site | Sequence[Site]) -> list[Site]:
-    sites = [read] if isinstance(read, Site) else list(read)
-    for site in sites:
-        if not isinstance(site, Site):
-            raise UserError(f"read is {site!r}: give sites, as Site(3, 'resid_post')")
-    return sites
+def _sites(read: Site | str | Sequence[Site | str]) -> list[Site]:
+    given = [read] if isinstance(read, Site | str) else read
+    return [site if isinstance(site, Site) else Site.parse(site) for site in given]
 
 
 def named_coders(coders: Coders) -> dict[str, LoadedCoder]:
@@ -266,6 +284,9 @@ def named_coders(coders: Coders) -> dict[str, LoadedCoder]:
     if isinstance(coders, Mapping):
         return dict(coders)
     several = [coders] if isinstance(coders, LoadedCoder) else list(coders)
+    for coder in several:
+        if not isinstance(coder, LoadedCoder):
+            raise UserError(f"a coder is {coder!r}: give coders that `load` or `open_run(...).coder` made")
     named = {coder.name: coder for coder in several}
     if len(named) < len(several):
         raise UserError("two coders have the same name: give a mapping of names to coders")

@@ -14,7 +14,7 @@ from torch import Tensor
 from panscope.types import Latents
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Codes(Latents):
     """Codes whose B rows are those of a tensor [..., D], in order; values are in the units of the coder's codes.
 
@@ -24,6 +24,10 @@ class Codes(Latents):
 
     leading: tuple[int, ...] = ()
     """The shape before the last dimension; its product is B."""
+
+    def __repr__(self) -> str:
+        shape = ", ".join(map(str, (*self.leading, self.width)))
+        return f"Codes([{shape}], {int((self.values != 0).sum()):,} active places)"
 
     @classmethod
     def shaped(cls, latents: Latents, leading: Sequence[int]) -> Self:

@@ -97,6 +97,24 @@ class LanguageModel:
         """The parameters' type, which is the activations' too."""
         return self.model.dtype
 
+    def tokens(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids [N, T] int64 of texts and their mask [N, T] bool (False on padding, on the right), on the device.
+
+        As training and evaluation read a document (`packing = "documents"`): after BOS where the model has one, cut at
+        its context. Coders are not trained on BOS. Raises UserError for a text without a token.
+        """
+        given = [texts] if isinstance(texts, str) else list(texts)
+        opening = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+        encoded = self.tokenizer.encode(given)
+        for text, ids in zip(given, encoded, strict=True):
+            if not ids:
+                raise UserError(f"the text {text!r} has no token for this model: give one that has")
+        rows = [torch.tensor([*opening, *ids][: self.context]) for ids in encoded]
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(padded.shape[1]) < lengths[:, None]
+        return padded.to(self.device), mask.to(self.device)
+
     def width(self, site: Site) -> int:
         """D of `site`; raises UserError if the model has no such layer."""
         return self.places.width(site)

@@ -111,9 +111,23 @@ def test_names_and_sites_alone(llama: LanguageModel, tokens: Tokens) -> None:
     assert Site(2, "resid_post") in alone.activations
     with pytest.raises(UserError, match="coder 'three' is not attached: name one of one, two"):
         alone.parts("three")
-    texts: Any = ["L01.resid_post"]
-    with pytest.raises(UserError, match=r"read is 'L01\.resid_post': give sites"), attach(llama, one, read=texts):
-        pass
+    with attach(llama, one, read=["L02.resid_post", Site(0, "mlp_out")]) as texts:
+        with pytest.raises(UserError, match=r"site 'L02\.mlp_in' was not seen: what is here is nothing: run a pass"):
+            texts.activations[Site(2, "mlp_in")]
+        forward(llama, tokens)
+    assert list(texts.activations) == [Site(0, "mlp_out"), SITE, Site(2, "resid_post")]
+    assert repr(texts) == "Attached(one; tokens 0 to 8)" and repr(texts.latents["one"]).startswith("Codes([3, 9, 20], ")
+    with pytest.raises(UserError, match="coder 'two' was not seen: what is here is one"):
+        texts.latents["two"]
+    others: list[tuple[dict[str, Any], str]] = [
+        ({"read": ["resid_post"]}, "site 'resid_post' is not understood"),
+        ({"error_term": True}, "error_term is True, but nothing is spliced"),
+        ({"coders": "one"}, "a coder is 'o': give coders that `load`"),
+    ]
+    for options, message in others:
+        given: dict[str, Any] = {"coders": one} | options
+        with pytest.raises(UserError, match=message), attach(llama, **given):
+            pass
 
 
 def test_all_but_a_few_latents_of_a_wide_coder(llama: LanguageModel, tokens: Tokens) -> None:

@@ -7,6 +7,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from panscope.data.packing import DocumentPacker
 from panscope.lms.families import FAMILIES, family_of
 from panscope.lms.hooks import PassDone, Tap, run_with
 from panscope.lms.model import LanguageModel
@@ -149,3 +150,19 @@ def test_a_tap_may_end_the_pass():
     module = Pair()
     assert run_with([Tap(module, "input", done)], lambda: module(torch.zeros(2))) is None
     assert hooks_on(module) == 0
+
+
+def test_texts_are_tokens_as_training_reads_documents(lm: LanguageModel) -> None:
+    """Against the packer that training uses, document by document."""
+    texts = ["Once upon a time", "there", "a cat and a dog " * 400]
+    packer = DocumentPacker(lm.tokenizer, lm.context)
+    expected = packer.pack(list(enumerate(lm.tokenizer.encode(texts))))
+    token_ids, mask = lm.tokens(texts)
+    assert len(expected) == 3 and token_ids.shape == mask.shape
+    for row, seen, sequence in zip(token_ids, mask, expected, strict=True):
+        assert torch.equal(row[seen], sequence.token_ids)
+        assert not seen[len(sequence.token_ids) :].any()
+    alone, all_of_it = lm.tokens(texts[0])
+    assert torch.equal(alone[0], expected[0].token_ids) and all_of_it.all()
+    with pytest.raises(UserError, match="the text '' has no token"):
+        lm.tokens(["a", ""])
