@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 GUIDES = REPOSITORY / "docs" / "guides"
 NOTEBOOKS = sorted(GUIDES.glob("*.ipynb"))
 PAGES = sorted([*GUIDES.glob("*.md"), REPOSITORY / "docs" / "index.md"])
-RUNNER = Path(__file__).parent / "run_notebook.py"
+RUNNER = REPOSITORY / "tools" / "run_notebook.py"
 NO_WIDGETS = "TqdmWarning: IProgress not found"
 """What a library of ours says in every notebook where ipywidgets is missing."""
 NO_NETWORK = '''
