@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +15,11 @@ from panscope.cli.flags import flag
 from panscope.records import RunFolder
 from panscope.report.figure import Figure as Drawn
 from panscope.report.figures import FIGURES
-from panscope.report.runs import Results, read_runs
+from panscope.report.runs import HELD_OUT, Coder, Results, read_runs
 from panscope.report.write import svg
 from panscope.suite.card import Figure, check_licence
 from panscope.suite.exporting import check_free, new_folder
+from panscope.suite.measured import label_to_publish
 from panscope.suite.publishing import Composed, compose
 from panscope.suite.uploading import check_repository, check_token, send
 
@@ -44,6 +45,8 @@ class Publish:
     """The repository, which is made if it is not there."""
     licence: Annotated[str, flag("NAME")] = "cc-by-4.0"
     """As the hub writes it: cc-by-4.0, apache-2.0, mit ..."""
+    eval: Annotated[str | None, flag("LABEL")] = None
+    """Whose numbers are published; left out, those on held-out text, or of the only evaluation there is."""
     private: bool = False
     """Make it a private repository."""
     dry_run: Annotated[Path | None, flag("DIR")] = None
@@ -54,14 +57,15 @@ class Publish:
         run = RunFolder.open(self.run_folder)
         check_repository(self.to)
         check_licence(self.licence)
-        figures = _figures(read_runs([self.run_folder]))
+        label = label_to_publish(run, self.eval)
+        figures = _figures(read_runs([self.run_folder]), label)
 
         def say(line: str) -> None:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         def fill(folder: Path) -> None:
-            made = compose(run, folder, repository=self.to, licence=self.licence, figures=figures)
-            for line in _lines(made, self.licence):
+            made = compose(run, folder, repository=self.to, licence=self.licence, label=label, figures=figures)
+            for line in _lines(made, self.licence, label):
                 say(line)
 
         if self.dry_run is not None:
@@ -96,20 +100,32 @@ def _folder_of_its_own(run: RunFolder) -> Iterator[Path]:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def _lines(made: Composed, licence: str) -> list[str]:
+def _lines(made: Composed, licence: str, label: str | None) -> list[str]:
     """What there is to know before it is public."""
     lines = [f"{len(made.coders)} coders under the licence {licence}"]
+    lines += [] if label is None else [f"the numbers are those of the evaluation {label}"]
     lines += [f"{name} is not for SAELens: {reason}" for name, reason in made.left_out_of_saelens.items()]
     if made.not_measured:
-        lines.append(f"{len(made.not_measured)} coders have no eval.json, such as {made.not_measured[0]}")
+        lines.append(f"{len(made.not_measured)} coders were not measured, such as {made.not_measured[0]}")
     return lines
 
 
-def _figures(results: Results) -> dict[str, Figure]:
-    """The figures of the card that can be drawn, by file name."""
+def _figures(results: Results, label: str | None) -> dict[str, Figure]:
+    """The figures of the card that can be drawn of the evaluation that is published, by file name."""
     found: dict[str, Figure] = {}
+    shown = _told_as_held_out(results, label)
     for plot in FIGURES:
-        drawn = plot.draw(results) if plot.key in _SHOWN else None
+        drawn = plot.draw(shown) if plot.key in _SHOWN else None
         if isinstance(drawn, Drawn):
             found[f"{plot.key}.svg"] = Figure(svg(plot, drawn), plot.title, plot.look)
     return found
+
+
+def _told_as_held_out(results: Results, label: str | None) -> Results:
+    """The results with no evaluation but this one, in the place of the one that the report's figures draw."""
+
+    def only(coder: Coder) -> Coder:
+        found = coder.evaluations.get(label or "")
+        return replace(coder, evaluations={HELD_OUT: found} if found else {})
+
+    return Results(tuple(replace(run, coders=tuple(map(only, run.coders))) for run in results.runs))

@@ -26,7 +26,7 @@ class Asked:
     model: str | None = None
     """The language model: a path or hub id."""
     k: int | None = None
-    """K of a TopK coder."""
+    """K of a TopK coder whose file does not say it."""
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ def _sparsity(file: Path, asked: Asked, kind: str, tensors: Mapping[str, Tensor]
     if "k" not in SHAPES[kind]:
         return 1.0
     stated = [k for k in (tensors.get("k"), trainer.get("k")) if k is not None]
-    every = {whole_k(file, k) for k in stated}
+    every = {whole_k(file, None, k) for k in stated}
     if asked.k is None and len(every) > 1:
         raise UserError(f"{str(file)!r}: its tensor k and its config.json say {sorted(every)}; say which by --k")
     return whole_k(file, asked.k, *stated)

@@ -22,6 +22,7 @@ from panscope.coders.base import Coder
 from panscope.coders.wiring import Wiring
 from panscope.formats.base import Asked, Foreign, Format
 from panscope.formats.hooks import lens_name, names_of, site_of_lens_name
+from panscope.formats.shaping import whole_k
 from panscope.formats.untrusted import fit, read_json, read_safetensors
 from panscope.formats.weights import as_jumprelu, made, threshold_of, wired_as, wiring_of
 from panscope.types import UserError
@@ -129,7 +130,7 @@ def _coder(where: Path, w: dict[str, Tensor], config: dict[str, Any], asked: Ask
     if act not in ("jumprelu", "topk", "relu"):
         raise UserError(f"{str(where)!r}: act_fn is {act!r}: expected 'jumprelu', 'topk' or 'relu'")
     if act == "topk" and threshold == 0:
-        return made(where, "topk", tensors, sparsity=asked.k or config.get("top_k"))
+        return made(where, "topk", tensors, sparsity=whole_k(where, asked.k, config.get("top_k")))
     if act == "relu":
         return made(where, "relu", tensors)
     tensors["threshold"] = torch.full_like(tensors["b_enc"], threshold)

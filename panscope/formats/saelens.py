@@ -23,6 +23,7 @@ from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.formats.base import Asked, Foreign, Format
 from panscope.formats.hooks import names_of, sites_named
+from panscope.formats.shaping import whole_k
 from panscope.formats.untrusted import fit, read_json, read_safetensors
 from panscope.formats.weights import made, one_pair, threshold_of, wired_as, wiring_of, without_pre_bias
 from panscope.types import UserError
@@ -85,7 +86,10 @@ def _read(path: Path, asked: Asked) -> Foreign:
     ours = _READ[theirs][0]
     if ours == "topk":
         by_norm = _flag(where, config, "rescale_acts_by_decoder_norm", default=False)
-        fields |= {"sparsity": asked.k or config.get("k"), "selection": "decoder_norm" if by_norm else "value"}
+        fields |= {
+            "sparsity": whole_k(where, asked.k, config.get("k")),
+            "selection": "decoder_norm" if by_norm else "value",
+        }
     metadata = config["metadata"]
     wiring = _wiring(where, asked, metadata, theirs)
     wired = wired_as(folder, wiring, made(folder / _WEIGHTS, ours, tensors, **fields), normaliser)

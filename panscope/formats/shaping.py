@@ -77,17 +77,25 @@ def _moved(coder: Coder, sign: float) -> dict[str, Tensor]:
     return moved
 
 
-def whole_k(path: Path, *stated: object) -> int:
-    """The first K that is stated; raises UserError where none is, or it is no whole number above 0."""
-    for k in stated:
-        if isinstance(k, Tensor):
-            k = k.item() if k.numel() == 1 else None
-        if k is None:
-            continue
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise UserError(f"{str(path)!r}: k is {k!r}, expected a whole number above 0; take an undamaged copy")
-        return k
-    raise UserError(f"{str(path)!r} does not say how many latents a row keeps: say it by --k, such as --k 32")
+def whole_k(path: Path, asked: int | None, *stated: object) -> int:
+    """K as the file states it, in one or more places, and the user asks for it.
+
+    Raises UserError where nobody says it, both say different numbers, or it is no whole number above 0.
+    """
+    found = [_whole(path, k) for k in stated if k is not None]
+    if asked is not None and found and asked not in found:
+        raise UserError(f"k is {asked}, but {str(path)!r} says {found[0]}: leave --k out, or import that coder alone")
+    if asked is None and not found:
+        raise UserError(f"{str(path)!r} does not say how many latents a row keeps: say it by --k, such as --k 32")
+    return found[0] if asked is None else asked
+
+
+def _whole(path: Path, k: object) -> int:
+    if isinstance(k, Tensor):
+        k = k.item() if k.numel() == 1 else None
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise UserError(f"{str(path)!r}: k is {k!r}, expected a whole number above 0; take an undamaged copy")
+    return k
 
 
 def transposed(tensors: Mapping[str, Tensor], name: str) -> Tensor:

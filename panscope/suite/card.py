@@ -15,7 +15,9 @@ from panscope.types import UserError
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
-_TAGS = ("sparse-autoencoder", "saelens", "panscope", "mechanistic-interpretability")
+README = "README.md"
+_TAG = "panscope"
+_TAGS = ("sparse-autoencoder", "saelens", _TAG, "mechanistic-interpretability")
 _KINDS = {
     "sae": ("sparse autoencoder", "sparse autoencoders"),
     "transcoder": ("transcoder", "transcoders"),
@@ -77,6 +79,12 @@ class Card:
     """By path in the repository."""
 
 
+def is_ours(text: str) -> bool:
+    """Whether a README.md is a card of ours, which has our tag in its header."""
+    header = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    return header is not None and re.search(rf"^\s*-\s*{_TAG}\s*$", header[1], re.MULTILINE) is not None
+
+
 def check_licence(licence: str) -> str:
     """A licence as the hub writes it; raises UserError otherwise."""
     if not _LICENCE.fullmatch(licence):
@@ -114,8 +122,16 @@ def _title(card: Card) -> str:
     made = "imported into" if all(entry.config.get("origin") for entry in card.entries) else "trained with"
     return (
         f"# {card.repository.partition('/')[2]}\n\n"
-        f"{_joined(kinds)} on the activations of `{_model(card)}`, {made} Panscope and measured with it."
+        f"{_joined(kinds)} on the activations of `{_model(card)}`, {made} Panscope{_measured(card)}."
     )
+
+
+def _measured(card: Card) -> str:
+    """How many of the coders have numbers."""
+    count = sum(entry.numbers is not None for entry in card.entries)
+    if count == len(card.entries):
+        return " and measured with it"
+    return f", {count:,} of them measured with it" if count else ""
 
 
 def _what(card: Card) -> str:
@@ -177,18 +193,32 @@ def _quality(card: Card) -> str:
         return "## Quality\n\nThese coders have not been measured."
     heading = ("coder", "site", *_NUMBERS)
     rows = [(f"`{entry.name}`", _place(entry), *_row(entry.numbers or {})) for entry in card.entries]
-    return f"## Quality\n\n{_measured_on(measured)}\n\n{_table(heading, rows)}\n\n{_MEANINGS}"
+    return f"## Quality\n\n{_measured_on(card, measured)}\n\n{_table(heading, rows)}\n\n{_MEANINGS}"
 
 
-def _measured_on(measured: list[Entry]) -> str:
+def _measured_on(card: Card, measured: list[Entry]) -> str:
+    """On which text, the same for all, and in which other model or way."""
     numbers = measured[0].numbers or {}
     on, tokens = numbers.get("evaluated_on", {}), [int((entry.numbers or {}).get("tokens") or 0) for entry in measured]
     part = "text kept from training" if on.get("part") == "held_out" else "text"
     amount = f"{min(tokens):,}" if min(tokens) == max(tokens) else f"{min(tokens):,} to {max(tokens):,}"
     return (
         f"On {amount} tokens of {part} ({_listed(on.get('text', []))}), sequences of at most {on.get('context', '-')} "
-        "tokens; ± is half of the 95 % interval over sequences. `eval.json` of each coder has more."
+        f"tokens{_otherwise(card, on)}; ± is half of the 95 % interval over sequences. `eval.json` of each coder has "
+        "more."
     )
+
+
+def _otherwise(card: Card, on: Mapping[str, Any]) -> str:
+    """What `panscope eval` was asked to do in another way, in words that follow a comma."""
+    model, dtype = _plain(on.get("model") or _model(card)), on.get("coder_dtype") or "float32"
+    asked = {
+        f"in the model `{model}`": model != _model(card),
+        "the coders as they were trained, before they were folded and converted": on.get("as_trained"),
+        f"computed in {dtype}": dtype != "float32",
+        "special tokens replaced too": on.get("splice") == "all",
+    }
+    return "".join(f", {words}" for words, holds in asked.items() if holds)
 
 
 def _row(numbers: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,8 @@ from panscope.coders import store
 from panscope.formats.base import Foreign
 from panscope.formats.untrusted import read_json
 from panscope.lms.load import LanguageModelConfig, locate
-from panscope.records import read_sealed, read_sealed_toml
+from panscope.records import read_sealed_toml
+from panscope.suite.measured import labels, numbers, usual_label
 from panscope.types import UserError
 
 _LOCAL = re.compile(
@@ -48,8 +49,11 @@ def _public_table(table: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def opened(folder: Path) -> Foreign:
-    """One of our coder folders as it goes to others: on raw activations, and what there is to say of it."""
+def opened(folder: Path, label: str | None = None) -> Foreign:
+    """One of our coder folders as it goes to others: on raw activations, and what there is to say of it.
+
+    Its L0 is that of the evaluation `label`; of the usual one where none is named, and left out where none is usual.
+    """
     wired, config = store.load(folder), store.origin(folder)
     model, origin = config.get("model") or {}, config.get("origin") or {}
     path = model.get("path")
@@ -68,7 +72,7 @@ def opened(folder: Path) -> Foreign:
         "normaliser_folded": config.get("normaliser") if wired.normaliser.kind == "none" else None,
         "origin": {name: origin[name] for name in ("format", "source") if name in origin} or None,
         **_text(folder),
-        "l0": _l0(folder),
+        "l0": _l0(folder, label),
     }
     return Foreign(wired, {name: value for name, value in public(about).items() if value is not None})
 
@@ -98,7 +102,6 @@ def _text(folder: Path) -> dict[str, Any]:
     return found | {"prepend_bos": data.get("packing") == "documents", "dataset_path": hub[0] if hub else None}
 
 
-def _l0(folder: Path) -> float | None:
-    """As it was measured on held-out text, if it was."""
-    file = folder / "eval.json"
-    return read_sealed(file).get("l0") if file.is_file() else None
+def _l0(folder: Path, label: str | None) -> float | None:
+    """As it was measured, if it was."""
+    return (numbers(folder, label or usual_label(labels([folder]))) or {}).get("l0")

@@ -6,7 +6,7 @@ figures/trade-off-fvu.svg       what the card shows
 <coder>/cfg.json                SAELens' configuration: sites by both names, where the coder comes from
 <coder>/sae_weights.safetensors on raw activations
 <coder>/config.json             ours: how it was trained
-<coder>/eval.json               ours: every number, with intervals and what it was measured on
+<coder>/eval.json               ours: every number of one evaluation, with intervals and what it was measured on
 ```
 
 A coder that SAELens has no place for (of several sites, say) has our own `weights.safetensors` in place of SAELens' two
@@ -23,11 +23,12 @@ from panscope import records
 from panscope.coders import store
 from panscope.formats import FORMATS
 from panscope.records import RunFolder, locked
-from panscope.suite.card import Card, Entry, Figure, write_card
+from panscope.suite.card import README, Card, Entry, Figure, write_card
+from panscope.suite.measured import numbers_of_all
 from panscope.suite.origins import opened, public
 from panscope.types import UserError
 
-CARD, FIGURES = "README.md", "figures"
+FIGURES = "figures"
 _SAELENS = FORMATS["saelens"]
 _EVAL, _CONFIG, _WEIGHTS, _CFG = "eval.json", "config.json", "weights.safetensors", "cfg.json"
 _NOT_PUBLIC = ("seal", "files")
@@ -44,22 +45,26 @@ class Composed:
     not_measured: tuple[str, ...]
 
 
-def compose(run: RunFolder, out: Path, *, repository: str, licence: str, figures: Mapping[str, Figure]) -> Composed:
+def compose(
+    run: RunFolder, out: Path, *, repository: str, licence: str, label: str | None, figures: Mapping[str, Figure]
+) -> Composed:
     """Fill the empty folder `out` with what is published of `run`; `figures` are SVG texts by file name.
 
-    Raises UserError where the run has no finished coder or is damaged.
+    The numbers are those of the evaluation `label`, None for a run without any. Raises UserError where the run has no
+    finished coder or is damaged.
     """
     names = run.coder_names()
     if not names:
         raise UserError(f"the run {str(run.path)!r} has no finished coder yet: go on with `panscope train --resume`")
     with locked(run.path):
-        entries = [_coder(run.coder(name), out / name) for name in names]
+        found = numbers_of_all(run, label)
+        entries = [_coder(run.coder(name), out / name, label, found[name]) for name in names]
         suite = records.read_sealed_toml(run.suite_file)
     for name, figure in figures.items():
         records.write_text(out / FIGURES / name, figure.svg)
     shown = {f"{FIGURES}/{name}": figure for name, figure in figures.items()}
     card = Card(run.path.resolve().name, repository, licence, public(suite), tuple(entries), shown)
-    records.write_text(out / CARD, write_card(card))
+    records.write_text(out / README, write_card(card))
     return Composed(
         coders=tuple(names),
         left_out_of_saelens={entry.name: entry.refused for entry in entries if entry.refused},
@@ -67,9 +72,9 @@ def compose(run: RunFolder, out: Path, *, repository: str, licence: str, figures
     )
 
 
-def _coder(folder: Path, out: Path) -> Entry:
+def _coder(folder: Path, out: Path, label: str | None, found: dict[str, Any] | None) -> Entry:
     """One coder's folder, and what the card says of it."""
-    foreign, refused = opened(folder), ""
+    foreign, refused = opened(folder, label), ""
     out.mkdir(parents=True)
     try:
         written = _SAELENS.write(foreign, out)
@@ -83,15 +88,13 @@ def _coder(folder: Path, out: Path) -> Entry:
     config |= {"xxh3": {path.name: records.checksum(path) for path in weights}}
     records.write_sealed(out / _CONFIG, config)
     cfg = {} if refused else records.read_json(out / _CFG)
-    return Entry(folder.name, config, cfg, _numbers(folder, out), refused)
+    return Entry(folder.name, config, cfg, _numbers(found, out), refused)
 
 
-def _numbers(folder: Path, out: Path) -> dict[str, Any] | None:
+def _numbers(found: dict[str, Any] | None, out: Path) -> dict[str, Any] | None:
     """eval.json as it is published, or None where the coder was not measured."""
-    file = folder / _EVAL
-    if not file.is_file():
+    if found is None:
         return None
-    found = records.read_sealed(file)
     fields = {name: value for name, value in public(found).items() if name not in _NOT_PUBLIC}
     records.write_sealed(out / _EVAL, fields)
     return fields

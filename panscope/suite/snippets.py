@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _SAELENS = """\
-With [SAELens](https://github.com/decoderesearch/SAELens), on rows of `{hook}`{shape}:
+With [SAELens](https://github.com/decoderesearch/SAELens), on rows of {hooks}{shape}:
 
 ```python
 from sae_lens import SAE
@@ -28,7 +28,7 @@ from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 
 w = load_file(hf_hub_download("{repository}", "{coder}/sae_weights.safetensors"))
-x = torch.randn(8, {d_in})  # in place of rows of {hook}, [tokens, {d_in}]
+x = torch.randn(8, {d_in})  # in place of rows of {sites}, [tokens, {d_in}]
 {code}
 y = codes @ w["W_dec"] + w["b_dec"]
 ```"""
@@ -48,9 +48,10 @@ def ways(repository: str, coders: Sequence[tuple[str, Mapping[str, Any]]]) -> li
     name, cfg = min(coders, key=lambda one: _strange(one[1]))
     if not cfg:
         return [_PANSCOPE.format(repository=repository, coder=name)]
-    hook = cfg["metadata"]["hook_name"]
+    reads = [site["hook_name"] for site in cfg["metadata"]["panscope"]["reads"]]
     shape = " as TransformerLens gives them, [..., heads, width]" if cfg["reshape_activations"] == "hook_z" else ""
-    found = {"repository": repository, "coder": name, "hook": hook, "shape": shape, "d_in": cfg["d_in"]}
+    found = {"repository": repository, "coder": name, "shape": shape, "d_in": cfg["d_in"]}
+    found |= {"sites": " or ".join(reads), "hooks": " or ".join(f"`{hook}`" for hook in reads)}
     written = [_SAELENS.format(**found), _PANSCOPE.format(**found)]
     if _strange(cfg) < _OTHER:
         centred = "(x - w['b_dec'])" if cfg["apply_b_dec_to_input"] else "x"

@@ -6,6 +6,9 @@ has received are not sent again either: it knows them by their sha256 before any
 dropped connection, a 500) is tried again after asking anew what is there, so that no commit whose answer was lost is
 made twice.
 
+A repository whose card is another project's is left alone. Of one of ours it is said which files are replaced, and what
+earlier publications left in it.
+
 The token is huggingface_hub's own to find and to send: HF_TOKEN, or what `hf auth login` left. Here it is read for one
 thing only: to keep it out of whatever is said.
 """
@@ -13,8 +16,9 @@ thing only: to keep it out of whatever is said.
 import contextlib
 import hashlib
 import re
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -30,6 +34,7 @@ from huggingface_hub.utils import (
 )
 
 from panscope.formats.hub import TROUBLE, causes, words
+from panscope.suite.card import README, is_ours
 from panscope.types import UserError
 
 ATTEMPTS = 5
@@ -38,6 +43,10 @@ PAUSE_SECONDS = 2.0
 """Before the second attempt; twice as long before each further one."""
 FILES_A_COMMIT, BYTES_A_COMMIT = 100, 4 << 30
 """A commit takes no more; the hub allows about a hundred commits an hour."""
+_HUBS_OWN = ".gitattributes"
+"""The hub makes it in every repository."""
+_NAMED = 20
+"""Paths that one line names."""
 _PASSING = (408, 429, *range(500, 600))
 _TOLD_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})\b")
 """How hf-xet, which large files go by where it is installed, says what the hub answered."""
@@ -93,15 +102,20 @@ def send(folder: Path, repository: str, *, private: bool, say: Callable[[str], N
     """Bring all files of `folder` into the hub repository, which is made if it is not there; nothing is deleted.
 
     `README.md` comes last, so a repository with a card is whole. Raises UserError, one sentence without any token,
-    where the hub refuses or cannot be reached; the same call then goes on with what is missing.
+    where the repository is another project's, or the hub refuses or cannot be reached; the same call then goes on with
+    what is missing.
     """
     check_token()
     found = [File(path.relative_to(folder).as_posix(), path) for path in sorted(folder.rglob("*")) if path.is_file()]
-    files = sorted(found, key=lambda file: (file.path == "README.md", "/" not in file.path, file.path))
+    files = sorted(found, key=lambda file: (file.path == README, "/" not in file.path, file.path))
     with _quiet():
         hub = _Repository(repository, say)
         hub.make(private)
-        missing = hub.lasting(lambda attempt: hub.missing(files))
+        there = hub.lasting(lambda attempt: hub.files())
+        missing = _missing(files, there)
+        if README in there and any(file.path == README for file in missing):
+            hub.check_card()
+        _tell(files, missing, there, say)
         groups = list(_groups(missing))
         for number, group in enumerate(groups):
             say(f"sending {len(group)} files, commit {number + 1} of {len(groups)}")
@@ -126,17 +140,27 @@ class _Repository:
                 "settings, or publish to another one"
             )
 
-    def missing(self, files: Iterable[File]) -> list[File]:
-        """Those of `files` that the repository lacks or holds with other content."""
+    def files(self) -> dict[str, RepoFile]:
+        """What it holds, by path."""
         tree = self.api.list_repo_tree(self.name, recursive=True)
-        there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-        return [file for file in files if file.path not in there or not _same(file.local, there[file.path])]
+        return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+
+    def check_card(self) -> None:
+        """Raise UserError unless its card is one of ours."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = self.lasting(lambda attempt: self.api.hf_hub_download(self.name, README, local_dir=folder))
+            text = Path(path).read_text(encoding="utf-8", errors="replace")
+        if not is_ours(text):
+            raise UserError(
+                f"the repository {self.name!r} exists and its {README} was not written by Panscope: publish to another "
+                f"name, or delete that {README} on the hub if it may be replaced"
+            )
 
     def commit(self, files: list[File], message: str) -> None:
         """Send files and commit them; on a further attempt only those that are still missing."""
 
         def once(attempt: int) -> None:
-            left = self.missing(files) if attempt else files
+            left = _missing(files, self.files()) if attempt else files
             if left:
                 operations = [CommitOperationAdd(file.path, file.local) for file in left]
                 self.api.create_commit(self.name, operations, commit_message=message)
@@ -163,6 +187,36 @@ class _Repository:
 
 
 _AGAIN = "what was sent is kept: give the same command again, and it goes on"
+
+
+def _missing(files: Iterable[File], there: Mapping[str, RepoFile]) -> list[File]:
+    """Those of `files` that the repository lacks or holds with other content."""
+    return [file for file in files if file.path not in there or not _same(file.local, there[file.path])]
+
+
+def _tell(files: list[File], missing: list[File], there: Mapping[str, RepoFile], say: Callable[[str], None]) -> None:
+    """Say which of its files the repository loses, and what in it is not of this publication: folders, and files."""
+    replaced = [file.path for file in missing if file.path in there]
+    if replaced:
+        say(f"replacing in the repository: {_listed(replaced)}")
+    ours = {file.path for file in files} | {_HUBS_OWN}
+    folders = {path.partition("/")[0] for path in ours if "/" in path}
+    others = [path for path in sorted(there) if path not in ours]
+    left = dict.fromkeys(path if path.partition("/")[0] in folders else _top(path) for path in others)
+    if left:
+        say(f"left in the repository, though not of this run: {_listed(list(left))}")
+
+
+def _top(path: str) -> str:
+    """The file at the top, or the folder there that holds it."""
+    name, slash, _ = path.partition("/")
+    return name + slash
+
+
+def _listed(paths: list[str]) -> str:
+    """All of them, or the first and how many more."""
+    more = [f"and {len(paths) - _NAMED:,} more"] * (len(paths) > _NAMED)
+    return ", ".join([*paths[:_NAMED], *more])
 
 
 def _same(local: Path, there: RepoFile) -> bool:

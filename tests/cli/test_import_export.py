@@ -96,8 +96,16 @@ def test_an_imported_run_is_measured_as_the_trained_one(panscope: Command, tiny:
         for field in ("l0", "fvu", "ce_spliced", "delta_loss"):
             assert ours[0][field] == pytest.approx(ours[1][field], abs=1e-5), field
     assert panscope("report", "back").status == 0
-    assert panscope("publish", "back", "--to", "me/coders", "--dry-run", "look").status == 0
-    assert "imported into Panscope" in Path("look/README.md").read_text()
+    call = panscope("publish", "back", "--to", "me/coders", "--dry-run", "look")
+    assert (call.status, "the numbers are those of the evaluation text" in call.out) == (0, True), call.err
+    card = Path("look/README.md").read_text()
+    assert "imported into Panscope and measured with it." in card and "](figures/trade-off-fvu.svg)" in card
+    assert f" tokens of text (`{Path(tiny.text).name}`), " in card
+    for name in names:
+        found, published = numbers(tmp_path / "back", name), json.loads(Path("look", name, "eval.json").read_text())
+        assert f"| `{name}` | " in card and f"| {found['l0']:.1f} | {found['fvu']:.4f} ± " in card
+        assert (published["fvu"], published["evaluated_on"]["label"]) == (found["fvu"], "text")
+        assert json.loads(Path("look", name, "cfg.json").read_text())["metadata"]["l0"] == found["l0"]
     assert str(tmp_path) not in "".join(path.read_text("latin-1") for path in Path("look").rglob("*") if path.is_file())
 
 
@@ -118,6 +126,20 @@ def test_what_is_exported_says_where_it_stands_and_comes_from(panscope: Command,
         said = about["panscope"]["about"]
         assert (said["name"], said["normaliser_folded"]["kind"], said["trained_as"]) == (JUMP, "unit_rms", "jumprelu")
         assert str(tiny.model.parent) not in json.dumps(about)
+
+
+@pytest.mark.parametrize("format", ["saelens", "sparsify", "dictionary_learning"])
+def test_a_k_that_the_file_says_otherwise_is_refused(panscope: Command, tiny: Tiny, run: Path, format: str):
+    assert panscope("export", run / "coders" / TOPK, "--format", format, "--out", "theirs").status == 0
+    flags = ("--model", tiny.model, "--site", "L01.resid_post", "--format", format)
+    call = panscope("import", "theirs", "--out", "back", *flags, "--k", 3)
+    assert (call.status, "k is 3, but " in call.sentence(), " says 4: leave --k out" in call.sentence()) == (
+        2,
+        True,
+        True,
+    )
+    assert not Path("back").exists()
+    assert panscope("import", "theirs", "--out", "back", *flags, "--k", 4).status == 0
 
 
 def test_a_folder_of_many(panscope: Command, tiny: Tiny, run: Path):

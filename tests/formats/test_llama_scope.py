@@ -222,7 +222,7 @@ def test_what_it_has_no_place_for(make_coder: MakeCoder, tmp_path: Path) -> None
         ({"jump_relu_threshold": "high"}, "jump_relu_threshold"),
         ({"jump_relu_threshold": -1}, "jump_relu_threshold"),
         ({"act_fn": "tanh"}, "'tanh'"),
-        ({"act_fn": "topk", "jump_relu_threshold": 0, "top_k": None}, "sparsity"),
+        ({"act_fn": "topk", "jump_relu_threshold": 0, "top_k": None}, "--k"),
         ({"d_model": 4096}, "d_model"),
         ({"sparsity_include_decoder_norm": "yes"}, "sparsity_include_decoder_norm"),
         ({"hook_point_in": "blocks.3.hook_mlp_in"}, "hook_mlp_in"),

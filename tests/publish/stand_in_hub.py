@@ -2,6 +2,7 @@
 
 It keeps repositories in memory and writes down every request. A fault answers the next requests that fit it with an
 error, closes the connection before or after they were carried out, or calls a function (to kill the client).
+Large files come by LFS or, where it is given one, into the Xet storage of stand_in_xet.py.
 """
 
 import base64
@@ -13,6 +14,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import stand_in_xet
+from stand_in_xet import StandInXet
 
 TOKEN = "hf_" + "abcdefgh" * 4
 SMALL = 20_000
@@ -57,6 +61,8 @@ class StandInHub:
     refused: int = 0
     """Requests without the right token."""
     port: int = 0
+    xet: StandInXet | None = None
+    """Where large files go by Xet; None for a hub that refuses to say."""
 
     @property
     def endpoint(self) -> str:
@@ -127,6 +133,10 @@ class Handler(BaseHTTPRequestHandler):
                 return lambda: self._json(400, {"error": "cut short"})
             self.hub.received[oid] = body
             return lambda: self._json(200, {})
+        if path.startswith("/xet/"):
+            assert self.headers["authorization"] == f"Bearer {stand_in_xet.TOKEN}" and self.hub.xet is not None
+            found = self.hub.xet.answer(path, body)
+            return lambda: self._json(200 if found else 404, found or {})
         writing = self.command == "POST"
         if writing and self.headers.get("authorization") != f"Bearer {TOKEN}":
             self.hub.refused += 1
@@ -173,6 +183,10 @@ class Handler(BaseHTTPRequestHandler):
         if rest[0] == "preupload":
             modes = [self._mode(one, repository) for one in asked["files"]]
             return lambda: self._json(200, {"files": modes})
+        if rest[0].startswith("xet-") and self.hub.xet is not None:
+            assert self.headers["authorization"] == f"Bearer {TOKEN}"
+            told = {"casUrl": f"{self.hub.endpoint}/xet", "accessToken": stand_in_xet.TOKEN, "exp": 1 << 40}
+            return lambda: self._json(200, told)
         if rest[0].startswith("xet-"):
             return lambda: self._json(403, {"error": "this stand-in has no Xet"})
         assert rest[0] == "commit"

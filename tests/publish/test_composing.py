@@ -9,17 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
-from made_run import FOR_SAELENS, NOT_FOR_SAELENS, NOT_MEASURED, D, write_made_run
+from made_run import FOR_SAELENS, NOT_FOR_SAELENS, NOT_MEASURED, D, made, write_made_run
 from safetensors.torch import save_file
 from stand_in_hub import StandInHub
 
 from panscope import records
 from panscope.cli.publish import _figures
 from panscope.coders import store
+from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.formats import FORMATS, Asked
 from panscope.records import RunFolder
 from panscope.report.runs import read_runs
 from panscope.suite.card import check_licence
+from panscope.suite.evaluating import HELD_OUT
 from panscope.suite.origins import public
 from panscope.suite.publishing import Composed, compose
 from panscope.suite.uploading import send
@@ -52,8 +54,8 @@ def out(places) -> Path:
 
 
 def composed(run: Path, out: Path) -> Composed:
-    figures = _figures(read_runs([run]))
-    return compose(RunFolder.open(run), out, repository=NAME, licence="cc-by-4.0", figures=figures)
+    figures = _figures(read_runs([run]), HELD_OUT)
+    return compose(RunFolder.open(run), out, repository=NAME, licence="cc-by-4.0", label=HELD_OUT, figures=figures)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -252,7 +254,7 @@ def test_models_and_texts_of_the_hub_are_named_to_the_hub(run: Path, tmp_path: P
     coder = copy / "coders" / "L00R-2x-topk-k4"
     wired = store.load(run / "coders" / coder.name)
     store.save(coder, wired, wired.coder, {"model": {"path": "google/gemma-2-2b"}, "name": coder.name})
-    compose(RunFolder.open(copy), out, repository=NAME, licence="mit", figures={})
+    compose(RunFolder.open(copy), out, repository=NAME, licence="mit", label=HELD_OUT, figures={})
     card = ModelCard.load(out / "README.md")
     header = card.data.to_dict()
     assert (header["license"], header["base_model"], header["datasets"]) == (
@@ -264,6 +266,7 @@ def test_models_and_texts_of_the_hub_are_named_to_the_hub(run: Path, tmp_path: P
     assert metadata["model_name"] == "google/gemma-2-2b" and metadata["dataset_path"] == "org/stories"
     assert metadata["hf_hook_name"] == "model.layers.0.output"
     assert "have not been measured" in card.text and "![" not in card.text
+    assert "`google/gemma-2-2b`, trained with Panscope.\n" in card.text
 
 
 def test_a_strangers_words_are_no_markdown(run: Path, tmp_path: Path):
@@ -275,7 +278,7 @@ def test_a_strangers_words_are_no_markdown(run: Path, tmp_path: Path):
     wired = store.load(run / "coders" / coder.name)
     bad = "m`\n\n<script>x</script> | [a](http://b) \nlicense: none"
     store.save(coder, wired, wired.coder, {"model": {"path": bad}, "name": coder.name, "origin": {"format": bad}})
-    compose(RunFolder.open(copy), out, repository=NAME, licence="mit", figures={})
+    compose(RunFolder.open(copy), out, repository=NAME, licence="mit", label=HELD_OUT, figures={})
     text = (out / "README.md").read_text(encoding="utf-8")
     assert "<script" not in text and "[a](" not in text and "\nlicense: none" not in text
     assert ModelCard.load(out / "README.md").data.to_dict()["license"] == "mit"
@@ -300,6 +303,7 @@ def test_the_table_has_the_numbers_of_eval_json(run: Path, out: Path):
 def test_the_card_says_what_how_and_under_which_licence(out: Path):
     text = (out / "README.md").read_text(encoding="utf-8")
     assert "7 sparse autoencoders, 1 transcoder and 1 crosscoder on the activations of `lm`" in text
+    assert "trained with Panscope, 8 of them measured with it." in text
     for words in ("`gemma_scope`, `panscope`", "4,864", "0123456789abcdef", "`0.005`", "`cc-by-4.0`", "at most 64"):
         assert words in text, words
     assert f"- `{NOT_FOR_SAELENS}`: " in text
@@ -313,10 +317,25 @@ def test_a_damaged_run_is_one_sentence(run: Path, tmp_path: Path):
     file = copy / "coders" / "L00R-2x-topk-k4" / "eval.json"
     file.write_text(file.read_text().replace('"tokens": 1234', '"tokens": 9999'))
     with pytest.raises(UserError, match="does not match its own checksum"):
-        compose(RunFolder.open(copy), tmp_path / "out", repository=NAME, licence="mit", figures={})
+        compose(RunFolder.open(copy), tmp_path / "out", repository=NAME, licence="mit", label=HELD_OUT, figures={})
 
 
 @pytest.mark.parametrize("licence", ["CC BY 4.0", "", "mit\ntags: x", "-x"])
 def test_a_licence_that_the_hub_cannot_read(licence: str):
     with pytest.raises(UserError, match="write it as the hub does"):
         check_licence(licence)
+
+
+def test_every_site_of_a_coder_is_named_where_it_is_loaded(tmp_path: Path):
+    run = RunFolder.create(tmp_path / "run")
+    sites = ["L01.resid_post", "L02.resid_post"]
+    wiring = Wiring.read({"wiring": "multilayer", "reads": sites, "predicts": sites}, "")
+    coder = made("topk", {"sparsity": 4}, 0)
+    store.save(run.coder("L01-02-R"), WiredCoder(wiring, coder), coder, {"model": {"path": "org/lm"}})
+    records.write_sealed_toml(run.suite_file, {"coders": []})
+    out = tmp_path / "out"
+    out.mkdir()
+    compose(run, out, repository=NAME, licence="mit", label=None, figures={})
+    text = (out / "README.md").read_text(encoding="utf-8")
+    assert "on rows of `blocks.1.hook_resid_post` or `blocks.2.hook_resid_post`:" in text
+    assert "# in place of rows of blocks.1.hook_resid_post or blocks.2.hook_resid_post, [tokens, 12]" in text

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from made_run import FOR_SAELENS, write_made_run
-from stand_in_hub import TOKEN, Fault, StandInHub
+from stand_in_hub import TOKEN, Fault, Repository, StandInHub
 
 from panscope.cli.main import main
 from panscope.records import locked
@@ -44,8 +44,9 @@ def test_a_dry_run_shows_it_all_and_asks_nobody(publish, run: Path, tmp_path: Pa
     before = paths(run) | {".lock"}
     status, said = publish(run, "--to", "me/coders", "--dry-run", tmp_path / "look")
     assert status == 0
-    assert "9 coders under the licence cc-by-4.0 all-CC-R-2x-topk-k4 is not for SAELens: " in said
-    assert "1 coders have no eval.json, such as L01Z-2x-jumprelu-l1e-3" in said
+    assert "9 coders under the licence cc-by-4.0 the numbers are those of the evaluation held_out" in said
+    assert "all-CC-R-2x-topk-k4 is not for SAELens: " in said
+    assert "1 coders were not measured, such as L01Z-2x-jumprelu-l1e-3" in said
     assert said.endswith(f"nothing was sent; what would be is in {tmp_path / 'look'}")
     assert len(paths(tmp_path / "look")) == 37
     assert paths(run) == before, "the run itself is untouched"
@@ -101,6 +102,30 @@ def test_the_same_command_goes_on_after_a_failure(publish, hub: StandInHub, run:
     assert len(hub.received) >= len(FOR_SAELENS) + 1
     assert hub.puts() - before == len(hub.received) - received
     assert len(hub.repositories["me/coders"].files) == 37
+
+
+def test_what_is_replaced_and_what_is_left_is_said(publish, hub: StandInHub, run: Path):
+    """A coder that the run has no more stays in the repository, as do files of one that is here."""
+    assert publish(run, "--to", "me/coders")[0] == 0
+    hub.repositories["me/coders"].files[".gitattributes"] = b"", False
+    shutil.rmtree(run / "coders" / "L00R-2x-jumprelu-l1e-3")
+    (run / "coders" / "L00R-2x-topk-k4" / "eval.json").unlink()
+    status, said = publish(run, "--to", "me/coders")
+    assert (status, "replacing in the repository: L00R-2x-topk-k4/cfg.json, " in said) == (0, True), said
+    assert "figures/trade-off-fvu.svg, README.md left in the repository, though not of this run: " in said
+    assert ": L00R-2x-jumprelu-l1e-3/, L00R-2x-topk-k4/eval.json sending" in said
+    assert "L00R-2x-jumprelu-l1e-3/cfg.json" in hub.repositories["me/coders"].files
+    assert "replacing" not in publish(run, "--to", "me/coders")[1]
+
+
+def test_another_projects_repository_is_left_alone(publish, hub: StandInHub, run: Path):
+    card = b"---\ntags:\n- saelens\n---\n# another project's card, which names panscope\n"
+    hub.repositories["me/coders"] = Repository(files={"README.md": (card, False)})
+    status, said = publish(run, "--to", "me/coders")
+    assert (status, "its README.md was not written by Panscope: publish to another name" in said) == (2, True), said
+    assert hub.repositories["me/coders"].files == {"README.md": (card, False)} and not hub.received
+    del hub.repositories["me/coders"].files["README.md"]
+    assert publish(run, "--to", "me/coders")[0] == 0
 
 
 @pytest.mark.parametrize(

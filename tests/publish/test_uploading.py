@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 from stand_in_hub import TOKEN, Fault, Repository, StandInHub
+from stand_in_xet import PLAIN, StandInXet
 
 from panscope.suite import uploading
 from panscope.suite.uploading import Sent, check_repository, send
@@ -35,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
         save_file({"w": torch.randn(3000, generator=generator)}, folder / f"coder{number}" / "w.safetensors")
         (folder / f"coder{number}" / "cfg.json").write_text(f'{{"number": {number}}}')
     (folder / "figure.svg").write_text("<svg/>")
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Coders\n")
+    (folder / "README.md").write_text("---\ntags:\n  - panscope\n---\n# Coders\n")
     return folder
 
 
@@ -94,6 +95,15 @@ def test_what_others_put_there_stays(hub: StandInHub, folder: Path):
     assert held(hub) == content(folder) | {"notes.txt": b"mine"}
 
 
+@pytest.mark.parametrize("how", ["500", "drop"])
+def test_the_card_that_is_there_is_asked_for_again(hub: StandInHub, folder: Path, how: str):
+    sent(folder)
+    (folder / "README.md").write_text("---\ntags:\n  - panscope\n---\n# More coders\n")
+    hub.faults = [Fault("HEAD", "/resolve/", how, times=2), Fault("GET", "/resolve/", how)]
+    assert sent(folder).files == 1
+    assert held(hub) == content(folder)
+
+
 @pytest.mark.parametrize("how", ["500", "503", "429", "drop", "lose"])
 @pytest.mark.parametrize(
     ("method", "part"),
@@ -146,7 +156,7 @@ KILLED = """
     from pathlib import Path
     from panscope.suite import uploading
     uploading.FILES_A_COMMIT = 2
-    uploading.send(Path(sys.argv[1]), "me/coders", private=False, say=print)
+    print(uploading.send(Path(sys.argv[1]), "me/coders", private=False, say=print))
 """
 
 
@@ -170,6 +180,21 @@ def test_a_killed_process_loses_no_more_than_it_was_at(hub: StandInHub, folder: 
     assert sent(folder) == Sent(f"{hub.endpoint}/{NAME}", 6, 6)
     assert hub.puts() == before + 2
     assert held(hub) == content(folder)
+
+
+def test_large_files_go_by_xet_where_nothing_else_is_said(hub: StandInHub, folder: Path, tmp_path: Path):
+    """As every user has it; what the storage has of a commit that failed is not sent again."""
+    hub.xet = StandInXet(hub.received)
+    hub.faults = [Fault("POST", "/commit/", "403")]
+    for status, last in ((1, "use one with write access"), (0, "files=12")):
+        process = started(hub, folder, tmp_path, HF_HUB_DISABLE_XET="0", **PLAIN)
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == status and last in said.splitlines()[-1] and TOKEN not in said, said
+        if status:
+            assert list(hub.received.values()) == [content(folder)["coder0/w.safetensors"]] and not held(hub)
+    assert held(hub) == content(folder)
+    assert sum("/xorbs/" in path for _, path, _ in hub.requests) == CODERS
+    assert not any("lfs" in path for _, path, _ in hub.requests)
 
 
 def test_a_refusal_by_xet_is_one_sentence_too(hub: StandInHub, folder: Path, tmp_path: Path):

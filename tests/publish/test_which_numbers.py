@@ -1,0 +1,124 @@
+"""Which evaluation of a run is published, and what the card says of it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_run import NOT_MEASURED, write_made_run
+
+from panscope import records
+from panscope.cli.publish import _figures
+from panscope.records import RunFolder
+from panscope.report.runs import read_runs
+from panscope.suite.evaluating import HELD_OUT
+from panscope.suite.measured import label_to_publish
+from panscope.suite.origins import opened
+from panscope.suite.publishing import compose
+from panscope.types import UserError
+
+CODER = "L00R-2x-topk-k4"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder.open(write_made_run(tmp_path / "run", tmp_path / "alice"))
+
+
+def measure(run: RunFolder, label: str, fvu: float, **on: Any) -> None:
+    """Another evaluation of every coder, as that on held-out text was but for what is said."""
+    for name in run.coder_names():
+        if name != NOT_MEASURED:
+            fields = records.read_sealed(run.coder(name) / "eval.json")
+            fields.pop("files")
+            fields |= {"fvu": fvu, "l0": 100 * fvu}
+            fields["evaluated_on"] |= {"label": label, "part": "all", "text": [f"{label}.jsonl"]} | on
+            records.write_sealed(run.coder(name) / f"eval-{label}.json", fields)
+
+
+def forget_held_out(run: RunFolder) -> None:
+    for name in run.coder_names():
+        (run.coder(name) / "eval.json").unlink(missing_ok=True)
+
+
+@pytest.fixture
+def card(run: RunFolder, tmp_path: Path) -> Callable[..., str]:
+    """The card as it is published with an evaluation that is asked for."""
+
+    def written(asked: str | None = None) -> str:
+        out, label = tmp_path / "out", label_to_publish(run, asked)
+        out.mkdir()
+        figures = _figures(read_runs([run.path]), label)
+        compose(run, out, repository="me/coders", licence="mit", label=label, figures=figures)
+        return (out / "README.md").read_text(encoding="utf-8")
+
+    return written
+
+
+def published(tmp_path: Path, file: str) -> dict[str, Any]:
+    return json.loads((tmp_path / "out" / CODER / file).read_text())
+
+
+def test_held_out_text_comes_first(run: RunFolder, card: Callable[..., str], tmp_path: Path):
+    measure(run, "books", 0.25)
+    assert "of text kept from training (`stories.jsonl`)" in card()
+    assert published(tmp_path, "eval.json")["evaluated_on"]["label"] == HELD_OUT
+
+
+def test_the_only_other_one_is_taken(run: RunFolder, card: Callable[..., str], tmp_path: Path):
+    measure(run, "books", 0.25)
+    forget_held_out(run)
+    text = card()
+    assert "On 1,234 tokens of text (`books.jsonl`), sequences of at most 64 tokens; ±" in text
+    assert text.count("| 25.0 | 0.2500") == 8 and "![" in text
+    assert published(tmp_path, "eval.json")["evaluated_on"]["label"] == "books"
+    assert published(tmp_path, "cfg.json")["metadata"]["l0"] == 25.0
+
+
+def test_of_several_one_must_be_named(run: RunFolder, card: Callable[..., str], tmp_path: Path):
+    measure(run, "books", 0.25)
+    measure(run, "code", 0.5)
+    forget_held_out(run)
+    with pytest.raises(UserError, match=r"say by --eval which numbers are published, one of books, code$"):
+        card()
+    text = card("code")
+    assert "(`code.jsonl`)" in text and text.count("| 50.0 | 0.5000") == 8
+    assert published(tmp_path, "eval.json")["fvu"] == 0.5
+    assert published(tmp_path, "cfg.json")["metadata"]["l0"] == 50.0
+    assert "l0" not in opened(run.coder(CODER)).about, "who exports names none"
+
+
+def test_another_one_may_be_named(run: RunFolder, card: Callable[..., str], tmp_path: Path):
+    measure(run, "books", 0.25)
+    assert "(`books.jsonl`)" in card("books")
+    assert published(tmp_path, "eval.json")["fvu"] == 0.25
+
+
+def test_one_that_is_not_there(run: RunFolder, card: Callable[..., str]):
+    measure(run, "books", 0.25)
+    with pytest.raises(UserError, match=r"eval is 'book', .* has no such evaluation: it has books, held_out$"):
+        card("book")
+
+
+def test_numbers_of_two_texts_are_in_no_table(run: RunFolder, card: Callable[..., str]):
+    """As an evaluation leaves them that was killed while it wrote over one of the same label."""
+    measure(run, "books", 0.25)
+    file = run.coder(CODER) / "eval-books.json"
+    fields = records.read_sealed(file)
+    fields["evaluated_on"]["text"] = ["other.jsonl"]
+    records.write_sealed(file, fields)
+    with pytest.raises(UserError, match=rf"the evaluations 'books' of .* and '{CODER}' are not of one text"):
+        card("books")
+
+
+def test_what_was_otherwise_is_said(run: RunFolder, card: Callable[..., str]):
+    measure(run, "tuned", 0.25, model="org/tuned", as_trained=True, coder_dtype="bfloat16", splice="all")
+    text = card("tuned")
+    for words in (
+        "in the model `org/tuned`",
+        "as they were trained",
+        "computed in bfloat16",
+        "special tokens replaced",
+    ):
+        assert words in text, words
