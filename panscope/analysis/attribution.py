@@ -9,7 +9,8 @@ Shape letters: N sequences, T tokens, V vocabulary, F latents.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,24 +26,52 @@ Metric = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Logit:
-    """The logit of a token, or by how much it exceeds that of another token."""
+    """The logit of a token, or how far it is ahead of that of another token (Wang et al. 2023, logit difference)."""
 
     token: int
     position: int = -1
-    """Where it is predicted: after the token of that place."""
+    """Where it is predicted: after the token of that place in the sequence, from 0, padding counted. Below 0 it counts
+    from the end: to `attribution` that of the sequence's own tokens, padding left out; to logits alone the last place.
+    """
     minus: int | None = None
     """The other token."""
     sequence: int = 0
+    """Which of the N, from 0."""
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """[] of logits [N, T, V]."""
+        """[] of logits [N, T, V]; raises UserError for a sequence, position or token that is not there."""
+        sequences, places, vocabulary = logits.shape
+        _check_place(self, sequences, places)
+        for name, token in (("token", self.token), ("minus", self.minus)):
+            if token is not None and not 0 <= token < vocabulary:
+                raise UserError(f"{name} of a Logit is {token}: the model has {vocabulary} tokens, counted from 0")
         here = logits[self.sequence, self.position]
         return here[self.token] if self.minus is None else here[self.token] - here[self.minus]
+
+    def among(self, mask: Tensor) -> "Logit":
+        """The same at a place of `mask` [N, T], counted from 0; raises UserError where that is padding, or nowhere."""
+        _check_place(self, *mask.shape)
+        own = mask[self.sequence].nonzero().flatten().tolist()
+        place = own[self.position] if -len(own) <= self.position < 0 else self.position
+        if place not in own:
+            raise UserError(
+                f"position {self.position} of a Logit is padding: sequence {self.sequence} has {len(own)} tokens of "
+                "its own; name one of them, such as -1 for the last"
+            )
+        return replace(self, position=place)
+
+
+def _check_place(logit: Logit, sequences: int, places: int) -> None:
+    if not 0 <= logit.sequence < sequences:
+        raise UserError(f"sequence of a Logit is {logit.sequence}: there are {sequences}, counted from 0")
+    if not -places <= logit.position < places:
+        raise UserError(f"position of a Logit is {logit.position}: the sequence has {places} places, counted from 0")
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """What is due to the latents of one coder, in units of the metric."""
+    """What is due to the latents of one coder, in units of the metric (logits, for a `Logit`): activation times
+    gradient (Simonyan et al. 2014), the indirect effect of each latent to first order (Marks et al. 2024)."""
 
     codes: Codes
     """The activations: leading shape [N, T], or [sites, N, T] of a multilayer coder."""
@@ -76,25 +105,52 @@ def attribution(
     *,
     attention_mask: Tensor | None = None,
 ) -> dict[str, Attribution]:
-    """Activation times gradient of `metric(logits)` for every active latent of every coder.
+    """Activation times gradient of `metric(logits)` for every active latent of every coder, by its name: to first order
+    by how much the metric would fall if the latent were ablated there (Marks et al. 2024, Sparse Feature Circuits;
+    attribution patching; Simonyan et al. 2014).
 
-    `token_ids` [N, T] int64 (or [T]), `attention_mask` [N, T] bool, False on padding, which is on the right; `metric`
-    is a `Logit` or any differentiable function of the logits [N, T, V]. Raises UserError for a metric that no gradient
-    can follow, for a crosscoder, and as `attach` does.
+    `token_ids` [N, T] int64 (or [T]), `attention_mask` shaped alike, False on padding, which is on the right; `metric`
+    is a `Logit` or any differentiable function of the logits [N, T, V]. One pass forward and one back, also within
+    torch.no_grad. Raises UserError for a metric that no gradient can follow, for a crosscoder, for a sequence, position
+    or token that does not exist or is padding, within torch.inference_mode, and as `attach` does.
     """
-    token_ids = token_ids[None] if token_ids.dim() == 1 else token_ids
-    hf = model.model if isinstance(model, LanguageModel) else model
-    device = next(hf.parameters()).device
-    mask = torch.ones_like(token_ids) if attention_mask is None else attention_mask
-    with torch.enable_grad(), attach(model, coders, gradients=True, splice=True, error_term=True) as seen:
+    if torch.is_inference_mode_enabled():
+        raise UserError("attribution follows gradients, and torch.inference_mode allows none: leave it, or use no_grad")
+    named = named_coders(coders)
+    if not named:
+        raise UserError("coders are none: give at least one, for whose latents to ask")
+    hf: Any = model.model if isinstance(model, LanguageModel) else model
+    with torch.enable_grad(), attach(model, named, gradients=True, splice=True, error_term=True) as seen:
+        token_ids, mask = _checked(token_ids, attention_mask, hf.config.get_text_config().max_position_embeddings)
+        asked = metric.among(mask) if isinstance(metric, Logit) else metric
+        device = next(hf.parameters()).device
         logits = hf(input_ids=token_ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-        value = metric(logits)
-        if value.dim() or not value.requires_grad:
+        value = asked(logits)
+        if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:
             raise UserError(
-                f"the metric gives {tuple(value.shape)}, without gradient or not one number: return one number that "
-                "is a differentiable function of the logits"
+                f"the metric gives {_told(value)}, without gradient or not one number: return one number that is a "
+                "differentiable function of the logits"
             )
-        return _attributions(seen, list(named_coders(coders)), value)
+        return _attributions(seen, list(named), value)
+
+
+def _told(value: Any) -> str:
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _checked(token_ids: Tensor, mask: Tensor | None, context: int) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, both [N, T]."""
+    if not isinstance(token_ids, Tensor) or token_ids.dim() not in (1, 2):
+        raise UserError(f"token_ids is {_told(token_ids)}: give a tensor [N, T] or [T], such as torch.tensor(ids)")
+    token_ids = torch.atleast_2d(token_ids)
+    if mask is not None and (not isinstance(mask, Tensor) or torch.atleast_2d(mask).shape != token_ids.shape):
+        raise UserError(f"attention_mask is {_told(mask)}: give a tensor shaped as token_ids, {_told(token_ids)}")
+    if token_ids.shape[1] > context:
+        raise UserError(
+            f"token_ids has {token_ids.shape[1]} tokens a sequence, but the model's context is {context}: cut the text "
+            "into shorter sequences"
+        )
+    return token_ids, torch.ones_like(token_ids) if mask is None else torch.atleast_2d(mask)
 
 
 def _attributions(seen: Attached, names: list[str], value: Tensor) -> dict[str, Attribution]:

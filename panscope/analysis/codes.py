@@ -11,15 +11,15 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from panscope.types import Latents
+from panscope.types import Latents, UserError
 
 
 @dataclass(frozen=True, repr=False)
 class Codes(Latents):
     """Codes whose B rows are those of a tensor [..., D], in order; values are in the units of the coder's codes.
 
-    `tensor()` is the plain view. `values`, `indices` and `starts` hold the active places alone, as `Latents` says, so
-    that codes of a wide coder stay small.
+    `tensor()` is the plain view. `values`, `indices` and `starts` are as `Latents` says: TopK codes, and all that
+    sparse kernels give, hold the active places alone and stay small; others hold every latent of every row.
     """
 
     leading: tuple[int, ...] = ()
@@ -50,7 +50,9 @@ class Codes(Latents):
         return self.dense().view(*self.leading, self.width)
 
     def of(self, latent: int) -> Tensor:
-        """[...] the activation of one latent."""
+        """[...] the activation of one latent; raises UserError for a latent that there is not."""
+        if not 0 <= latent < self.width:
+            raise UserError(f"latent {latent} does not exist: the codes are of {self.width} latents, counted from 0")
         return self.columns(torch.tensor([latent], device=self.values.device)).view(self.leading)
 
     def columns(self, latents: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ F latents.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +17,7 @@ from panscope.analysis.codes import Codes
 from panscope.coders.inference import KernelsName, gathered, way_for
 from panscope.coders.normaliser import RowStats
 from panscope.coders.wiring import UNIT, WiredCoder, Wiring
+from panscope.lms.load import named_device
 from panscope.types import Latents, UserError
 
 
@@ -26,7 +28,7 @@ class LoadedCoder:
     `load` makes one. Its weights are frozen; gradients reach rows and codes. `kernels` says how it computes: `sparse`
     touches active latents only (topk, batchtopk, matryoshka and jumprelu in float32), `reference` all of them, `auto`
     takes the former for coders of at least 4,096 latents where this machine has them. Both give the same numbers but
-    for the order of float32 sums.
+    for the order of float32 sums, and show a row with NaN as codes with NaN.
     """
 
     def __init__(
@@ -76,29 +78,36 @@ class LoadedCoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision it computes in, whatever that of the rows."""
+        """The precision it computes in, whatever that of the rows, under torch.autocast too."""
         return self.wired.coder.W_enc.dtype
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move it, in place; returns itself. Raises UserError if `kernels` was "sparse" and cannot be had there."""
-        self.wired.coder.to(device=device, dtype=dtype)
+        """Move it, in place; returns itself.
+
+        Raises UserError for a device that is not here, and if `kernels` was "sparse" and cannot be had there.
+        """
+        self.wired.coder.to(device=None if device is None else named_device(device), dtype=dtype)
         self._way = way_for(self.wired.coder, self._kernels)
         return self
 
     def encode(self, x: Tensor) -> Codes:
         """The codes of raw activations x [..., D], any floating dtype, as the model gives them; no unit is changed.
 
-        Differentiable by x where x asks for gradients (then by the reference). Raises UserError for another width.
+        Differentiable by x where x asks for gradients (then by the reference). Raises UserError for another width or
+        type.
         """
         rows = self._rows(x)
-        inside, _ = self._inside(rows)
-        return Codes.shaped(self._way.encode(self.wired.coder, inside), x.shape[:-1])
+        with self._own_precision():
+            inside, _ = self._inside(rows)
+            return Codes.shaped(self._way.encode(self.wired.coder, inside), x.shape[:-1])
 
     def decode(self, codes: Latents, x: Tensor | None = None) -> Tensor:
-        """The raw activations [..., E] that codes stand for, in the coder's dtype; differentiable by the codes.
+        """The raw activations [..., E] that codes of any dtype stand for, in the coder's; differentiable by the codes,
+        once (no second derivative) where `kernels` is "sparse".
 
         `x` [..., D], the rows they are codes of, is needed by a coder with an affine skip, or whose normaliser differs
-        from row to row; raises UserError where such a coder is not given it.
+        from row to row. Raises UserError where such a coder is not given it, for codes of another width, and for
+        another number of rows.
         """
         leading = codes.leading if isinstance(codes, Codes) else (len(codes),)
         if codes.width != self.width:
@@ -109,11 +118,12 @@ class LoadedCoder:
         if x is None and self.needs_rows:
             raise UserError(f"coder {self.name!r} needs the rows to decode: call decode(codes, x)")
         coder, stats, base = self.wired.coder, None, self.wired.coder.b_dec
-        if x is not None:
-            inside, stats = self._inside(self._rows(x))
-            base = coder.base(inside)
-        y_hat = self._way.decode(coder, codes) + base
-        return self._undone(y_hat, stats).view(*leading, y_hat.shape[1])
+        with self._own_precision():
+            if x is not None:
+                inside, stats = self._inside(self._rows_of(codes, x))
+                base = coder.base(inside)
+            y_hat = self._way.decode(coder, codes.with_values(codes.values.to(self.dtype))) + base
+            return self._undone(y_hat, stats).view(*leading, y_hat.shape[1])
 
     @property
     def needs_rows(self) -> bool:
@@ -122,12 +132,17 @@ class LoadedCoder:
 
     def change(self, latents: Tensor, by: Tensor, x: Tensor) -> Tensor:
         """[B, E] by how much the reconstruction of rows x [B, D] changes where latents [n] do by so much [B, n]."""
-        codes = Codes.of_columns(by.to(self.dtype), latents, self.width)
-        return self._grown(gathered(codes, self.wired.coder.W_dec.detach()), x)
+        with self._own_precision():
+            codes = Codes.of_columns(by.to(self.dtype), latents, self.width)
+            return self._grown(gathered(codes, self.wired.coder.W_dec.detach()), x)
 
     def part(self, codes: Latents, x: Tensor) -> Tensor:
         """[B, E] what codes add to the reconstruction of rows x [B, D] beside what is there without any."""
-        return self._grown(self._way.decode(self.wired.coder, codes), x)
+        with self._own_precision():
+            return self._grown(self._way.decode(self.wired.coder, codes), x)
+
+    def _own_precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, enabled=False)
 
     def _grown(self, inside: Tensor, x: Tensor) -> Tensor:
         """A difference [B, E] in the coder's space as one of raw rows."""
@@ -137,12 +152,26 @@ class LoadedCoder:
 
     def _rows(self, x: Tensor) -> Tensor:
         wanted = self.wired.coder.config.d_in
+        if not isinstance(x, Tensor):
+            raise UserError(
+                f"coder {self.name!r} reads tensors, but x is a {type(x).__name__}: make it one, such as by "
+                "torch.from_numpy(x)"
+            )
         if x.dim() == 0 or x.shape[-1] != wanted or not x.is_floating_point():
             raise UserError(
                 f"coder {self.name!r} reads rows of {wanted} numbers, but x is {tuple(x.shape)} {x.dtype}: "
                 f"give activations at {' '.join(map(str, self.wiring.reads))}"
             )
         return x.reshape(-1, wanted)
+
+    def _rows_of(self, codes: Latents, x: Tensor) -> Tensor:
+        rows = self._rows(x)
+        if len(rows) != len(codes):
+            raise UserError(
+                f"coder {self.name!r} is given codes of {len(codes)} rows, but x has {len(rows)}: give the rows that "
+                "they are codes of"
+            )
+        return rows
 
     def _inside(self, rows: Tensor) -> tuple[Tensor, RowStats | None]:
         rows = rows.to(self.dtype)

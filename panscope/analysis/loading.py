@@ -26,14 +26,16 @@ def load(
     kernels: KernelsName = "auto",
     revision: str | None = None,
 ) -> LoadedCoder:
-    """A coder, ready for raw activations; every paper's that has a recipe or a foreign format here.
+    """A coder, ready for raw activations: of Gemma Scope (Lieberum et al. 2024), Llama Scope (He et al. 2024), the
+    Multi-Layer SAE (Lawson et al. 2024), OpenAI's (Gao et al. 2024) or any other paper with a recipe or format here.
 
     `source` is a coder's folder of a run (`runs/demo/coders/L03R-8x-topk-k32`), a run with the name of a `coder`, a
     folder or file of a foreign format, or a hub id `org/repo:folder` (its `revision` a branch, tag or commit); a path
     that exists wins over a hub id. `format` names the foreign format, where the files could be of several; `asked` says
-    what they leave open, such as `Asked(reads=Site(8, "resid_post"))`. `kernels`: see `LoadedCoder`. Normalisation is
-    folded in or applied, so that rows are those of the model. Raises UserError for what is missing, damaged, of no
-    format, or cannot be represented.
+    what they leave open, such as `Asked(reads=Site(8, "resid_post"))`; a coder of ours leaves nothing open. `device` is
+    as torch names it, or `auto`: `cuda` if there is one. `kernels`: see `LoadedCoder`. Normalisation is folded in or
+    applied, so that rows are those of the model. Raises UserError for what is missing, damaged, of no format, or cannot
+    be represented, and for a device that is not here.
     """
     path = Path(source).expanduser()
     if not path.exists():
@@ -43,6 +45,8 @@ def load(
     if coder is not None or (path / "suite.toml").is_file():
         path = _of_run(path, coder)
     if format is None and _is_ours(path):
+        if asked is not None:
+            raise UserError(f"asked is given, but {str(path)!r} is a coder of ours, which says it all: leave asked out")
         loaded = LoadedCoder(path.name, store.load(path), store.origin(path), kernels=kernels, path=path)
     else:
         foreign = _format(path, format).read(path, asked or Asked())

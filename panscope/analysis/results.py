@@ -47,10 +47,8 @@ class OpenRun:
         Losses are in nats, fvu and fractions shares of 1, l0 latents a row. Raises UserError where there is no such
         evaluation.
         """
+        self._check_has("evaluation", label, self.labels())
         path = self.path / ("results.parquet" if label == "held_out" else f"results-{label}.parquet")
-        if not path.is_file():
-            have = ", ".join(self.labels()) or "none yet"
-            raise UserError(f"the run {str(self.path)!r} has no evaluation {label!r}: it has {have}")
         try:
             return pyarrow.parquet.read_table(path)
         except (pyarrow.ArrowException, OSError) as error:
@@ -61,9 +59,19 @@ class OpenRun:
         return self.table(label).to_pandas()
 
     def evaluation(self, coder: str, label: str = "held_out") -> dict[str, Any]:
-        """All of a coder's eval.json, intervals and subsets too; raises UserError if it is missing or damaged."""
+        """All of a coder's eval.json, intervals and subsets too.
+
+        Raises UserError where there is no such coder or evaluation, and for a file that is missing or damaged.
+        """
+        self._check_has("coder", coder, self.coder_names())
+        self._check_has("evaluation", label, self.labels())
         name = "eval.json" if label == "held_out" else f"eval-{label}.json"
         return records.read_sealed(self._run.coder(coder) / name, then=f"measure again by `panscope eval {self.path}`")
+
+    def _check_has(self, what: str, name: str, names: list[str]) -> None:
+        if name not in names:
+            have = ", ".join(names) or "none yet"
+            raise UserError(f"the run {str(self.path)!r} has no {what} {name!r}: it has {have}")
 
     def training_table(self) -> pyarrow.Table:
         """A row a logged step and coder: loss, fvu, l0, dead_fraction ...; raises UserError if the log is damaged."""

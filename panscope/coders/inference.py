@@ -3,11 +3,13 @@
 `Reference` is the coder's own definition: every latent of every row. `Sparse` takes the kernels that training uses
 (`kernels/backend.py`): a product screens, exact float32 decides, and only active latents are ever decoded. It gives the
 same codes for the architectures whose code is a selection of pre-activations (topk, batchtopk, matryoshka, jumprelu).
+A row that is not finite has codes that are not either, both ways.
 
 Shape letters: B rows, D input width, E output width, F latents.
 """
 
-from typing import Literal, Protocol
+import math
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -71,7 +73,7 @@ class Sparse:
 
     @torch.no_grad()
     def _selected(self, coder: Coder, x: Tensor) -> Latents | None:
-        """None where too many places are active."""
+        """None where too many places are active, or where a row is not finite and has no places."""
         encoder = coder.encoder()
         W, b = encoder.W.detach(), encoder.b.detach()
         if self._screen is None:
@@ -81,11 +83,14 @@ class Sparse:
             values, indices = self._kernels.topk(
                 rows, W, b, self._screen, int(coder.config.sparsity), self._ranks(coder)
             )
-            return Latents(values.relu_(), len(W), indices)
+            spoilt = ~rows.size.isfinite()[:, None]  # by masking: the device is not asked, so nothing waits
+            return Latents(values.relu_().masked_fill_(spoilt, math.nan), len(W), indices)
         assert isinstance(coder, JumpReLUCoder | BatchTopKCoder)
         floor = coder.threshold.detach() if isinstance(coder, JumpReLUCoder) else coder.thresholds().contiguous()
         found = self._kernels.above(rows, W, b, self._screen, floor, int(_MOST * len(x) * len(W)))
-        return None if found is None else Latents(found.values, len(W), found.latents, found.starts)
+        if found is None or not rows.size.isfinite().all():
+            return None
+        return Latents(found.values, len(W), found.latents, found.starts)
 
     def _ranks(self, coder: TopKCoder) -> Tensor | None:
         if coder.config.by_norm and self._norms is None:
@@ -115,7 +120,12 @@ def gathered(latents: Latents, W_dec: Tensor) -> Tensor:
 
 
 def way_for(coder: Coder, asked: KernelsName) -> Way:
-    """What `asked` means for a coder where it lies; raises UserError for sparse kernels that it cannot have."""
+    """What `asked` means for a coder where it lies.
+
+    Raises UserError for another word, and for sparse kernels that it cannot have.
+    """
+    if asked not in get_args(KernelsName):
+        raise UserError(f"kernels is {asked!r}: use one of {', '.join(get_args(KernelsName))}")
     if asked == "reference" or (asked == "auto" and coder.config.width < WIDE):
         return Reference()
     refusal = _refusal(coder)

@@ -40,13 +40,16 @@ class LanguageModelConfig(Config):
     """How attention is computed; left out, `sdpa`, or `eager` for Gemma 2, which `sdpa` cannot compute."""
 
 
-def load(config: LanguageModelConfig) -> LanguageModel:
-    """The language model, in `eval` mode and without gradients.
+def load(config: LanguageModelConfig | Path | str) -> LanguageModel:
+    """The language model, in `eval` mode and without gradients; of a path or hub id alone, with all else as it is
+    where nothing is said.
 
     Raises UserError if there is no such model, if its family or its attention is not supported, if it lacks weights,
     or if the device does not exist.
     """
-    device = _device(config.device)
+    if not isinstance(config, LanguageModelConfig):
+        config = LanguageModelConfig(path=str(config))
+    device = named_device(config.device)
     source, local = locate(config)
     options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     if not local:
@@ -66,7 +69,7 @@ def load(config: LanguageModelConfig) -> LanguageModel:
 
 def memory_bytes(config: LanguageModelConfig) -> int:
     """All the memory of the device that `config` names, used or not; raises UserError if there is no such device."""
-    device = _device(config.device)
+    device = named_device(config.device)
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -74,18 +77,19 @@ def memory_bytes(config: LanguageModelConfig) -> int:
 
 def device_of(config: LanguageModelConfig) -> torch.device:
     """The device that `config` names; raises UserError if there is no such device."""
-    return _device(config.device)
+    return named_device(config.device)
 
 
-def _device(name: str) -> torch.device:
-    """The torch device; raises UserError if it is misspelt or this machine has none."""
+def named_device(name: torch.device | str) -> torch.device:
+    """The torch device, `auto` being `cuda` if there is one, else `cpu`; raises UserError if it is misspelt or this
+    machine has none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"device {name!r} cannot be used on this machine: set it to auto, cpu or a device that is here"
+            f"device {str(name)!r} cannot be used on this machine: set it to auto, cpu or a device that is here"
         ) from error
 
 

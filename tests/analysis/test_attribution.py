@@ -169,7 +169,68 @@ def test_what_cannot_be_attributed_is_said(llama: LanguageModel, tokens: Tokens)
     for metric in (lambda logits: logits[0], lambda logits: torch.tensor(3.0)):
         with pytest.raises(UserError, match="return one number that is a differentiable function"):
             attribution(llama, coder, tokens[0], metric)
+    no_tensor: Any = lambda logits: logits.sum().item()  # noqa: E731
+    with pytest.raises(UserError, match="the metric gives a float, without gradient"):
+        attribution(llama, coder, tokens[0], no_tensor)
+    with pytest.raises(UserError, match="coders are none"):
+        attribution(llama, [], tokens[0], METRIC)
+    with torch.inference_mode(), pytest.raises(UserError, match=r"torch\.inference_mode allows none"):
+        attribution(llama, coder, tokens[0], METRIC)
     sites = (Site(0, "resid_post"), Site(2, "resid_post"))
     cross = made(llama, sites, wiring="crosscoder", name="cc")
     with pytest.raises(UserError, match="is a crosscoder"):
         attribution(llama, cross, tokens[0], METRIC)
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (Logit(99_999), "token of a Logit is 99999: the model has 40 tokens"),
+        (Logit(-1), "token of a Logit is -1: the model has 40 tokens"),
+        (Logit(5, minus=40), "minus of a Logit is 40: the model has 40 tokens"),
+        (Logit(5, sequence=3), "sequence of a Logit is 3: there are 3"),
+        (Logit(5, sequence=-1), "sequence of a Logit is -1: there are 3"),
+        (Logit(5, position=9), "position of a Logit is 9: the sequence has 9 places"),
+        (Logit(5, position=-10), "position of a Logit is -10: the sequence has 9 places"),
+        (Logit(5, position=6, sequence=1), "position 6 of a Logit is padding: sequence 1 has 6 tokens of its own"),
+        (Logit(5, position=-7, sequence=1), "position -7 of a Logit is padding: sequence 1 has 6 tokens of its own"),
+    ],
+)
+def test_a_logit_that_is_not_there(llama: LanguageModel, tokens: Tokens, metric: Logit, message: str) -> None:
+    coder = made(llama, Site(1, "resid_post"), name="c")
+    with pytest.raises(UserError, match=message):
+        attribution(llama, coder, tokens[0], metric, attention_mask=tokens[1])
+
+
+def test_places_from_the_end_are_those_of_the_sequence_itself(llama: LanguageModel, tokens: Tokens) -> None:
+    """Not of the padding after it."""
+    coder = made(llama, Site(1, "resid_post"), name="c")
+    for position, place in ((-1, 5), (-6, 0)):
+        asked = attribution(llama, coder, tokens[0], Logit(5, position, sequence=1), attention_mask=tokens[1])["c"]
+        named = attribution(llama, coder, tokens[0], Logit(5, place, sequence=1), attention_mask=tokens[1])["c"]
+        assert torch.equal(asked.gradients, named.gradients)
+        assert asked.effects.tensor()[1, place].any()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_tokens_that_the_model_cannot_read(make_lm: Callable[[str], LanguageModel], kind: str, tokens: Tokens) -> None:
+    lm = make_lm(kind)
+    coder = made(lm, Site(1, "resid_post"), name="c")
+    long = torch.ones(1, 33, dtype=torch.int64)
+    for model in (lm, lm.model):
+        with pytest.raises(UserError, match="33 tokens a sequence, but the model's context is 32"):
+            attribution(model, coder, long, Logit(5))
+    ids: Any = [3, 4, 5]
+    with pytest.raises(UserError, match=r"token_ids is a list: give a tensor \[N, T\] or \[T\]"):
+        attribution(lm, coder, ids, Logit(5))
+    with pytest.raises(
+        UserError, match=r"attention_mask is a tensor \(3, 8\): give a tensor shaped as token_ids, a ten"
+    ):
+        attribution(lm, coder, tokens[0], Logit(5), attention_mask=tokens[1][:, :8])
+    assert attribution(lm, coder, tokens[0][0], Logit(5), attention_mask=tokens[1][0])["c"].codes.leading == (1, 9)
+
+
+def test_coders_that_come_one_by_one(llama: LanguageModel, tokens: Tokens) -> None:
+    """A generator can be gone through once."""
+    several: Any = (made(llama, Site(layer, "resid_post")) for layer in (0, 1))
+    assert list(attribution(llama, several, tokens[0], METRIC)) == ["L00.resid_post-topk", "L01.resid_post-topk"]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from panscope.analysis.codes import Codes, in_time, stacked
+from panscope.types import UserError
 
 F = 6
 
@@ -51,6 +52,13 @@ def test_one_layout(layout: str) -> None:
     assert torch.equal(again.view_as(tensor), tensor)
     assert len(values) == 2 * 15
     assert rows.tolist() == sorted(rows.tolist())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("latent", [-1, F, 999])
+def test_a_latent_that_is_not_there(layout: str, latent: int) -> None:
+    with pytest.raises(UserError, match=f"latent {latent} does not exist: the codes are of {F} latents"):
+        in_layout(plain(3, 5), layout).of(latent)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

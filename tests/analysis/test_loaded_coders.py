@@ -5,6 +5,7 @@ Shape letters: ... a leading shape, D input width, E output width, F latents.
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from attached import SPARSITY, STANDARDISE, F, made
@@ -149,3 +150,74 @@ def test_other_widths_are_refused(llama: LanguageModel) -> None:
     assert repr(coder) == "LoadedCoder('c': topk, 20 latents, L01.resid_post, reference)"
     transcoder = made(llama, Site(1, "mlp_in"), Site(1, "mlp_out"), name="tc")
     assert "L01.mlp_in -> L01.mlp_out" in repr(transcoder)
+
+
+@pytest.mark.parametrize("kernels", ["reference", "sparse"])
+@pytest.mark.parametrize("case", range(len(CASES)))
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
+def test_autocast_changes_no_bit(llama: LanguageModel, kernels: str, case: int, architecture: str) -> None:
+    """Also of what `attach` asks for: `change` and `part`."""
+    coder = made(llama, SITE, architecture=architecture, kernels=kernels, **CASES[case])
+    x = torch.randn(64, 24)
+
+    def everything() -> list[Tensor]:
+        codes = coder.encode(x)
+        latents = torch.tensor([1, 2])
+        change = coder.change(latents, codes.columns(latents), x)
+        return [codes.tensor(), coder.decode(codes, x), coder.part(codes, x), change]
+
+    plain = everything()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = everything()
+    for one, other in zip(plain, cast, strict=True):
+        assert one.dtype == other.dtype == coder.dtype
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kernels", ["reference", "sparse"])
+@pytest.mark.parametrize("architecture", SELECTING)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_row_that_is_not_finite_is_not_hidden(
+    llama: LanguageModel, architecture: str, kernels: str, bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it change the codes of other rows."""
+    monkeypatch.setattr(inference, "_MOST", 1.0)
+    coder = made(llama, SITE, architecture=architecture, kernels=kernels)
+    x = torch.randn(3, 24)
+    clean = coder.encode(x).tensor()
+    x[1, ::2], x[1, 1::2] = bad, -bad
+    codes = coder.encode(x)
+    assert not codes.tensor()[1].isfinite().all()
+    assert not coder.decode(codes)[1].isfinite().any()
+    torch.testing.assert_close(codes.tensor()[[0, 2]], clean[[0, 2]])
+
+
+def test_codes_are_decoded_with_their_own_rows(llama: LanguageModel) -> None:
+    """As many of them, in any leading shape; also where the rows do not matter."""
+    cases: list[dict[str, Any]] = [{"skip": True}, {"normaliser": STANDARDISE}, {}]
+    for fields in cases:
+        coder = made(llama, SITE, name="c", **fields)
+        x = torch.randn(4, 24)
+        codes = coder.encode(x)
+        with pytest.raises(UserError, match="coder 'c' is given codes of 4 rows, but x has 1: give the rows"):
+            coder.decode(codes, x[:1])
+        assert torch.equal(coder.decode(codes, x.view(2, 2, 24)), coder.decode(codes, x))
+
+
+@pytest.mark.parametrize("kernels", ["reference", "sparse"])
+def test_codes_of_any_dtype_are_decoded(llama: LanguageModel, kernels: str) -> None:
+    coder = made(llama, SITE, kernels=kernels)
+    codes = coder.encode(torch.randn(4, 24))
+    assert torch.equal(coder.decode(codes.with_values(codes.values.double())), coder.decode(codes))
+
+
+def test_arrays_and_devices_that_are_not_here(llama: LanguageModel) -> None:
+    coder = made(llama, SITE, name="c")
+    array: Any = np.zeros((3, 24), np.float32)
+    with pytest.raises(
+        UserError, match=r"coder 'c' reads tensors, but x is a ndarray: make it one, such as by torch\.from"
+    ):
+        coder.encode(array)
+    with pytest.raises(UserError, match="device 'gpu' cannot be used on this machine"):
+        coder.to("gpu")
+    assert coder.to(torch.device("cpu"), torch.float64).dtype == torch.float64

@@ -12,6 +12,7 @@ from panscope.analysis.loading import load
 from panscope.coders import store
 from panscope.formats import FORMATS
 from panscope.formats.base import Asked, Foreign
+from panscope.lms.load import named_device
 from panscope.lms.model import LanguageModel
 from panscope.records import RunFolder
 from panscope.types import Site, UserError
@@ -46,6 +47,15 @@ def test_our_own(run: Path, llama: LanguageModel) -> None:
         load(run / "coders", "L01R-topk")
     with pytest.raises(UserError, match="revision 'v1' is set, but"):
         load(run, "L01R-topk", revision="v1")
+    with pytest.raises(UserError, match=r"asked is given, but '.*L01R-topk' is a coder of ours, which says it all"):
+        load(run, "L01R-topk", asked=Asked(k=2))
+    kernels: Any = "fast"
+    with pytest.raises(UserError, match="kernels is 'fast': use one of auto, sparse, reference"):
+        load(run, "L01R-topk", kernels=kernels)
+    assert load(run, "L01R-topk", device="auto").device == named_device("auto")
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(UserError, match=f"device '{device}' cannot be used on this machine"):
+            load(run, "L01R-topk", device=device)
     weights = run / "coders" / "L01R-topk" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"dead")
     with pytest.raises(UserError):
