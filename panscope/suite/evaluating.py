@@ -50,7 +50,11 @@ CoderDtype = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be measured, where it is not the held-out text with the run's own model."""
+    """What is to be measured, where it is not the held-out text with the run's own model.
+
+    The numbers are those of docs/reference.md, with `saebench` those of Karvonen et al. 2025 (SAEBench). Raises
+    UserError for a label that cannot name files, and for fields that do not go together.
+    """
 
     label: str = HELD_OUT
     """What the files are named after; letters, digits and dashes."""
@@ -79,6 +83,10 @@ class Request:
             raise UserError(
                 f"label is {self.label!r}: it names files, so write it with letters, digits and dashes, at most "
                 f"{_LONGEST_LABEL}"
+            )
+        if isinstance(self.data, dict) or isinstance(self.model, dict):
+            raise UserError(
+                "data or model is a dict: make it a DataConfig or LanguageModelConfig, or all of the request a dict"
             )
         if self.tokens is not None and self.tokens < 1:
             raise UserError(f"tokens is {self.tokens}: give 1 or more, or leave it out")

@@ -27,7 +27,11 @@ _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class SuiteConfig(Config):
-    """A suite file."""
+    """A suite file: which coders, on which model and text; what it leaves out is derived, and recorded with the run.
+
+    A `[[coders]]` table names an architecture or a paper's recipe (docs/recipes.md, with the source of each number);
+    docs/reference.md has every field. `SuiteConfig.read` raises UserError for a field that is unknown or cannot be.
+    """
 
     name: str = "suite"
     """Names the run folder: letters, digits, '.', '_' and '-'."""

@@ -1,11 +1,13 @@
 """Train and evaluate from a notebook: the stages of a run without a terminal."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from panscope import suites
-from panscope.config import read_toml
-from panscope.lms.load import load
+from panscope.config import Config, read_toml, unknown_key
+from panscope.data.documents import DataConfig
+from panscope.lms.load import LanguageModelConfig, load
 from panscope.records import RunFolder, locked
 from panscope.suite import stages
 from panscope.suite.eval_files import Results
@@ -20,23 +22,30 @@ Suite = SuiteConfig | dict[str, Any] | Path | str
 def train(suite: Suite, out: Path | str | None = None, *, reporter: Reporter | None = None) -> Results | None:
     """Train, save and evaluate a suite: a SuiteConfig, its tables as a dict, a .toml file or a built-in suite's name.
 
-    The run folder `out` (`runs/<name>` where it is left out) must not exist; one that does is gone on with by
-    `panscope train --resume`. Gives every coder's eval.json (docs/reference.md explains and cites every number), or
-    None where it was stopped by Ctrl-C. Recipes of the papers: docs/recipes.md. Raises UserError, before anything is
-    written, for what cannot be.
+    Architectures and recipes are those of Bricken et al. 2023 (ReLU), Gao et al. 2024 (TopK), Bussmann et al. 2024
+    (BatchTopK) and 2025 (Matryoshka), Rajamanoharan et al. 2024a (gated) and 2024b (JumpReLU), Lieberum et al. 2024
+    (Gemma Scope) and He et al. 2024 (Llama Scope); docs/recipes.md has each number's source. The run folder `out`
+    (`runs/<name>` where it is left out) must not exist; one that does is gone on with by `panscope train --resume`.
+    Gives every coder's eval.json (docs/reference.md explains and cites every number), or None where it was stopped by
+    Ctrl-C. Raises UserError, before anything is written, for what cannot be.
     """
     config = _suite(suite)
     return stages.start(config, Path(out or Path("runs") / config.name), reporter or Silent())
 
 
 def evaluate(
-    run: Path | str, request: Request = HELD_OUT_REQUEST, *, reporter: Reporter | None = None
+    run: Path | str, request: Request | dict[str, Any] = HELD_OUT_REQUEST, *, reporter: Reporter | None = None
 ) -> Results | None:
     """Measure every coder of a run, on its held-out text or as `request` says, and write what came out into the run.
 
-    Gives every coder's eval.json, or None where the request is a share of the work and others have not ended theirs.
-    Raises UserError where there is nothing to measure or another process works on the run.
+    `request` is a Request or its fields as a dict, such as
+    `{"label": "other", "data": {"text": ["other.jsonl"], "held_out": 0}}`. Gives every coder's eval.json, or None where
+    the request is a share of the work and others have not ended theirs: variance unexplained (fvu), L0, losses in nats
+    and the share of them recovered (Bricken et al. 2023), shrinkage (Rajamanoharan et al. 2024a) and more, all in
+    docs/reference.md. Raises UserError for a request that is none, where there is nothing to measure, or where another
+    process works on the run.
     """
+    request = _request(request)
     folder = RunFolder.open(run)
     suite = stages.read_suite(folder.suite_file)
     lm = load(request.model or suite.model)
@@ -44,6 +53,22 @@ def evaluate(
         return evaluate_run(folder, suite, lm, reporter or Silent(), request)
     with locked(folder.path):
         return evaluate_run(folder, suite, lm, reporter or Silent(), request)
+
+
+def _request(request: Request | dict[str, Any]) -> Request:
+    if isinstance(request, Request):
+        return request
+    known = [field.name for field in dataclasses.fields(Request)]
+    for key in request:
+        if key not in known:
+            raise UserError(unknown_key(key, "the request", known))
+    kinds: dict[str, type[Config]] = {"data": DataConfig, "model": LanguageModelConfig}
+    tables: dict[str, Any] = {
+        name: kind.read(request[name], f"the request: {name}")
+        for name, kind in kinds.items()
+        if isinstance(request.get(name), dict)
+    }
+    return Request(**request | tables)
 
 
 def _suite(suite: Suite) -> SuiteConfig:

@@ -47,6 +47,12 @@ def test_tables_of_a_run(run: Path) -> None:
     assert opened.path == run and opened.coder(name).width == 128
     with pytest.raises(UserError, match="has no evaluation 'long': it has held_out"):
         opened.table("long")
+    for call in (opened.table, lambda label: opened.evaluation(name, label)):
+        with pytest.raises(UserError, match=r"has no evaluation '\.\./x': it has held_out"):
+            call("../x")
+    for nobody in ("nobody", "../x"):
+        with pytest.raises(UserError, match=f"has no coder '{nobody}': it has {name}"):
+            opened.evaluation(nobody)
     with pytest.raises(UserError, match="not a run folder"):
         api.open_run(run / "coders")
 
@@ -57,6 +63,30 @@ def test_another_evaluation(run: Path) -> None:
     opened = api.open_run(run)
     assert opened.labels() == ["again", "held_out"]
     assert opened.results("again").loc[0, "tokens"] < opened.results().loc[0, "tokens"]
+
+
+def test_a_request_as_a_dict(run: Path) -> None:
+    text = {"text": ["panscope://demo"], "context": 32, "sequences": 8}
+    results = api.evaluate(run, {"label": "short", "tokens": 200, "data": text, "model": {"device": "cpu"}})
+    assert results is not None
+    (found,) = results.values()
+    assert found["evaluated_on"]["context"] == 32
+    given = api.Request("short-2", tokens=200, data=api.DataConfig(**text), model=api.LanguageModelConfig(device="cpu"))
+    again = api.evaluate(run, given)
+    assert again is not None and next(iter(again.values()))["fvu"] == found["fvu"]
+    with pytest.raises(UserError, match="the request: the key 'tokns' is unknown; did you mean 'tokens'"):
+        api.evaluate(run, {"tokns": 3})
+    with pytest.raises(UserError, match="the request: data: the key 'txt' is unknown; did you mean 'text'"):
+        api.evaluate(run, {"label": "a", "data": {"txt": []}})
+    table: Any = text
+    with pytest.raises(UserError, match="data or model is a dict: make it a DataConfig"):
+        api.Request("a", data=table)
+
+
+def test_a_model_by_its_name(tmp_path: Path) -> None:
+    assert api.load_model("panscope://demo").n_layers == api.load_model(api.LanguageModelConfig()).n_layers
+    with pytest.raises(UserError, match="cannot be loaded"):
+        api.load_model(tmp_path)
 
 
 def test_suites_by_name_and_mistakes(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_every_public_name_is_on_the_api_page(site: Path) -> None:
 def test_docstrings_reach_the_page_whole(site: Path) -> None:
     """Every word of them, also where Markdown or HTML might take it for a mark of its own."""
     shown = _text(site / "api" / "index.html")
-    for name in api.__all__:
+    for name in set(api.__all__) - {"Positions"}:  # a name for several types, whose docstring is typing's own
         lost = [word for word in _words(getattr(api, name).__doc__ or "") if word not in shown]
         assert not lost, name
 
