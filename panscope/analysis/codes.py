@@ -26,13 +26,23 @@ class Codes(Latents):
     """The shape before the last dimension; its product is B."""
 
     def __repr__(self) -> str:
-        shape = ", ".join(map(str, (*self.leading, self.width)))
-        return f"Codes([{shape}], {int((self.values != 0).sum()):,} active places)"
+        return f"Codes({list(self.shape)}, {int((self.values != 0).sum()):,} active places)"
 
     @classmethod
     def shaped(cls, latents: Latents, leading: Sequence[int]) -> Self:
         """`latents` of B rows as those of a leading shape."""
         return cls(latents.values, latents.width, latents.indices, latents.starts, tuple(leading))
+
+    @classmethod
+    def dense_of(cls, tensor: Tensor) -> Self:
+        """The codes of a tensor [..., F]."""
+        width = tensor.shape[-1]
+        return cls(tensor.reshape(-1, width), width, None, None, tuple(tensor.shape[:-1]))
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of `tensor()`: [..., F]."""
+        return torch.Size((*self.leading, self.width))
 
     @classmethod
     def of_columns(cls, values: Tensor, latents: Tensor, width: int) -> Self:

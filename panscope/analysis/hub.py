@@ -3,14 +3,17 @@
 The token, where one is needed, is the hub's own (its login or the environment); it is never read here.
 """
 
+import contextlib
 import re
 from pathlib import Path, PurePosixPath
 
 import huggingface_hub
+from huggingface_hub.hf_api import RepoFolder
 
 from panscope.formats.hub import TROUBLE, words
 from panscope.types import UserError
 
+_MOST_SHOWN = 30
 _ADDRESS = re.compile(r"(?P<repo>\w[\w.-]*/[\w.-]+)(:(?P<folder>.+))?")
 
 
@@ -40,8 +43,20 @@ def fetch(address: str, revision: str | None = None) -> Path:
     except TROUBLE as error:
         reason = words(error)
     if copy is None:
-        raise UserError(f"{address!r} cannot be fetched from the hub: {reason}")
+        raise UserError(f"{address!r} is no folder here, and cannot be fetched from the hub: {reason}")
     found = Path(copy) / folder
     if not found.is_dir() or not any(found.iterdir()):
-        raise UserError(f"{match['repo']!r} has no folder {str(folder)!r}: look at its files on the hub")
+        raise UserError(f"{match['repo']!r} has no folder {str(folder)!r}: {folders(match['repo'], revision)}")
     return found
+
+
+def folders(repo: str, revision: str | None = None) -> str:
+    """What can be named of a repository, as the end of a sentence."""
+    names: list[str] = []
+    with contextlib.suppress(*TROUBLE):
+        entries = huggingface_hub.HfApi().list_repo_tree(repo, revision=revision)
+        names = sorted(entry.path for entry in entries if isinstance(entry, RepoFolder))
+    shown = ", ".join(names[:_MOST_SHOWN]) + (
+        f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
+    )
+    return f"it has {shown}" if names else "look at its files on the hub"

@@ -81,6 +81,22 @@ class LoadedCoder:
         """The precision it computes in, whatever that of the rows, under torch.autocast too."""
         return self.wired.coder.W_enc.dtype
 
+    @property
+    def W_enc(self) -> Tensor:
+        """[F, D] what rows are multiplied with, folded so that they are raw (a normaliser that differs from row to row
+        excepted: then rows as it makes them)."""
+        return self.wired.coder.W_enc.detach()
+
+    @property
+    def W_dec(self) -> Tensor:
+        """[F, E] the direction that each latent writes, in raw units for each unit of its code (as `W_enc`)."""
+        return self.wired.coder.W_dec.detach()
+
+    @property
+    def b_dec(self) -> Tensor:
+        """[E] the bias of the decoder, as `W_dec`."""
+        return self.wired.coder.b_dec.detach()
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move it, in place; returns itself.
 
@@ -101,14 +117,16 @@ class LoadedCoder:
             inside, _ = self._inside(rows)
             return Codes.shaped(self._way.encode(self.wired.coder, inside), x.shape[:-1])
 
-    def decode(self, codes: Latents, x: Tensor | None = None) -> Tensor:
+    def decode(self, codes: Latents | Tensor, x: Tensor | None = None) -> Tensor:
         """The raw activations [..., E] that codes of any dtype stand for, in the coder's; differentiable by the codes,
         once (no second derivative) where `kernels` is "sparse".
 
-        `x` [..., D], the rows they are codes of, is needed by a coder with an affine skip, or whose normaliser differs
-        from row to row. Raises UserError where such a coder is not given it, for codes of another width, and for
-        another number of rows.
+        `codes` are those of `encode`, or a tensor [..., F] of every latent. `x` [..., D], the rows they are codes of,
+        is needed by a coder with an affine skip, or whose normaliser differs from row to row. Raises UserError where
+        such a coder is not given it, for codes of another width, and for another number of rows.
         """
+        if isinstance(codes, Tensor):
+            codes = Codes.dense_of(codes)
         leading = codes.leading if isinstance(codes, Codes) else (len(codes),)
         if codes.width != self.width:
             raise UserError(

@@ -221,3 +221,17 @@ def test_arrays_and_devices_that_are_not_here(llama: LanguageModel) -> None:
     with pytest.raises(UserError, match="device 'gpu' cannot be used on this machine"):
         coder.to("gpu")
     assert coder.to(torch.device("cpu"), torch.float64).dtype == torch.float64
+
+
+@pytest.mark.parametrize("kernels", ["reference", "sparse"])
+def test_a_plain_tensor_is_decoded_and_vectors_are_at_hand(llama: LanguageModel, kernels: str) -> None:
+    """As other tools give codes: every latent of every row."""
+    coder = made(llama, SITE, kernels=kernels)
+    x = torch.randn(2, 5, 24)
+    codes = coder.encode(x)
+    assert codes.shape == codes.tensor().shape == (2, 5, coder.width)
+    torch.testing.assert_close(coder.decode(codes.tensor()), coder.decode(codes))
+    torch.testing.assert_close(codes.tensor() @ coder.W_dec + coder.b_dec, coder.decode(codes))
+    assert coder.W_enc.shape == (coder.width, 24) and not coder.W_enc.requires_grad
+    with pytest.raises(UserError, match="has 20 latents, but the codes are of 24"):
+        coder.decode(x)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from attached import made
+from huggingface_hub.hf_api import RepoFolder
 
 from panscope.analysis import hub
 from panscope.analysis.loading import load
@@ -43,8 +44,8 @@ def test_our_own(run: Path, llama: LanguageModel) -> None:
         load(run)
     with pytest.raises(UserError, match="has no coder 'L09': L01R-jump, L01R-topk"):
         load(run, "L09")
-    with pytest.raises(UserError, match="not a run folder"):
-        load(run / "coders", "L01R-topk")
+    with pytest.raises(UserError, match="has no coder 'L01R-topk': it holds none, and is no run"):
+        load(run / "coders" / "L01R-topk", "L01R-topk")
     with pytest.raises(UserError, match="revision 'v1' is set, but"):
         load(run, "L01R-topk", revision="v1")
     with pytest.raises(UserError, match=r"asked is given, but '.*L01R-topk' is a coder of ours, which says it all"):
@@ -102,15 +103,37 @@ def test_one_folder_of_a_repository(run: Path, llama: LanguageModel, monkeypatch
     coder = load("some.one/sae-s:L01R-topk", revision="v2")
     assert coder.name == "L01R-topk"
     assert stand_in.asked == [("some.one/sae-s", {"allow_patterns": ["L01R-topk/*"], "revision": "v2"})]
+    assert load("some.one/sae-s", "L01R-topk").name == "L01R-topk"
+    assert stand_in.asked[-1] == ("some.one/sae-s", {"allow_patterns": ["L01R-topk/*"]})
     stand_in.folder = run / "coders" / "L01R-topk"
     torch.testing.assert_close(load("some.one/sae-s").encode(X).tensor(), coder.encode(X).tensor())
     assert stand_in.asked[-1] == ("some.one/sae-s", {"ignore_patterns": ["*/*"]})
 
 
+def test_one_of_several_side_by_side(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `export` and `publish` write them: no run, but its coders by name."""
+    assert load(run / "coders", "L01R-topk").name == "L01R-topk"
+    with pytest.raises(UserError, match=r"holds several coders: name one of .*L01R-topk"):
+        load(run / "coders")
+    with pytest.raises(UserError, match=r"has no coder 'L09': those in it are .*L01R-topk"):
+        load(run / "coders", "L09")
+    with pytest.raises(UserError, match=r"has no coder '\.\.': those"):
+        load(run / "coders", "..")
+
+    class Api:
+        def list_repo_tree(self, repo: str, revision: str | None) -> list[Any]:
+            return [RepoFolder(path=name, oid="0") for name in ("L01R-topk", "figures")]
+
+    monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", Hub(run / "coders"))
+    monkeypatch.setattr(hub.huggingface_hub, "HfApi", Api)
+    with pytest.raises(UserError, match="'some/one' has no folder 'L02': it has L01R-topk, figures"):
+        load("some/one:L02")
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("nobody/nothing:x", "'nobody/nothing:x' cannot be fetched from the hub: 404 Client Error. more lines$"),
+        ("nobody/nothing:x", "is no folder here, and cannot be fetched from the hub: 404 Client Error. more lines$"),
         ("some/one:L02", "'some/one' has no folder 'L02'"),
         ("some/one:../../etc", r"names the folder '../../etc'"),
         ("some/one:/etc", "names the folder '/etc'"),
