@@ -31,8 +31,9 @@ class Import:
     """The run folder to make."""
     format: Annotated[str | None, flag("NAME")] = None
     """One of `panscope formats`; left out, it is told by the files' names."""
-    site: Annotated[str | None, flag("SITE")] = None
-    """Which site the coders read, such as L08.resid_post, in place of what the files say."""
+    site: Annotated[tuple[str, ...], flag("SITE ...")] = ()
+    """Which site the coders read, such as L08.resid_post, in place of what the files say; several for one coder of all
+    of them (mlsae, saelens)."""
     predicts: Annotated[str | None, flag("SITE")] = None
     """Which site transcoders predict."""
     model: Annotated[str | None, flag("PATH_OR_HUB_ID")] = None
@@ -42,7 +43,9 @@ class Import:
 
     def run(self, console: Console) -> int:
         """Do it; the exit status."""
-        asked = Asked(reads=_site(self.site), predicts=_site(self.predicts), model=self.model, k=self._k())
+        reads = tuple(Site.parse(text) for text in self.site) or None
+        predicts = None if self.predicts is None else Site.parse(self.predicts)
+        asked = Asked(reads=reads, predicts=predicts, model=self.model, k=self._k())
 
         def say(line: str) -> None:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -58,7 +61,3 @@ class Import:
         if self.k is not None and self.k < 1:
             raise UserError(f"k is {self.k}: expected a whole number above 0")
         return self.k
-
-
-def _site(text: str | None) -> Site | None:
-    return None if text is None else Site.parse(text)

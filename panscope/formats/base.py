@@ -19,14 +19,21 @@ from panscope.types import Site
 class Asked:
     """What the user says of foreign files that they do not say themselves, or says otherwise."""
 
-    reads: Site | None = None
-    """The site that the coder reads."""
+    reads: Site | tuple[Site, ...] | None = None
+    """The site that the coder reads; several for one coder of all of them, where the format has such."""
     predicts: Site | None = None
     """The site that it predicts; None for the one it reads."""
     model: str | None = None
     """The language model: a path or hub id."""
     k: int | None = None
     """K of a TopK coder whose file does not say it."""
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """What the coder reads: none where the file is to say it."""
+        if self.reads is None:
+            return ()
+        return (self.reads,) if isinstance(self.reads, Site) else self.reads
 
 
 @dataclass(frozen=True)

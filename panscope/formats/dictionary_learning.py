@@ -36,8 +36,8 @@ from panscope.coders.wiring import WiredCoder
 from panscope.formats.base import Asked, Foreign, Format
 from panscope.formats.hooks import names_of
 from panscope.formats.shaping import bare, centred, check_raw, refuse, transposed, uncentred, whole_k
-from panscope.formats.untrusted import fit, read_json, read_pt
-from panscope.formats.weights import made, threshold_of, wiring_of
+from panscope.formats.untrusted import read_json, read_pt
+from panscope.formats.weights import made, threshold_of, weight_sizes, wiring_of
 from panscope.types import SITE_KINDS, Site, UserError
 
 _WEIGHTS, _CONFIG = "ae.pt", "config.json"
@@ -108,7 +108,8 @@ def read(path: Path, asked: Asked) -> Foreign:
         trainer, found = {**inside, **trainer}, found["ae"]
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     kind = _class(file, tensors, trainer)
-    sizes = fit(file, tensors, SHAPES[kind], optional="k threshold")
+    optional = "k threshold" if kind == "AutoEncoderTopK" else "k"
+    sizes = weight_sizes(file, tensors, SHAPES[kind], optional=optional, counts="k group_sizes")
     theirs = _scaled(tensors, norm_factor)
     fields: dict[str, Any] = {
         "pre_encoder_bias": kind not in _UNCENTRED,
@@ -120,7 +121,7 @@ def read(path: Path, asked: Asked) -> Foreign:
     model = asked.model or _text(trainer, "lm_name")
     about = {"format": "dictionary_learning", "source": str(path), "model": model, "dict_class": kind}
     about |= {"trainer": trainer, "norm_factor": norm_factor}
-    if kind == "AutoEncoderTopK":
+    if "k" in SHAPES[kind]:
         about["threshold"] = float(theirs["threshold"]) if "threshold" in theirs else _UNSET
     return Foreign(
         WiredCoder(wiring_of(file, asked, _site(trainer), None, trainer.get("submodule_name")), coder), about
@@ -216,7 +217,7 @@ def _our_tensors(kind: str, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if kind == "AutoEncoderTopK":
         ours.pop("threshold", None)
     elif "k" in SHAPES[kind]:
-        ours["threshold"] = ours.get("threshold", torch.tensor(_UNSET)).clamp_min(0)
+        ours["threshold"] = ours["threshold"].clamp_min(0)
     return ours
 
 
@@ -260,7 +261,7 @@ def _their_tensors(kind: str, coder: Coder, about: Mapping[str, Any]) -> dict[st
     ours = uncentred(coder) if kind in _UNCENTRED else centred(coder)
     if "k" in SHAPES[kind]:
         ours["k"] = torch.tensor(int(coder.config.sparsity), dtype=torch.int32)
-        ours["threshold"] = torch.tensor(_threshold(coder, about))
+        ours["threshold"] = torch.tensor(_threshold(kind, coder, about))
     if kind == "JumpReluAutoEncoder":
         ours["threshold"] = threshold_of(coder)
     if kind == "MatryoshkaBatchTopKSAE":
@@ -271,12 +272,12 @@ def _their_tensors(kind: str, coder: Coder, about: Mapping[str, Any]) -> dict[st
     return {name: ours[_OURS.get(name, name)] for name in SHAPES[kind]}
 
 
-def _threshold(coder: Coder, about: Mapping[str, Any]) -> float:
-    """Of BatchTopK its running threshold, -1 where no step has set it; of TopK what its file said, if it did."""
-    if isinstance(coder, BatchTopKCoder):
-        return float(coder.threshold) if coder.threshold > torch.finfo(torch.float32).tiny else _UNSET
-    stated = about.get("threshold")
-    return float(stated) if about.get("format") == "dictionary_learning" and isinstance(stated, float) else _UNSET
+def _threshold(kind: str, coder: Coder, about: Mapping[str, Any]) -> float:
+    """Of BatchTopK its running threshold; where it cuts nothing, and of TopK, what the file said or else -1."""
+    if isinstance(coder, BatchTopKCoder) and coder.threshold > torch.finfo(torch.float32).tiny:
+        return float(coder.threshold)
+    stated = about.get("threshold") if about.get("dict_class") == kind else None
+    return stated if isinstance(stated, float) else _UNSET
 
 
 def _config(foreign: Foreign, kind: str, coder: Coder) -> dict[str, Any]:

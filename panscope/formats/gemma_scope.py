@@ -16,9 +16,9 @@ import numpy as np
 
 from panscope import records
 from panscope.formats.base import Asked, Foreign, Format
-from panscope.formats.hooks import names_of, sites_named
-from panscope.formats.untrusted import fit, read_json, read_npz
-from panscope.formats.weights import as_jumprelu, made, threshold_of, wired_as, wiring_of
+from panscope.formats.hooks import names_of, with_own
+from panscope.formats.untrusted import read_json, read_npz
+from panscope.formats.weights import as_jumprelu, made, threshold_of, weight_sizes, wired_as, wiring_of
 from panscope.types import Site, UserError
 
 _WEIGHTS, _BESIDE = "params.npz", "panscope.json"
@@ -38,15 +38,13 @@ def _read(path: Path, asked: Asked) -> Foreign:
     scaling = tensors.pop("scaling_factor", None)
     if scaling is not None and not scaling.eq(1).all():
         raise UserError(f"{str(file)!r} holds a scaling_factor other than 1, which no coder of Gemma Scope has")
-    fit(file, tensors, _DIMS)
+    weight_sizes(file, tensors, _DIMS)
     tensors["W_enc"] = tensors["W_enc"].T.contiguous()
-    beside = read_json(file.with_name(_BESIDE)) if file.with_name(_BESIDE).is_file() else {}
+    beside = file.with_name(_BESIDE)
+    asked = with_own(asked, read_json(beside), beside) if beside.is_file() else asked
     said = _said_by_names(file.absolute())
-    reads, predicts = sites_named(beside, asked.model or said.get("model"))
-    own = said["sites"]
-    wiring = wiring_of(file, asked, reads or own[0], predicts or own[1])
-    about = {"format": "gemma_scope", "source": str(file), "model": asked.model or beside.get("model_name")}
-    about["model"] = about["model"] or said.get("model")
+    wiring = wiring_of(file, asked, *said["sites"])
+    about = {"format": "gemma_scope", "source": str(file), "model": asked.model or said.get("model")}
     about |= {name: said[name] for name in ("l0",) if name in said}
     l0 = said.get("l0")
     fields = {"target_l0": l0} if l0 and l0 < len(tensors["b_enc"]) else {}

@@ -14,11 +14,10 @@ from typing import Any
 
 from panscope import records
 from panscope.coders.base import Coder
-from panscope.coders.wiring import Wiring
 from panscope.formats.base import Asked, Foreign, Format
-from panscope.formats.hooks import family_named, module_path, names_of, site_of_module_path
-from panscope.formats.untrusted import fit, read_json, read_safetensors
-from panscope.formats.weights import as_jumprelu, made, threshold_of, wired_as, wiring_of
+from panscope.formats.hooks import family_in, family_named, names_of, paths_said, site_of_module_path, with_own
+from panscope.formats.untrusted import read_json, read_safetensors
+from panscope.formats.weights import as_jumprelu, made, threshold_of, weight_sizes, wired_as, wiring_of
 from panscope.lms.families import family_of
 from panscope.types import Site, UserError
 
@@ -34,7 +33,7 @@ _FOLDERS = (
     ("mlp_out", "mlp_out", None),
 )
 """What a folder's name says of the sites."""
-_GEMMA = family_of("gemma3_text")
+_GEMMAS = (family_of("gemma3_text"), family_of("gemma3"))
 
 
 def _finds(path: Path) -> bool:
@@ -48,35 +47,36 @@ def _read(path: Path, asked: Asked) -> Foreign:
     if config.get("architecture", "jump_relu") not in _ARCHITECTURES:
         raise UserError(f"{str(where)!r}: architecture is {config['architecture']!r}, expected 'jump_relu'")
     read = read_safetensors(file)
-    fit(file, read, _DIMS, optional=_SKIP)
+    weight_sizes(file, read, _DIMS, optional=_SKIP)
     tensors = {_OURS.get(name, name): tensor for name, tensor in read.items()}
     for name in {"W_enc", "W_skip"} & tensors.keys():
         tensors[name] = tensors[name].T.contiguous()
-    wiring = _wiring(file, asked, config)
-    about: dict[str, Any] = {
-        "format": "gemma_scope_2",
-        "source": str(file),
-        "model": asked.model or _model(config, file.absolute()),
-    }
-    about |= {name: config[name] for name in ("l0", "type") if name in config}
-    return Foreign(wired_as(file, wiring, made(file, "jumprelu", tensors)), about)
-
-
-def _wiring(file: Path, asked: Asked, config: dict[str, Any]) -> Wiring:
+    asked = with_own(asked, config, where)
+    model = asked.model or _model(config, file.absolute())
     points = [config.get("hf_hook_point_in"), config.get("hf_hook_point_out")]
-    reads, predicts = (_site(point) for point in points)
+    reads, predicts = (_site(point, model) for point in points)
     if points[0] is None:
         reads, predicts = _sites_of_folder(file)
     if points[1] is not None and predicts is None and asked.predicts is None:
         raise UserError(f"{str(file)!r} predicts {points[1]!r}, which is no site of ours: name the site it predicts")
-    return wiring_of(file, asked, reads, predicts, points[0])
+    wiring = wiring_of(file, asked, reads, predicts, points[0])
+    about: dict[str, Any] = {"format": "gemma_scope_2", "source": str(file), "model": model}
+    about |= paths_said(wiring, (reads, points[0]), (predicts, points[1]))
+    about |= {name: config[name] for name in ("l0", "type") if name in config}
+    return Foreign(wired_as(file, wiring, made(file, "jumprelu", tensors)), about)
 
 
-def _site(point: Any) -> Site | None:
-    """Gemma 3 with images has other paths for the same; any other family's are understood where they are its alone."""
+def _site(point: Any, model: str | None) -> Site | None:
+    """By the model's own family, or Gemma 3's where no model is said.
+
+    Published files name Gemma 3 with images by the paths of Gemma 3 without. A path of a family that we do not know is
+    understood where all families that have such a module agree.
+    """
     if not isinstance(point, str):
         return None
-    return site_of_module_path(point, _GEMMA) or site_of_module_path(point)
+    family = family_named(model) if model else _GEMMAS[0]
+    families = _GEMMAS if family in _GEMMAS else (family,)
+    return next((site for one in families if (site := site_of_module_path(point, one))), None)
 
 
 def _sites_of_folder(file: Path) -> tuple[Site | None, Site | None]:
@@ -114,26 +114,24 @@ def _write(foreign: Foreign, folder: Path) -> list[Path]:
 
 
 def _config(foreign: Foreign, coder: Coder) -> dict[str, Any]:
+    """config.json; where the family is not known, its module paths are those of the file it came from, or null."""
     wiring, names = foreign.wired.wiring, names_of(foreign)
-    model = names["model_name"]
-    family = family_named(model if isinstance(model, str) else None, foreign.about.get("model_type")) or _GEMMA
+    family = family_in(foreign.about)
 
-    def point(site: Site) -> str:
-        return (
-            f"{family.blocks}.{site.layer}.{family.mlp_norm}.output"
-            if site.kind == "mlp_in"
-            else module_path(site, family)
-        )
+    def point(site: Site, path: str | None) -> str | None:
+        if family and site.kind == "mlp_in":
+            return f"{family.blocks}.{site.layer}.{family.mlp_norm}.output"
+        return path
 
     config: dict[str, Any] = {
         "architecture": "jump_relu",
         "width": coder.config.width,
-        "model_name": model,
-        "hf_hook_point_in": point(wiring.reads[0]),
+        "model_name": names["model_name"],
+        "hf_hook_point_in": point(wiring.reads[0], names["hf_hook_name"]),
         "affine_connection": coder.config.skip,
     }
     if wiring.wiring == "transcoder":
-        config["hf_hook_point_out"] = point(wiring.predicts[0])
+        config["hf_hook_point_out"] = point(wiring.predicts[0], names["hf_hook_name_out"])
     return config | {name: names[name] for name in names if name not in config}
 
 

@@ -11,10 +11,13 @@ families that have such a module agree.
 """
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from panscope.formats.base import Foreign
+from panscope.coders.wiring import Wiring
+from panscope.formats.base import Asked, Foreign
 from panscope.formats.untrusted import read_json
 from panscope.lms.families import FAMILIES, Family, family_of
 from panscope.lms.sites import KINDS
@@ -32,15 +35,29 @@ _LENS = {
 _BEFORE_GAIN = "output_before_gain"
 _BLOCK = re.compile(r"blocks\.(\d{1,4})\.([\w.]+)")
 _ENDING = re.compile(r"(.*?)\.?(input|output|" + _BEFORE_GAIN + ")")
+_SIZE = r"\d+(\.\d+)?[mb]"
 _MODEL_TYPES = (
-    (r"gemma-?2", "gemma2"),
-    (r"gemma-?3.*(270m|1b)", "gemma3_text"),
-    (r"gemma-?3", "gemma3"),
-    (r"pythia|gpt-?neox", "gpt_neox"),
-    (r"gpt-?2", "gpt2"),
-    (r"llama|mistral|qwen-?(2|3)|smollm", "llama"),
+    (rf"gemma-?2-{_SIZE}", "gemma2"),
+    (r"gemma-?3-(270m|1b)", "gemma3_text"),
+    (rf"gemma-?3-{_SIZE}", "gemma3"),
+    (rf"pythia-{_SIZE}|gpt-?neox-20b", "gpt_neox"),
+    (r"(distil)?gpt2(-(small|medium|large|xl))?", "gpt2"),
+    (rf"((meta-|tiny|code)?llama(-?(2|3(\.[1-3])?))?|deepseek-r1-distill-llama)-{_SIZE}", "llama"),
+    (r"mistral-7b", "mistral"),
+    (rf"(qwen(1\.5|2|2\.5)(-coder|-math)?|deepseek-r1-distill-qwen)-{_SIZE}", "qwen2"),
+    (rf"qwen3-{_SIZE}", "qwen3"),
+    (rf"smollm2?-{_SIZE}", "llama"),
+    (rf"smollm3-{_SIZE}", "smollm3"),
 )
-"""What the name of a language model says of its type; the first that is found in it."""
+"""Language models whose name, without its owner and in small letters, says their type.
+
+The whole name is compared: a word more may be another architecture under the same name (Llama-3.2-11B-Vision,
+Qwen3-30B-A3B, gemma-3n).
+"""
+_VARIANT = r"(-(base|pt|it|chat|instruct|thinking|hf|deduped|v\d[\d.]*|\d{4}))*"
+"""Words after the size that change nothing of the architecture."""
+_PATHS = "module_paths"
+"""In `Foreign.about`: what a file says of its sites' module paths, by site."""
 
 
 def lens_name(site: Site) -> str:
@@ -129,30 +146,37 @@ def family_named(model: str | None, model_type: str | None = None) -> Family | N
     if model_type is None and model and (Path(model) / "config.json").is_file():
         model_type = read_json(Path(model) / "config.json").get("model_type")
     if model_type is None:
-        name = (model or "").lower()
-        model_type = next((found for pattern, found in _MODEL_TYPES if re.search(pattern, name)), None)
+        name = (model or "").lower().rsplit("/", 1)[-1]
+        types = (found for pattern, found in _MODEL_TYPES if re.fullmatch(f"({pattern}){_VARIANT}", name))
+        model_type = next(types, None)
     try:
         return family_of(model_type) if isinstance(model_type, str) else None
     except UserError:
         return None
 
 
+def family_in(about: Mapping[str, Any]) -> Family | None:
+    """The family of the language model that `about` names, by its `model_type`, its folder or its name."""
+    model = about.get("model")
+    return family_named(model if isinstance(model, str) else None, about.get("model_type"))
+
+
 def names_of(foreign: Foreign) -> dict[str, Any]:
     """What everything exported carries: both names of each site it reads and predicts, and where it comes from.
 
-    `hook_name` and its like are those of the first site; of a coder that reads several, `sites` has the others.
-    `about` may hold `model_type`, or the family is found from the model's folder or name; without it, the module paths
-    are null.
+    `hook_name` and its like are those of the first site; of a coder that reads several, `panscope` has the others.
+    Where the family is not known, module paths are those of the file that the coder came from, or null.
     """
     wiring, about = foreign.wired.wiring, dict(foreign.about)
-    model = about.get("model")
-    family = family_named(model if isinstance(model, str) else None, about.get("model_type"))
+    family, said = family_in(about), about.get(_PATHS)
 
     def both(site: Site) -> dict[str, str | None]:
-        return {"hook_name": lens_name(site), "hf_hook_name": module_path(site, family) if family else None}
+        came_with = said.get(str(site)) if isinstance(said, Mapping) else None
+        path = module_path(site, family) if family else came_with if isinstance(came_with, str) else None
+        return {"hook_name": lens_name(site), "hf_hook_name": path}
 
     reads, predicts = both(wiring.reads[0]), both(wiring.predicts[0])
-    names: dict[str, Any] = {"model_name": model, **reads}
+    names: dict[str, Any] = {"model_name": about.get("model"), **reads}
     if wiring.wiring == "transcoder":
         names |= {f"{name}_out": value for name, value in predicts.items()}
     names["panscope"] = {
@@ -162,6 +186,44 @@ def names_of(foreign: Foreign) -> dict[str, Any]:
         "about": about,
     }
     return names
+
+
+def with_own(asked: Asked, names: Mapping[str, Any], where: Path) -> Asked:
+    """What the user says and, of what they leave open, what we wrote ourselves: `names` are `names_of`'s if it is ours.
+
+    Raises UserError where the file `where` is ours and its sites are damaged.
+    """
+    own, model = names.get("panscope"), names.get("model_name")
+    if not isinstance(own, dict):
+        return asked
+    ends = {end: own.get(end) for end in ("reads", "predicts")}
+    sites = {end: [_site_in(entry) for entry in said] if isinstance(said, list) else said for end, said in ends.items()}
+    wiring = Wiring.read({"wiring": own.get("wiring"), **sites}, repr(str(where)))
+    if wiring.wiring == "crosscoder":
+        raise UserError(
+            f"{str(where)!r} says it is a crosscoder, which no file of other tools is; take an undamaged copy"
+        )
+    reads, predicts = asked.sites or wiring.reads, asked.predicts
+    if predicts is None and len(reads) == 1:
+        predicts = wiring.predicts[0] if wiring.wiring == "transcoder" else reads[0]
+    model = asked.model or (model if isinstance(model, str) else None)
+    return replace(asked, reads=reads, predicts=predicts, model=model)
+
+
+def _site_in(entry: Any) -> Any:
+    return entry.get("site") if isinstance(entry, dict) else entry
+
+
+def paths_said(wiring: Wiring, *ends: tuple[Site | None, Any]) -> dict[str, dict[str, str]]:
+    """For `about`: a file's own module paths of what it reads and predicts, each with the site that it says.
+
+    Kept for models whose family we do not know. A path at a site that the user has named otherwise is not.
+    """
+    paths: dict[str, str] = {}
+    for (said, path), sites in zip(ends, (wiring.reads, wiring.predicts), strict=True):
+        if isinstance(path, str) and len(sites) == 1 and said in (None, sites[0]):
+            paths[str(sites[0])] = path
+    return {_PATHS: paths} if paths else {}
 
 
 def sites_named(names: dict[str, Any], model: str | None = None) -> tuple[Site | None, Site | None]:

@@ -23,8 +23,8 @@ from panscope.coders.wiring import Wiring
 from panscope.formats.base import Asked, Foreign, Format
 from panscope.formats.hooks import lens_name, names_of, site_of_lens_name
 from panscope.formats.shaping import whole_k
-from panscope.formats.untrusted import fit, read_json, read_safetensors
-from panscope.formats.weights import as_jumprelu, made, threshold_of, wired_as, wiring_of
+from panscope.formats.untrusted import read_json, read_safetensors
+from panscope.formats.weights import as_jumprelu, made, threshold_of, weight_sizes, wired_as, wiring_of
 from panscope.types import UserError
 
 _CONFIG, _MODEL, _WEIGHTS = "hyperparams.json", "lm_config.json", Path("checkpoints/final.safetensors")
@@ -44,7 +44,8 @@ def _read(path: Path, asked: Asked) -> Foreign:
     config = read_json(where)
     _check(where, config)
     read = read_safetensors(path / _WEIGHTS)
-    sizes = fit(path / _WEIGHTS, read, _DIMS, optional="" if config.get("use_decoder_bias", True) else "decoder.bias")
+    optional = "" if config.get("use_decoder_bias", True) else "decoder.bias"
+    sizes = weight_sizes(path / _WEIGHTS, read, _DIMS, optional=optional)
     for name, letter in (("d_model", "D"), ("d_sae", "F")):
         if config.get(name, sizes[letter]) != sizes[letter]:
             raise UserError(f"{str(where)!r}: {name} is {config[name]!r}, the tensors have {sizes[letter]}")
@@ -80,7 +81,10 @@ def _check(where: Path, config: dict[str, Any]) -> None:
 
 
 def _wiring(where: Path, asked: Asked, config: dict[str, Any]) -> Wiring:
+    """An SAE's two points are one, so that a site that is asked for takes the place of both."""
     points = [config.get("hook_point_in"), config.get("hook_point_out")]
+    if points[1] == points[0]:
+        points[1] = None
     reads, predicts = (site_of_lens_name(point) if isinstance(point, str) else None for point in points)
     if points[1] is not None and predicts is None and asked.predicts is None:
         raise UserError(f"{str(where)!r} predicts {points[1]!r}, which is no site of ours: name the site it predicts")

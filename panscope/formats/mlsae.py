@@ -7,6 +7,7 @@ ReLU(z) + b_pre, of rows that are standardised one by one where the file says so
 Shape letters: F latents, D width.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from panscope.config import Config
 from panscope.formats.base import Asked, Foreign, Format
 from panscope.formats.hooks import names_of
 from panscope.formats.shaping import bare, centred, is_zero, refuse, transposed, whole_k
-from panscope.formats.untrusted import fit, read_json, read_safetensors, safetensors_shapes
-from panscope.formats.weights import made, per_row, wiring_of
+from panscope.formats.untrusted import read_json, read_safetensors, safetensors_shapes
+from panscope.formats.weights import made, per_row, weight_sizes, wiring_of
 from panscope.types import Site, UserError
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
@@ -58,10 +59,10 @@ def finds(path: Path) -> bool:
 
 
 def read(path: Path, asked: Asked) -> Foreign:
-    """See `Format`; at the site asked for, or as one coder of all layers that the file names."""
+    """See `Format`; at the sites asked for, or as one coder of all layers that the file names."""
     stated = _Stated.read(read_json(path / _CONFIG), repr(str(path / _CONFIG)))
     tensors = _tensors(path / _WEIGHTS, stated)
-    sizes = fit(path / _WEIGHTS, tensors, _SHAPES)
+    sizes = weight_sizes(path / _WEIGHTS, tensors, _SHAPES)
     width = stated.n_latents or (stated.expansion_factor or 0) * sizes["D"] or sizes["F"]
     if (stated.n_inputs or sizes["D"], width) != (sizes["D"], sizes["F"]):
         raise UserError(
@@ -97,14 +98,13 @@ def _tensors(file: Path, stated: _Stated) -> dict[str, Tensor]:
 
 
 def _wiring(path: Path, asked: Asked, stated: _Stated) -> Wiring:
-    """All layers as one coder; a site that is asked for takes their place."""
+    """All layers as one coder; sites that are asked for take their place."""
     layers = stated.layers or ()
     if any(layer < 0 for layer in layers):
         raise UserError(f"{str(path)!r}: layers are {list(layers)}, expected numbers from 0; take an undamaged copy")
-    sites = [Site(layer, "resid_post") for layer in layers]
-    if asked.reads is not None or len(sites) < 2:
-        return wiring_of(path, asked, sites[0] if sites else None, None)
-    return Wiring.read({"wiring": "multilayer", "reads": sites, "predicts": sites}, repr(str(path / _CONFIG)))
+    sites = tuple(Site(layer, "resid_post") for layer in layers)
+    asked = replace(asked, reads=asked.sites or sites)
+    return wiring_of(path / _CONFIG, asked, None, None, several=True)
 
 
 def write(foreign: Foreign, folder: Path) -> list[Path]:

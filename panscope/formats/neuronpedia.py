@@ -318,4 +318,6 @@ def _alike(kind: Folder, lines: Iterable[Line]) -> Iterator[dict[str, Any]]:
 
 
 def _text(values: dict[str, Any]) -> str:
-    return json.dumps(values, ensure_ascii=False, separators=(",", ":")) + "\n"
+    """A line; halves of surrogate pairs, which neither UTF-8 nor the database has, become U+FFFD, pairs a character."""
+    line = json.dumps(values, ensure_ascii=False, separators=(",", ":")) + "\n"
+    return line.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

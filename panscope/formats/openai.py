@@ -2,8 +2,8 @@
 
 h = W_enc (x - pre_bias) + latent_bias; ReLU, or TopK of rows that are standardised one by one: that TopK means
 standardised and ReLU means raw is how the tool itself tells. The file does not say its site; published ones stand under
-`<location>/autoencoders/<layer>.pt`. Its running statistics of training are not kept; a written file has those of a
-fresh coder.
+`<location>/autoencoders/<layer>.pt`, ours have a `<layer>.json` beside them. Its running statistics of training are not
+kept; a written file has those of a fresh coder.
 
 Shape letters: F latents, D width.
 """
@@ -20,10 +20,10 @@ from panscope.coders.base import Coder
 from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import WiredCoder
 from panscope.formats.base import Asked, Foreign, Format
-from panscope.formats.hooks import names_of
+from panscope.formats.hooks import names_of, with_own
 from panscope.formats.shaping import bare, centred, refuse, transposed, whole_k
-from panscope.formats.untrusted import fit, read_pt
-from panscope.formats.weights import made, per_row, wiring_of
+from panscope.formats.untrusted import read_json, read_pt
+from panscope.formats.weights import made, per_row, weight_sizes, wiring_of
 from panscope.types import Site, UserError
 
 _SHAPES = {"pre_bias": "D", "latent_bias": "F", "encoder.weight": "FD", "decoder.weight": "DF"}
@@ -36,12 +36,19 @@ _LOCATIONS = {"resid_delta_attn": "attn_out", "resid_delta_mlp": "mlp_out", "res
 _LOCATION = re.compile(rf"({'|'.join(_LOCATIONS)})(?:_v\d+.*)?")
 _SIGNED = {"pre_bias", "encoder_bias", "encoder_weights", "decoder_weights"}
 _MODEL = "openai-community/gpt2"
+_LAYER = r"\d{1,4}"
+"""What a published file is called."""
+_BESIDE = ".json"
+"""The suffix of the file that we write beside, which says the site."""
 
 
 def finds(path: Path) -> bool:
-    """A .pt file, or a folder with one; dictionary_learning's ae.pt is not meant."""
+    """A file named by its layer, as they are published, or a folder with one .pt file, which is such.
+
+    Files of other names are read where the user says that they are of this format.
+    """
     file = _file(path)
-    return file is not None and not file.name.startswith("ae")
+    return file is not None and re.fullmatch(_LAYER, file.stem) is not None
 
 
 def _file(path: Path) -> Path | None:
@@ -63,7 +70,8 @@ def read(path: Path, asked: Asked) -> Foreign:
             "it would be another coder; it is not imported"
         )
     statistics = dict.fromkeys(_STATISTICS, "F")
-    fit(file, tensors, _SHAPES | statistics, optional=" ".join(statistics))
+    optional = " ".join(statistics)
+    weight_sizes(file, tensors, _SHAPES | statistics, optional=optional, counts="stats_last_nonzero")
     k = _k(file, asked, found)
     ours = {
         "W_enc": tensors["encoder.weight"],
@@ -72,7 +80,8 @@ def read(path: Path, asked: Asked) -> Foreign:
         "b_dec": tensors["pre_bias"],
     }
     coder = made(file, "relu" if k is None else "topk", ours, sparsity=k or 1.0, pre_encoder_bias=True)
-    site = _site(file)
+    site, beside = _site(file), file.with_suffix(_BESIDE)
+    asked = with_own(asked, read_json(beside), beside) if beside.is_file() else asked
     model = asked.model or (_MODEL if site else None)
     about = {"format": "openai", "source": str(path), "model": model}
     normaliser = per_row("none" if k is None else "standardise")
@@ -100,7 +109,7 @@ def _site(file: Path) -> Site | None:
     """What the published layout says: the location is a folder's name, the layer the file's."""
     places = [_LOCATION.fullmatch(part) for part in file.absolute().parts[:-1]]
     found = [match[1] for match in places if match]
-    if not found or not re.fullmatch(r"\d{1,4}", file.stem):
+    if not found or not re.fullmatch(_LAYER, file.stem):
         return None
     return Site(int(file.stem), _LOCATIONS[found[-1]])
 
@@ -126,8 +135,8 @@ def write(foreign: Foreign, folder: Path) -> list[Path]:
     file = folder / f"{wired.wiring.reads[0].layer}.pt"
     with records.replacing(file) as temporary, temporary.open("wb") as stream:
         torch.save(state, stream)
-    records.write_json(file.with_suffix(".json"), names_of(foreign))
-    return [file, file.with_suffix(".json")]
+    records.write_json(file.with_suffix(_BESIDE), names_of(foreign))
+    return [file, file.with_suffix(_BESIDE)]
 
 
 def _activation(coder: Coder, kind: str) -> str:

@@ -22,10 +22,18 @@ from panscope.coders.normaliser import PER_ROW
 from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.formats.base import Asked, Foreign, Format
-from panscope.formats.hooks import names_of, sites_named
+from panscope.formats.hooks import names_of, paths_said, sites_named, with_own
 from panscope.formats.shaping import whole_k
-from panscope.formats.untrusted import fit, read_json, read_safetensors
-from panscope.formats.weights import made, one_pair, threshold_of, wired_as, wiring_of, without_pre_bias
+from panscope.formats.untrusted import read_json, read_safetensors
+from panscope.formats.weights import (
+    finished,
+    made,
+    threshold_of,
+    weight_sizes,
+    wired_as,
+    wiring_of,
+    without_pre_bias,
+)
 from panscope.types import UserError
 
 _CONFIG, _WEIGHTS, _SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
@@ -72,7 +80,7 @@ def _finds(path: Path) -> bool:
 def _read(path: Path, asked: Asked) -> Foreign:
     folder = path.parent if path.name in (_CONFIG, _WEIGHTS) else path
     where = folder / _CONFIG
-    config = _modern(read_json(where))
+    config = _modern(where, read_json(where))
     theirs = config.get("architecture")
     if not isinstance(theirs, str) or theirs not in _READ:
         raise UserError(f"{str(where)!r}: architecture {theirs!r} is not read: it must be one of {', '.join(_READ)}")
@@ -82,7 +90,7 @@ def _read(path: Path, asked: Asked) -> Foreign:
         _fold_scale(tensors, _scale(folder))
     if theirs in _TRAINING:
         _fold_running(where, tensors, config)
-    fields: dict[str, Any] = {"pre_encoder_bias": _flag(where, config, "apply_b_dec_to_input", default=True)}
+    fields: dict[str, Any] = {"pre_encoder_bias": _takes_bias_off(where, config, theirs)}
     ours = _READ[theirs][0]
     if ours == "topk":
         by_norm = _flag(where, config, "rescale_acts_by_decoder_norm", default=False)
@@ -91,13 +99,18 @@ def _read(path: Path, asked: Asked) -> Foreign:
             "selection": "decoder_norm" if by_norm else "value",
         }
     metadata = config["metadata"]
-    wiring = _wiring(where, asked, metadata, theirs)
+    asked = with_own(asked, metadata, where)
+    wiring, paths = _wiring(where, asked, metadata, theirs)
+    _check_heads(where, config, wiring)
     wired = wired_as(folder, wiring, made(folder / _WEIGHTS, ours, tensors, **fields), normaliser)
-    return Foreign(wired, _about(folder, asked, metadata, theirs))
+    return Foreign(wired, _about(folder, asked, metadata, theirs) | paths)
 
 
-def _modern(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration as version 6 writes it: before, everything stood side by side."""
+def _modern(where: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration as version 6 writes it: before, everything stood side by side.
+
+    Raises UserError for an activation that SAELens 6 would read as ReLU.
+    """
     metadata = config.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
     version = metadata.get("sae_lens_version") or config.get("sae_lens_version")
@@ -105,9 +118,11 @@ def _modern(config: dict[str, Any]) -> dict[str, Any]:
         return config | {"metadata": metadata}
     old = {_RENAMED.get(key, key): value for key, value in config.items()}
     old = {"architecture": "standard", "apply_b_dec_to_input": True} | old | {"metadata": old}
-    options = old.get("activation_fn_kwargs")
-    if old.get("activation_fn") == "topk" and isinstance(options, dict):
-        old |= {"architecture": "topk", "k": options.get("k")}
+    activation, options = old.get("activation_fn") or "relu", old.get("activation_fn_kwargs")
+    if activation not in ("relu", "topk"):
+        raise UserError(f"{str(where)!r}: the activation is {activation!r}, which is not read: it must be relu or topk")
+    if activation == "topk":
+        old |= {"architecture": "topk"} | ({"k": options["k"]} if isinstance(options, dict) and "k" in options else {})
     normalises = old.get("normalize_activations")
     if isinstance(normalises, bool):
         old["normalize_activations"] = _SCALED if normalises else "none"
@@ -140,7 +155,7 @@ def _tensors(path: Path, theirs: str, config: dict[str, Any]) -> dict[str, Tenso
         raise UserError(f"{str(path)!r} holds a scaling_factor other than 1: save it with SAELens 6 first")
     if "log_threshold" in tensors:
         tensors["threshold"] = tensors.pop("log_threshold").exp()
-    sizes = fit(path, tensors, _READ[theirs][1])
+    sizes = weight_sizes(path, tensors, _READ[theirs][1])
     for name, letter in (("d_in", "D"), ("d_sae", "F"), ("d_out", "E")):
         if letter in sizes and config.get(name, sizes[letter]) != sizes[letter]:
             raise UserError(
@@ -193,22 +208,43 @@ def _flag(where: Path, config: dict[str, Any], name: str, *, default: bool) -> b
     return value
 
 
-def _wiring(where: Path, asked: Asked, metadata: dict[str, Any], theirs: str) -> Wiring:
-    """The sites: what the user says, else ours where we wrote the file, else the hooks' names."""
+def _takes_bias_off(where: Path, config: dict[str, Any], theirs: str) -> bool:
+    """Whether b_dec is taken off the input; raises UserError for a transcoder that says so, as SAELens does."""
+    found = _flag(where, config, "apply_b_dec_to_input", default=True)
+    if found and "transcoder" in theirs:
+        raise UserError(
+            f"{str(where)!r}: apply_b_dec_to_input is true, or missing, which is the same, but the architecture "
+            f"{theirs!r} takes no bias off its input: set it to false if the coder was trained so"
+        )
+    return found
+
+
+def _check_heads(where: Path, config: dict[str, Any], wiring: Wiring) -> None:
+    """Raise UserError where the file says that rows are heads side by side and the sites' are not."""
+    reshape = config.get("reshape_activations") or "none"
+    if reshape not in ("none", "hook_z"):
+        raise UserError(f"{str(where)!r}: reshape_activations is {reshape!r}: expected 'none' or 'hook_z'")
+    if reshape == "hook_z" and {site.kind for site in wiring.reads} != {"attn_z"}:
+        sites = " ".join(map(str, wiring.reads))
+        raise UserError(
+            f"{str(where)!r}: reshape_activations is 'hook_z', for rows of heads, but the coder reads {sites}: "
+            "name the right site, such as L03.attn_z"
+        )
+
+
+def _wiring(where: Path, asked: Asked, metadata: dict[str, Any], theirs: str) -> tuple[Wiring, dict[str, Any]]:
+    """The sites: what the user says, or we ourselves, else the hooks' names; and the file's own module paths."""
     if metadata.get("hook_head_index") is not None:
         raise UserError(f"{str(where)!r}: hook_head_index is set, but single heads are no sites of ours")
-    own = metadata.get("panscope")
-    if isinstance(own, dict) and own.get("wiring") == "multilayer" and not asked.reads:
-        sites = [entry.get("site") for entry in own.get("reads", []) if isinstance(entry, dict)]
-        return Wiring.read({"wiring": "multilayer", "reads": sites, "predicts": sites}, str(where))
     reads, predicts = sites_named(metadata, asked.model)
     out = metadata.get("hook_name_out")
     if out is not None and predicts is None and asked.predicts is None:
         raise UserError(f"{str(where)!r} predicts {out!r}, which is no site of ours: name the site that it predicts")
-    is_own_skip = isinstance(own, dict) and own.get("wiring") == "sae"
-    if "transcoder" in theirs and not (predicts or asked.predicts or is_own_skip):
+    if "transcoder" in theirs and not (predicts or asked.predicts or isinstance(metadata.get("panscope"), dict)):
         raise UserError(f"{str(where)!r} does not say what it predicts: name that site, such as L03.mlp_out")
-    return wiring_of(where, asked, reads, predicts, metadata.get("hook_name"))
+    wiring = wiring_of(where, asked, reads, predicts, metadata.get("hook_name"), several=True)
+    paths = metadata.get("hf_hook_name"), metadata.get("hf_hook_name_out")
+    return wiring, paths_said(wiring, (reads, paths[0]), (predicts, paths[1]))
 
 
 def _about(folder: Path, asked: Asked, metadata: dict[str, Any], theirs: str) -> dict[str, Any]:
@@ -227,7 +263,7 @@ def _about(folder: Path, asked: Asked, metadata: dict[str, Any], theirs: str) ->
 
 
 def _write(foreign: Foreign, folder: Path) -> list[Path]:
-    wired = one_pair(foreign.wired, "saelens")
+    wired = finished(foreign.wired, "saelens", ("sae", "transcoder", "multilayer"))
     theirs, coder = _as_theirs(wired)
     tensors = coder.tensors()
     tensors["W_enc"] = tensors["W_enc"].T.contiguous()

@@ -20,10 +20,10 @@ from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.config import Config
 from panscope.formats.base import Asked, Foreign, Format
-from panscope.formats.hooks import family_named, hookpoint, names_of, site_of_hookpoint
+from panscope.formats.hooks import family_in, family_named, hookpoint, names_of, site_of_hookpoint, with_own
 from panscope.formats.shaping import bare, centred, check_raw, refuse, uncentred, whole_k
-from panscope.formats.untrusted import fit, read_json, read_safetensors
-from panscope.formats.weights import made, wiring_of
+from panscope.formats.untrusted import read_json, read_safetensors
+from panscope.formats.weights import made, weight_sizes, wiring_of
 from panscope.types import UserError
 
 _CONFIG, _WEIGHTS, _RUN = "cfg.json", "sae.safetensors", "config.json"
@@ -48,8 +48,6 @@ class _Stated(Config):
     signed: bool = False
     hookpoint: str | None = None
     """Written by Panscope."""
-    model_name: str | None = None
-    """Written by Panscope."""
 
     def width(self) -> int:
         """F."""
@@ -63,13 +61,14 @@ def finds(path: Path) -> bool:
 
 def read(path: Path, asked: Asked) -> Foreign:
     """See `Format`."""
-    stated = _Stated.read(read_json(path / _CONFIG), repr(str(path / _CONFIG)))
+    config = read_json(path / _CONFIG)
+    stated, asked = _Stated.read(config, repr(str(path / _CONFIG))), with_own(asked, config, path / _CONFIG)
     _check_codes(path, stated)
     tensors = read_safetensors(path / _WEIGHTS)
     shapes = {"encoder.weight": "FD", "encoder.bias": "F", "W_dec": "FD", "b_dec": "D"}
     if stated.skip_connection:
         shapes["W_skip"] = "DD"
-    sizes = fit(path / _WEIGHTS, tensors, shapes)
+    sizes = weight_sizes(path / _WEIGHTS, tensors, shapes)
     if (sizes["D"], sizes["F"]) != (stated.d_in, stated.width()):
         raise UserError(
             f"{str(path)!r}: {_CONFIG} says {stated.width()} latents of width {stated.d_in}, the weights have "
@@ -79,7 +78,7 @@ def read(path: Path, asked: Asked) -> Foreign:
     ours = {names.get(name, name): tensor for name, tensor in tensors.items()}
     k = whole_k(path, asked.k, stated.k)
     coder = made(path / _WEIGHTS, "topk", ours, sparsity=k, pre_encoder_bias=not stated.transcode)
-    model = asked.model or stated.model_name or _run_model(path)
+    model = asked.model or _run_model(path)
     about = {"format": "sparsify", "source": str(path), "model": model, "hookpoint": _hookpoint(path, stated)}
     about |= {key: getattr(stated, key) for key in _KEPT}
     return Foreign(WiredCoder(_wiring(path, asked, stated, model), coder), about)
@@ -131,7 +130,7 @@ def _wiring(path: Path, asked: Asked, stated: _Stated, model: str | None) -> Wir
 
 
 def write(foreign: Foreign, folder: Path) -> list[Path]:
-    """See `Format`: TopK at one site, or from one to another of the same width."""
+    """See `Format`: TopK at one site, or from the input of a module to its output, of the same width."""
     check_raw(foreign.wired, "sparsify")
     coder = bare(foreign.wired, "sparsify", ("sae", "transcoder"), skip=True)
     config = coder.config
@@ -142,8 +141,9 @@ def write(foreign: Foreign, folder: Path) -> list[Path]:
     transcodes = foreign.wired.wiring.wiring == "transcoder"
     tensors = uncentred(coder) if transcodes else centred(coder)
     tensors = {"encoder.weight": tensors.pop("W_enc"), "encoder.bias": tensors.pop("b_enc"), **tensors}
+    table = _config(foreign, config, tensors["W_dec"], transcodes=transcodes)
     records.write_tensors(folder / _WEIGHTS, tensors, {"format": "pt"})
-    records.write_json(folder / _CONFIG, _config(foreign, config, tensors["W_dec"], transcodes=transcodes))
+    records.write_json(folder / _CONFIG, table)
     return [folder / _CONFIG, folder / _WEIGHTS]
 
 
@@ -168,13 +168,28 @@ def _config(foreign: Foreign, config: TopKConfig, W_dec: Tensor, *, transcodes: 
 
 
 def _hookpoint_of(foreign: Foreign) -> str | None:
-    """The name that the folder should have; None where the family is not known or no module's output is the site."""
-    model, site = foreign.about.get("model"), foreign.wired.wiring.predicts[0]
-    family = family_named(model if isinstance(model, str) else None, foreign.about.get("model_type"))
-    if family:
-        return hookpoint(site, family)
+    """The folder's name: the module whose output is predicted, and whose input a transcoder reads.
+
+    Where the family is not known, it is the name that the coder came with, if that names the layer and is no other
+    site's. None for a site that is no module's output; raises UserError for a transcoder without such a module.
+    """
+    wiring, family = foreign.wired.wiring, family_in(foreign.about)
+    reads, predicts = wiring.reads[0], wiring.predicts[0]
+    named = hookpoint(predicts, family) if family else _came_with(foreign, predicts.layer)
+    ends = {"output": predicts} | ({"input": reads} if wiring.wiring == "transcoder" else {})
+    unsaid = () if family else (None,)
+    if named and all(site_of_hookpoint(named, family, end) in (site, *unsaid) for end, site in ends.items()):
+        return named
+    if wiring.wiring == "transcoder":
+        whose = f"of the family {family.name}" if family else "of a model whose family is not known"
+        what = f"a transcoder from {reads} to {predicts} {whose}: it knows those from a module's input to its output"
+        raise refuse("sparsify", what, "say the model it belongs to, or export it as saelens")
+    return None
+
+
+def _came_with(foreign: Foreign, layer: int) -> str | None:
     named = foreign.about.get("hookpoint")
-    return named if isinstance(named, str) and site_of_hookpoint(named) == site else None
+    return named if isinstance(named, str) and str(layer) in named.split(".") else None
 
 
 SPARSIFY = Format("sparsify", "EleutherAI's sparsify: a folder with cfg.json and sae.safetensors", finds, read, write)

@@ -3,6 +3,7 @@
 Shape letters: D input width, E output width, F latents.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from panscope.coders.batchtopk import BatchTopKCoder
 from panscope.coders.normaliser import PER_ROW, Normaliser
 from panscope.coders.wiring import UNIT, WiredCoder, Wiring
 from panscope.formats.base import Asked
+from panscope.formats.untrusted import fit
 from panscope.transforms.fold_norm import fold_norm
 from panscope.transforms.to_jumprelu import frozen
 from panscope.types import Site, UserError
@@ -48,19 +50,62 @@ def made(path: Path, architecture: str, tensors: dict[str, Tensor], **fields: An
         raise UserError(f"{str(path)!r}: {error}") from None
 
 
-def wiring_of(path: Path, asked: Asked, reads: Site | None, predicts: Site | None, said: object = None) -> Wiring:
-    """The wiring of a coder at the sites that the file says, or that the user says instead."""
-    reads = asked.reads or reads
-    if reads is None:
+def weight_sizes(
+    path: Path, tensors: Mapping[str, Tensor], dims: Mapping[str, str], *, optional: str = "", counts: str = ""
+) -> dict[str, int]:
+    """The sizes of tensors, as `fit` finds them; all but those named in `counts` must be floating point.
+
+    Raises UserError as `fit`, and for whole numbers where weights should be.
+    """
+    sizes = fit(path, tensors, dims, optional)
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() and name not in counts.split():
+            raise UserError(f"{str(path)!r}: tensor {name!r} is of {tensor.dtype}, expected floating point weights")
+    return sizes
+
+
+def wiring_of(
+    path: Path,
+    asked: Asked,
+    reads: Site | None,
+    predicts: Site | None,
+    said: object = None,
+    *,
+    several: bool = False,
+) -> Wiring:
+    """The wiring of a coder at the sites that the file says, or that the user says instead.
+
+    Raises UserError where nobody does, or where the user names several and the format's coders read one.
+    """
+    sites = asked.sites or ((reads,) if reads else ())
+    if not sites:
         names = f"says {said!r}, which is no site of ours" if said else "does not say at which site it reads"
         raise UserError(f"{str(path)!r} {names}: name the site that it reads, such as L03.resid_post")
-    predicts = asked.predicts or predicts or reads
-    wiring = "sae" if reads == predicts else "transcoder"
-    return Wiring(wiring=wiring, reads=(reads,), predicts=(predicts,))
+    read, *others = sites
+    predicts = asked.predicts or predicts
+    if others:
+        named = " ".join(map(str, sites))
+        if predicts or not several:
+            what = f"predicts {predicts}" if predicts else "is of a format whose coders read one site each"
+            raise UserError(f"{str(path)!r} {what}, so it cannot read several ({named}): name one site")
+        return Wiring.read({"wiring": "multilayer", "reads": sites, "predicts": sites}, repr(str(path)))
+    predicts = predicts or read
+    wiring = "sae" if predicts == read else "transcoder"
+    return Wiring(wiring=wiring, reads=(read,), predicts=(predicts,))
 
 
-def finished(wired: WiredCoder) -> WiredCoder:
-    """The same coder with fixed factors folded in and a running threshold as JumpReLU; per-row normalisers stay."""
+def finished(wired: WiredCoder, name: str, wirings: tuple[str, ...] = ("sae", "transcoder")) -> WiredCoder:
+    """The same coder with fixed factors folded in and a running threshold as JumpReLU; per-row normalisers stay.
+
+    Raises UserError, naming the format, for another wiring than `wirings`.
+    """
+    wiring = wired.wiring
+    if wiring.wiring not in wirings:
+        then = (
+            "write saelens instead" if wiring.wiring == "multilayer" else "`panscope publish` keeps our own files of it"
+        )
+        sites = " ".join(map(str, wiring.reads))
+        raise UserError(f"{name} has no place for a {wiring.wiring} coder, and this one reads {sites}: {then}")
     coder = frozen(wired.coder) if isinstance(wired.coder, BatchTopKCoder) else wired.coder
     normaliser = wired.normaliser
     if normaliser.kind in PER_ROW:
@@ -75,19 +120,12 @@ def without_pre_bias(coder: Coder) -> Coder:
     return fold_norm(coder, UNIT) if coder.config.pre_encoder_bias else coder
 
 
-def one_pair(wired: WiredCoder, name: str) -> WiredCoder:
-    """A finished coder that reads one site and predicts one; raises UserError for a crosscoder, naming the format."""
-    if wired.wiring.wiring == "crosscoder":
-        raise UserError(f"{name} has no place for a crosscoder: it reads {len(wired.wiring.reads)} sites at once")
-    return finished(wired)
-
-
 def as_jumprelu(wired: WiredCoder, name: str) -> Coder:
     """The JumpReLU coder for raw rows of one site that a format asks for; ReLU is one with no threshold.
 
     Raises UserError, naming the format, for what no such coder computes.
     """
-    wired = one_pair(wired, name)
+    wired = finished(wired, name)
     architecture = wired.coder.config.architecture
     if wired.normaliser.kind in PER_ROW:
         raise UserError(f"{name} has no place for the normaliser {wired.normaliser.kind!r}: write saelens instead")

@@ -14,6 +14,9 @@ from panscope.coders.base import Coder
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import UNIT, WiredCoder, Wiring
 from panscope.formats.base import Asked, Foreign
+from panscope.records import RunFolder
+from panscope.suite.exporting import export
+from panscope.suite.importing import import_coders
 from panscope.types import Site
 
 B, D, F, K = 64, 12, 40, 5
@@ -74,6 +77,13 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     for name, tensor in wanted.items():
         assert found[name].dtype == tensor.dtype, name
         assert torch.equal(found[name], tensor), name
+
+
+def through_a_run(source: Path, format: str, out: Path, asked: Asked) -> Path:
+    """A coder of another tool imported into a run and exported from it in its own format: the folder."""
+    import_coders(source, out / "run", asked, format=format, say=lambda line: None)
+    (name,) = RunFolder.open(out / "run").coder_names()
+    return export(out / "run" / "coders" / name, format, out / "again")[0]
 
 
 def save_rows(folder: Path) -> Path:

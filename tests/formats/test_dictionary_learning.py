@@ -22,6 +22,7 @@ from making import (
     reconstruct,
     rows,
     save_rows,
+    through_a_run,
 )
 from peers import peers_python, run_in_peers
 from torch import Tensor
@@ -88,6 +89,7 @@ trainSAE(Rows(), configs, steps=30, save_dir=str(root), save_steps=[20], normali
 )
 """Each trainer for 30 steps on rows that are divided by their norm, which is folded in as it saves."""
 
+AT_UNKNOWN = Asked(reads=RESID, model="someone/unknown")
 NAMES = (
     "StandardTrainer",
     "StandardTrainerAprilUpdate",
@@ -233,11 +235,8 @@ def test_every_class_in_float64_and_back(kind: str, tmp_path: Path) -> None:
     state = their_state(kind)
     found = FORMAT.read(save(tmp_path / "first", state, kind, k=K), AT_RESID)
     assert_near(reconstruct(found, rows())[1], oracle(kind, state, rows()))
-    FORMAT.write(found, tmp_path / "again")
-    again = torch.load(tmp_path / "again" / "ae.pt")
-    if kind == "AutoEncoderTopK":
-        assert float(again["threshold"]) == pytest.approx(0.3)
-    assert_equal(again, state)
+    again = through_a_run(tmp_path / "first", "dictionary_learning", tmp_path, AT_UNKNOWN)
+    assert_equal(torch.load(again / "ae.pt"), state)
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -249,20 +248,32 @@ def test_the_backup_variant_is_brought_to_raw_rows(kind: str, norm_factor: float
     backup = {"step": 100, "ae": state, "optimizer": adam, "config": {"dict_class": kind, "k": K, "layer": 3}}
     if norm_factor is not None:
         backup["norm_factor"] = norm_factor
-    found = FORMAT.read(save(tmp_path / "run", backup), AT_RESID)
+    found = FORMAT.read(save(tmp_path / "run-100", backup), AT_RESID)
     wanted = oracle(kind, state, rows(size=factor) / factor) * factor
     assert_near(reconstruct(found, rows(size=factor))[1], wanted)
-    FORMAT.write(found, tmp_path / "again")
-    assert_near(oracle(kind, torch.load(tmp_path / "again" / "ae.pt"), rows(size=factor)), wanted)
+    again = torch.load(through_a_run(tmp_path / "run-100", "dictionary_learning", tmp_path, AT_UNKNOWN) / "ae.pt")
+    assert_near(oracle(kind, again, rows(size=factor)), wanted)
+    if factor == 1:
+        assert_equal(again, state)
 
 
 @pytest.mark.parametrize("kind", ["BatchTopKSAE", "MatryoshkaBatchTopKSAE"])
-def test_a_threshold_that_was_never_set_cuts_nothing_and_stays_unset(kind: str, tmp_path: Path) -> None:
-    state = their_state(kind) | {"threshold": torch.tensor(-1.0)}
+@pytest.mark.parametrize("threshold", [-1.0, 0.0])
+def test_a_threshold_that_was_never_set_cuts_nothing_and_stays_as_it_is(
+    kind: str, threshold: float, tmp_path: Path
+) -> None:
+    state = their_state(kind) | {"threshold": torch.tensor(threshold)}
     found = FORMAT.read(save(tmp_path / "first", state, kind, k=K), AT_RESID)
     assert_near(reconstruct(found, rows())[1], oracle(kind, state, rows()))
-    FORMAT.write(found, tmp_path / "again")
-    assert float(torch.load(tmp_path / "again" / "ae.pt")["threshold"]) == -1.0
+    again = through_a_run(tmp_path / "first", "dictionary_learning", tmp_path, AT_UNKNOWN)
+    assert float(torch.load(again / "ae.pt")["threshold"]) == threshold
+
+
+@pytest.mark.parametrize("kind", ["BatchTopKSAE", "MatryoshkaBatchTopKSAE"])
+def test_without_its_threshold_it_would_be_another_coder(kind: str, tmp_path: Path) -> None:
+    state = {name: tensor for name, tensor in their_state(kind).items() if name != "threshold"}
+    with pytest.raises(UserError, match="lacks threshold"):
+        FORMAT.read(save(tmp_path / "first", state, kind, k=K), AT_RESID)
 
 
 @pytest.mark.parametrize("least", [0.0, -0.5])

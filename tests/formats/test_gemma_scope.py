@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from made_coders import D_IN, D_OUT, PREDICTS, WIDTH, MakeCoder, reconstructed
+from making import through_a_run
 from peers import run_in_peers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -168,23 +169,55 @@ def test_the_first_against_its_formula(place: str, published: Path) -> None:
 
 @pytest.mark.parametrize("place", [*ONES, *TWOS])
 def test_import_then_export_gives_back_the_tensors(place: str, published: Path, tmp_path: Path) -> None:
+    """Through a run, whose widths would not fit those of the published files' models."""
     foreign = read(published, place)
+    asked = Asked(model="someone/unknown")
+    out = through_a_run(published / place, (TWO if place in TWOS else ONE).name, tmp_path, asked)
     if place in TWOS:
-        files = TWO.write(foreign, tmp_path)
-        before, after = (load_file(folder / "params.safetensors") for folder in (published / place, tmp_path))
-        again = TWO.read(tmp_path, Asked())
+        before, after = (load_file(folder / "params.safetensors") for folder in (published / place, out))
+        again = TWO.read(out, Asked())
     else:
-        files = ONE.write(foreign, tmp_path)
         before, after = (
             {name: torch.from_numpy(array) for name, array in np.load(folder / "params.npz").items()}
-            for folder in (published / place, tmp_path)
+            for folder in (published / place, out)
         )
-        again = ONE.read(tmp_path, Asked())
+        again = ONE.read(out, Asked())
     assert before.keys() == after.keys()
     assert all(before[name].equal(after[name]) for name in before)
     assert again.wired.wiring == foreign.wired.wiring
-    assert again.about["model"] == foreign.about["model"]
-    assert sorted(files) == sorted(tmp_path.iterdir())
+    assert again.about["model"] == "someone/unknown"
+
+
+def test_a_module_path_is_one_of_the_models_own_family(published: Path, tmp_path: Path) -> None:
+    """The norm after attention is Gemma's end of attention, and Llama's before the MLP."""
+    save_file(load_file(published / next(iter(TWOS)) / "params.safetensors"), tmp_path / "params.safetensors")
+    norm, resid = "model.layers.3.post_attention_layernorm.output", "model.layers.3.output"
+
+    def site(point: str, model: str | None, said: str | None = None) -> Site:
+        config = {"hf_hook_point_in": point} | ({"model_name": said} if said else {})
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return TWO.read(tmp_path, Asked(model=model)).wired.wiring.reads[0]
+
+    assert site(norm, None) == site(norm, None, "gemma-v3-4b-pt") == Site(3, "attn_out")
+    assert site(norm, "meta-llama/Llama-3.1-8B") == site(norm, None, "Qwen/Qwen3-8B") == Site(3, "mlp_in")
+    assert site(resid, "someone/unknown") == Site(3, "resid_post")
+    with pytest.raises(UserError, match="no site of ours: name"):
+        site(norm, "someone/unknown")
+
+
+def test_without_a_family_there_are_no_module_paths_but_the_files_own(make_coder: MakeCoder, tmp_path: Path) -> None:
+    def config(out: Path, about: dict[str, Any]) -> dict[str, Any]:
+        TWO.write(Foreign(make_coder("jumprelu", predicts=PREDICTS), about), out)
+        return json.loads((out / "config.json").read_text())
+
+    points = ("hf_hook_point_in", "hf_hook_point_out", "hf_hook_name", "hf_hook_name_out")
+    written = config(tmp_path / "a", {"model": "someone/unknown"})
+    assert [written[name] for name in points] == [None] * 4
+    (tmp_path / "a" / "config.json").write_text(
+        json.dumps({"model_name": "someone/unknown", "hf_hook_point_in": "m.3.in", "hf_hook_point_out": "m.3.out"})
+    )
+    found = TWO.read(tmp_path / "a", Asked(reads=Site(3, "mlp_in"), predicts=PREDICTS))
+    assert [config(tmp_path / "b", dict(found.about))[name] for name in points] == ["m.3.in", "m.3.out"] * 2
 
 
 def test_what_we_write_saelens_loads(make_coder: MakeCoder, tmp_path: Path) -> None:

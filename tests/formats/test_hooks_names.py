@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from made_coders import MakeCoder
 
+from panscope.config import read_toml
 from panscope.formats import Foreign
 from panscope.formats.hooks import (
     family_named,
@@ -18,6 +19,7 @@ from panscope.formats.hooks import (
     site_of_module_path,
     sites_named,
 )
+from panscope.lms.facts import TABLE
 from panscope.lms.families import FAMILIES, Family, family_of
 from panscope.types import SITE_KINDS, Site
 
@@ -99,13 +101,43 @@ def test_a_path_on_which_families_differ_needs_the_family() -> None:
         ("google/gemma-3-1b-pt", "Gemma 3"),
         ("google/gemma-3-12b-pt", "Gemma 3 with images"),
         ("Qwen/Qwen2.5-0.5B", "Llama"),
+        ("Qwen/Qwen3-4B-Instruct-2507", "Llama"),
+        ("meta-llama/Llama-2-7b-chat-hf", "Llama"),
+        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "Llama"),
+        ("mistralai/Mistral-7B-Instruct-v0.2", "Llama"),
+        ("HuggingFaceTB/SmolLM3-3B-Base", "Llama"),
+        ("google/gemma-2-9b-it", "Gemma 2"),
         ("mine", None),
         (None, None),
+        # Other architectures under a name that begins like that of one we support, or holds it.
+        ("google/gemma-2b", None),
+        ("gemma-2b-it", None),
+        ("google/codegemma-2b", None),
+        ("google/paligemma2-3b-pt-224", None),
+        ("google/gemma-3n-E2B-it", None),
+        ("meta-llama/Llama-3.2-11B-Vision", None),
+        ("meta-llama/Llama-4-Scout-17B-16E", None),
+        ("Qwen/Qwen2-VL-2B-Instruct", None),
+        ("Qwen/Qwen2.5-Omni-7B", None),
+        ("Qwen/Qwen2-57B-A14B", None),
+        ("Qwen/Qwen3-30B-A3B", None),
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", None),
+        ("mistralai/Mistral-Small-3.1-24B-Base-2503", None),
+        ("pythia-70m/llava", None),
     ],
 )
 def test_the_family_by_a_name(model: str | None, family: str | None) -> None:
     found = family_named(model)
     assert (found.name if found else None) == family
+
+
+def test_the_family_of_every_model_in_our_table() -> None:
+    table = read_toml(TABLE)["models"]
+    for name, fields in table.items():
+        shape = table[fields.get("same_as", name)]
+        is_text = shape["family"] == "gemma3" and "vision" not in shape
+        wanted = "gemma3_text" if is_text else shape["family"]
+        assert family_named(name) == family_of(wanted), name
 
 
 def test_the_family_by_a_folder_or_a_type(tmp_path: Path) -> None:

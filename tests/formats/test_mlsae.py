@@ -27,6 +27,7 @@ from making import (
     reconstruct,
     rows,
     save_rows,
+    through_a_run,
 )
 from peers import peers_python, run_in_peers
 from torch import Tensor
@@ -178,7 +179,7 @@ def test_in_float64_and_back(standardise: bool, prefix: str, tmp_path: Path) -> 
         folder = save(tmp_path / "first", standardize=standardise)
     found = FORMAT.read(folder, AT_RESID)
     assert_near(reconstruct(found, rows())[1], oracle(folder, rows(), standardise=standardise))
-    FORMAT.write(found, tmp_path / "again")
+    through_a_run(folder, "mlsae", tmp_path, Asked(reads=RESID, model="someone/unknown"))
     first = safetensors.torch.load_file(folder / "model.safetensors")
     wanted = {f"{prefix}{name}": name for name in ("encoder.weight", "decoder.weight", "pre_encoder_bias")}
     again = safetensors.torch.load_file(tmp_path / "again" / "model.safetensors")
@@ -207,8 +208,13 @@ def test_all_layers_are_one_coder(tmp_path: Path) -> None:
     assert FORMAT.read(tmp_path / "again", Asked()).wired.wiring == found.wired.wiring
     assert FORMAT.read(folder, AT_RESID).wired.wiring.reads == (RESID,)
     assert FORMAT.read(save(tmp_path / "one", layers=[2]), Asked()).wired.wiring.reads == (Site(2, "resid_post"),)
+    none = save(tmp_path / "none")
     with pytest.raises(UserError, match="does not say at which site"):
-        FORMAT.read(save(tmp_path / "none"), Asked())
+        FORMAT.read(none, Asked())
+    sites = tuple(Site(layer, "resid_post") for layer in (0, 1, 4))
+    assert FORMAT.read(none, Asked(reads=sites)).wired.wiring == found.wired.wiring
+    with pytest.raises(UserError, match=r"predicts L03\.resid_post, so it cannot read several"):
+        FORMAT.read(none, Asked(reads=sites, predicts=RESID))
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,15 @@ def test_batches_are_written_and_read_again(tmp_path: Path) -> None:
         assert np.write_batch(tmp_path, SOURCE, kind, 7, lines).read_bytes() == before
 
 
+def test_half_a_surrogate_pair_is_written_as_the_replacement_character(tmp_path: Path) -> None:
+    """A token may end inside a character; the other tool reads UTF-8, and its database holds no halves."""
+    line = activation(tokens=("a\ud83d", "\ude00b\ud83d\ude00"))
+    path = np.write_batch(tmp_path, SOURCE, "activations", 0, [line])
+    assert read_lines(path)[0]["tokens"] == ["a\ufffd", "\ufffdb\U0001f600"]
+    files = np.write_source(tmp_path, release().replace(description="\udc00"), model(), source_set(), SOURCE)
+    assert read_lines(files[0])[0]["description"] == "\ufffd"
+
+
 def test_an_explanation_without_embedding_leaves_the_key_out() -> None:
     assert list(explanation().row()) == [key for key in KEYS[np.Explanation].split() if key != "embedding"]
 

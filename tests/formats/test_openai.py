@@ -25,10 +25,12 @@ from making import (
     random_coder,
     reconstruct,
     rows,
+    through_a_run,
 )
 from torch import Tensor
 
 from panscope.formats import FORMATS, Asked, Foreign
+from panscope.suite.importing import find
 from panscope.types import Site, UserError
 
 FORMAT = FORMATS["openai"]
@@ -94,7 +96,9 @@ def test_in_float64_and_back(activation: dict[str, Any], tmp_path: Path) -> None
     found = FORMAT.read(save(tmp_path / "first" / "3.pt", saved), AT_RESID)
     assert_near(reconstruct(found, rows())[1], oracle(saved, rows()))
     assert found.wired.normaliser.kind == ("standardise" if activation is TOPK else "none")
-    again = torch.load(FORMAT.write(found, tmp_path / "again")[0], weights_only=True)
+    asked = Asked(reads=RESID, model="someone/unknown")
+    folder = through_a_run(tmp_path / "first" / "3.pt", "openai", tmp_path, asked)
+    again = torch.load(folder / "3.pt", weights_only=True)
     assert_equal({name: again[name] for name in WEIGHTS}, {name: saved[name] for name in WEIGHTS})
     assert again["activation"] == ("TopK" if activation is TOPK else "ReLU")
     assert again["activation_state_dict"] == ({"k": K, "postact_fn": "ReLU"} if activation is TOPK else {})
@@ -114,8 +118,7 @@ def test_in_float64_and_back(activation: dict[str, Any], tmp_path: Path) -> None
 )
 def test_the_published_layout_says_the_site(place: str, site: str | None, tmp_path: Path) -> None:
     file = save(tmp_path / place, state())
-    assert FORMAT.finds(file)
-    assert FORMAT.finds(file.parent)
+    assert FORMAT.finds(file) == FORMAT.finds(file.parent) == file.stem.isdigit()
     if site is None:
         with pytest.raises(UserError, match="site"):
             FORMAT.read(file, Asked())
@@ -144,6 +147,19 @@ def test_the_published_layout_says_the_site(place: str, site: str | None, tmp_pa
 def test_what_does_not_fit_is_a_sentence(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
         FORMAT.read(save(tmp_path / "3.pt", state(**changes)), AT_RESID)
+
+
+def test_a_training_folder_of_sparsify_is_not_ours(tmp_path: Path) -> None:
+    """It has .pt files at its root and its coders in folders below; a file of any name is read if it is said to be."""
+    states = ("state", "optimizer_0", "lr_scheduler_0", "rank_0_state")
+    for name in states:
+        file = save(tmp_path / "run" / f"{name}.pt", state())
+        assert not FORMAT.finds(file)
+    assert not FORMAT.finds(tmp_path / "run")
+    one = foreign(random_coder("topk"))
+    FORMATS["sparsify"].write(one, tmp_path / "run" / "layers.3")
+    assert [found.format.name for found in find(tmp_path / "run")] == ["sparsify"]
+    assert [found.format.name for found in find(tmp_path / "run" / "state.pt", "openai")] == ["openai"]
 
 
 def test_several_files_are_not_one_coder(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from made_coders import MakeCoder, reconstructed
+from making import through_a_run
 from peers import run_in_peers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -120,8 +121,9 @@ def test_our_reconstruction_is_theirs(name: str, saved: tuple[Path, dict[str, Te
 @pytest.mark.parametrize("name", [name for name in SAVED if not name.startswith(("batchtopk", "matryoshka"))])
 def test_import_then_export_gives_back_the_tensors(name: str, saved: Any, tmp_path: Path) -> None:
     before = load_file(saved[0] / name / "sae_weights.safetensors")
-    SAELENS.write(SAELENS.read(saved[0] / name, Asked()), tmp_path)
-    after = load_file(tmp_path / "sae_weights.safetensors")
+    asked = Asked(reads=Site(5, "mlp_out") if name.endswith("checkpoint") else None, model="someone/unknown")
+    out = through_a_run(saved[0] / name, "saelens", tmp_path, asked)
+    after = load_file(out / "sae_weights.safetensors")
     assert before.keys() == after.keys()
     assert all(after[key].equal(tensor.float()) for key, tensor in before.items())
 
@@ -198,6 +200,12 @@ def folder_of(make_coder: MakeCoder, path: Path, changes: dict[str, Any], archit
         ({"normalize_activations": "covariance_whitening"}, "covariance_whitening"),
         ({"normalize_activations": "expected_average_only_in"}, "by which factor"),
         ({"apply_b_dec_to_input": "yes"}, "apply_b_dec_to_input"),
+        ({"reshape_activations": "nonsense"}, "'nonsense'"),
+        ({"reshape_activations": "hook_z"}, "reads L03.mlp_in"),
+        ({"metadata": {}, "hook_name": "blocks.3.hook_mlp_out", "activation_fn_str": "tanh-relu"}, "tanh-relu"),
+        ({"metadata": {}, "hook_name": "blocks.3.hook_mlp_out", "activation_fn_str": "topk"}, "by --k"),
+        ({"metadata": {"sae_lens_version": "6.0.0", "panscope": {"wiring": "multilayer", "reads": 3}}}, "reads is 3"),
+        ({"metadata": {"sae_lens_version": "6.0.0", "panscope": {"wiring": "sae", "reads": [{}]}}}, "reads.0"),
         ({"d_sae": 10**12}, "d_sae"),
         ({"metadata": {"sae_lens_version": "6.0.0", "hook_name": "blocks.0.hook_mlp_in"}}, "hook_mlp_in"),
         ({"metadata": {"sae_lens_version": "6.0.0"}}, "which site"),
@@ -212,6 +220,67 @@ def test_what_is_not_ours_is_refused(changes: dict[str, Any], word: str, make_co
         SAELENS.read(folder_of(make_coder, tmp_path / "coder", changes), Asked())
     assert str(tmp_path / "coder") in str(error.value)
     assert "\n" not in str(error.value)
+
+
+REFUSED = """
+import sys
+from sae_lens import SAE
+for folder in sys.argv[1:]:
+    try:
+        SAE.load_from_disk(folder)
+        print("loaded")
+    except ValueError as error:
+        print(str(error).split()[0])
+"""
+TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+
+
+def test_a_transcoder_that_takes_a_bias_off_its_input_is_refused_as_they_do(
+    make_coder: MakeCoder, tmp_path: Path
+) -> None:
+    folders = []
+    for name in TRANSCODERS:
+        wired = make_coder(
+            "jumprelu" if "jump" in name else "relu", predicts=Site(3, "mlp_out"), d_out=10, skip="skip" in name
+        )
+        for applies in (False, True, None):
+            folder = tmp_path / f"{name}.{applies}"
+            SAELENS.write(Foreign(wired), folder)
+            config = json.loads((folder / "cfg.json").read_text()) | {"apply_b_dec_to_input": applies}
+            assert config["architecture"] == name
+            (folder / "cfg.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+            folders.append(folder)
+            if applies is False:
+                assert not SAELENS.read(folder, Asked()).wired.coder.config.pre_encoder_bias
+            else:
+                with pytest.raises(UserError, match=f"'{name}' takes no bias off its input"):
+                    SAELENS.read(folder, Asked())
+    assert run_in_peers(REFUSED, *folders).split() == ["loaded", *["apply_b_dec_to_input"] * 2] * len(TRANSCODERS)
+
+
+def test_several_sites_may_be_said_of_one_coder(make_coder: MakeCoder, tmp_path: Path) -> None:
+    sites = (Site(0, "mlp_in"), Site(1, "mlp_in"))
+    SAELENS.write(Foreign(make_coder("relu")), tmp_path / "sae")
+    assert SAELENS.read(tmp_path / "sae", Asked(reads=sites)).wired.wiring.reads == sites
+    SAELENS.write(Foreign(make_coder("relu", predicts=Site(3, "mlp_out"))), tmp_path / "transcoder")
+    with pytest.raises(UserError, match=r"predicts L03\.mlp_out, so it cannot read several"):
+        SAELENS.read(tmp_path / "transcoder", Asked(reads=sites))
+
+
+def test_a_files_own_module_path_is_kept_where_the_family_is_unknown(make_coder: MakeCoder, tmp_path: Path) -> None:
+    SAELENS.write(Foreign(make_coder("relu", site=Site(5, "resid_post"))), tmp_path / "theirs")
+    file = tmp_path / "theirs" / "cfg.json"
+    config = json.loads(file.read_text())
+    config["metadata"] |= {"panscope": None, "hf_hook_name": "decoder.blocks.5", "model_name": "someone/unknown"}
+    file.write_text(json.dumps(config))
+    asked = Asked()
+    for out in ("once", "twice"):
+        folder = through_a_run(file.parent, "saelens", tmp_path / out, asked)
+        said = json.loads((folder / "cfg.json").read_text())["metadata"]
+        assert (said["hook_name"], said["hf_hook_name"]) == ("blocks.5.hook_resid_post", "decoder.blocks.5")
+        file = folder / "cfg.json"
+    elsewhere = through_a_run(file.parent, "saelens", tmp_path / "else", Asked(reads=Site(4, "mlp_out")))
+    assert json.loads((elsewhere / "cfg.json").read_text())["metadata"]["hf_hook_name"] is None
 
 
 @pytest.mark.parametrize("k", [None, 0, -3, 2.5, 41, "many"])

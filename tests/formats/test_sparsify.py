@@ -26,6 +26,7 @@ from making import (
     reconstruct,
     rows,
     save_rows,
+    through_a_run,
 )
 from peers import peers_python, run_in_peers
 from torch import Tensor
@@ -165,11 +166,13 @@ def oracle(folder: Path, x: Tensor, *, transcode: bool) -> Tensor:
 @pytest.mark.parametrize("transcode", [False, True])
 @pytest.mark.parametrize("skip", [False, True])
 def test_in_float64_and_back(transcode: bool, skip: bool, tmp_path: Path) -> None:
-    folder = save(tmp_path / "first", transcode=transcode, skip_connection=skip, some_new_key=1)
-    found = FORMAT.read(folder, Asked(reads=MLP_IN, predicts=MLP_OUT) if transcode else AT_RESID)
+    folder = save(tmp_path / "layers.3.mlp", transcode=transcode, skip_connection=skip, some_new_key=1)
+    asked = Asked(reads=MLP_IN if transcode else MLP_OUT, predicts=MLP_OUT, model="someone/unknown")
+    found = FORMAT.read(folder, asked)
     assert_near(reconstruct(found, rows())[1], oracle(folder, rows(), transcode=transcode))
-    FORMAT.write(found, tmp_path / "again")
-    assert_equal(*(safetensors.torch.load_file(tmp_path / name / "sae.safetensors") for name in ("again", "first")))
+    again = through_a_run(folder, "sparsify", tmp_path, asked)
+    assert_equal(*(safetensors.torch.load_file(place / "sae.safetensors") for place in (again, folder)))
+    assert json.loads((again / "cfg.json").read_text())["hookpoint"] == "layers.3.mlp"
 
 
 @pytest.mark.parametrize(
@@ -254,6 +257,13 @@ def test_a_skip_that_is_not_announced_is_refused(tmp_path: Path) -> None:
         (foreign(random_coder("batchtopk")), "'batchtopk'"),
         (foreign(random_coder("topk"), normaliser=STANDARDISE), "standardise"),
         (foreign(random_coder("topk", d_out=D + 4, encoder_init="own"), MLP_IN, MLP_OUT), "width 12"),
+        # It knows transcoders from a module's input to its output, and writes down the module alone.
+        (foreign(random_coder("topk"), Site(3, "mlp_in_no_gain"), MLP_OUT), "GPT-NeoX"),
+        (foreign(random_coder("topk"), RESID, Site(7, "mlp_out")), "from L03.resid_post to L07.mlp_out"),
+        (foreign(random_coder("topk"), Site(2, "attn_z"), Site(3, "attn_out")), "from L02.attn_z to L03.attn_out"),
+        (foreign(random_coder("topk"), MLP_IN, MLP_OUT, model="google/gemma-2-2b"), "Gemma 2"),
+        (foreign(random_coder("topk"), MLP_IN, MLP_OUT, model="someone/unknown"), "family is not known"),
+        (foreign(random_coder("topk"), MLP_IN, MLP_OUT, model="someone/unknown", hookpoint="L03M"), "not known"),
     ],
 )
 def test_what_there_is_no_place_for_is_refused(one: Foreign, words: str, tmp_path: Path) -> None:
