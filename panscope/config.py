@@ -76,6 +76,15 @@ def unknown_key(key: str, where: str, known: Iterable[str]) -> str:
     return f"{where}: the key {key!r} is unknown; {hint}"
 
 
+def expanded(path: Path | str) -> Path:
+    """A path as a user writes it, with a home folder for its `~`; raises UserError where there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        home = Path(path).parts[0]
+        raise UserError(f"{str(path)!r}: this machine knows no home folder {home!r}; write the path in full") from None
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; raises UserError if it is missing or not TOML."""
     try:

@@ -23,7 +23,7 @@ import safetensors.torch
 import xxhash
 from torch import Tensor
 
-from panscope.config import read_toml, write_toml
+from panscope.config import expanded, read_toml, write_toml
 from panscope.types import UserError
 
 _SEAL = "seal"
@@ -48,7 +48,7 @@ class RunFolder:
     """The places inside one run's folder (`docs/architecture.md` shows the picture)."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.suite_file = self.path / "suite.toml"
         self.status_file = self.path / "status.json"
         self.train_log = self.path / "train.jsonl"
@@ -58,7 +58,7 @@ class RunFolder:
     @staticmethod
     def check_free(path: Path | str) -> None:
         """Raise UserError if something is already at `path`."""
-        path = Path(path).expanduser()
+        path = expanded(path)
         with _reading(path, "choose another --out"):
             is_taken = path.exists() and (not path.is_dir() or _holds_something(path))
         if is_taken:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pydantic
 import pytest
 
-from panscope.config import Config, read_toml, write_toml
+from panscope.config import Config, expanded, read_toml, write_toml
 from panscope.types import UserError
 
 REPOSITORY = Path(__file__).parent.parent
@@ -29,6 +29,12 @@ class Outer(Config):
     part: Inner = Inner()
     weights: dict[str, float] = pydantic.Field(default={})
     note: str | None = None
+
+
+def test_a_home_that_this_machine_does_not_know() -> None:
+    assert expanded("~/a") == Path.home() / "a"
+    with pytest.raises(UserError, match=r"^'~nouserxyz/x': this machine knows no home folder '~nouserxyz'; write"):
+        expanded(Path("~nouserxyz/x"))
 
 
 def test_an_unknown_key_suggests_the_nearest() -> None:

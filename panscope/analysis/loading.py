@@ -11,6 +11,7 @@ from panscope.analysis import hub
 from panscope.analysis.loaded import LoadedCoder
 from panscope.coders import store
 from panscope.coders.inference import KernelsName
+from panscope.config import expanded
 from panscope.formats import FORMATS
 from panscope.formats.base import Asked, Format
 from panscope.types import UserError
@@ -38,7 +39,7 @@ def load(
     of the model. Raises UserError for what is missing, damaged, of no format, or cannot be represented, and for a
     device that is not here.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.exists():
         path = hub.fetch(str(source) if coder is None else f"{source}:{coder}", revision)
         coder = None

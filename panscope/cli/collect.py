@@ -14,6 +14,7 @@ from panscope.cli.display import TerminalReporter
 from panscope.cli.flags import flag
 from panscope.cli.suite_flags import suite_from
 from panscope.cli.units import in_bytes
+from panscope.config import expanded
 from panscope.suite.collecting import StoreOptions, collect
 from panscope.types import UserError
 
@@ -87,7 +88,7 @@ class Collect:
             raise UserError("--out is missing: give the folder of the store, new or begun")
         if is_remote(self.out):
             raise UserError(f"--out {self.out!r} is not on this machine: collect into a folder and copy it there")
-        return Path(self.out).expanduser()
+        return expanded(self.out)
 
     def _check_alone(self) -> None:
         beside = [name for name, value in vars(self).items() if value != getattr(Collect, name) and name != "verify"]

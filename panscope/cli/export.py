@@ -8,6 +8,7 @@ import tyro
 from rich.console import Console
 
 from panscope.cli.flags import flag
+from panscope.config import expanded
 from panscope.suite.exporting import export
 
 
@@ -30,6 +31,6 @@ class Export:
     def run(self, console: Console) -> int:
         """Do it; the exit status."""
         written = export(self.coder, self.format, self.out)
-        what = "The coder is" if written == [self.out.expanduser()] else f"{len(written)} coders are"
+        what = "The coder is" if written == [expanded(self.out)] else f"{len(written)} coders are"
         console.print(f"{what} in {self.out}", markup=False, highlight=False, soft_wrap=True)
         return 0

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from panscope import records
 from panscope.cli.flags import flag
+from panscope.config import expanded
 from panscope.records import RunFolder
 from panscope.report.figure import Figure as Drawn
 from panscope.report.figures import FIGURES
@@ -69,7 +70,7 @@ class Publish:
                 say(line)
 
         if self.dry_run is not None:
-            out = self.dry_run.expanduser()
+            out = expanded(self.dry_run)
             check_free(out, "dry-run")
             with new_folder(out) as fresh:
                 fill(fresh)

@@ -8,6 +8,7 @@ import tyro
 from rich.console import Console
 
 from panscope.cli.flags import flag
+from panscope.config import expanded
 from panscope.report.runs import read_runs
 from panscope.report.write import check_place, write_report
 from panscope.types import UserError
@@ -42,13 +43,13 @@ class Report:
         if not self.runs:
             raise UserError("RUN is missing: give the folder of a run, or of several")
         if self.out is not None:
-            return self.out.expanduser()
+            return expanded(self.out)
         first, *others = self.runs
         if others:
             raise UserError(
                 f"--out is missing: a report on {len(self.runs)} runs belongs to none of them, so say where"
             )
-        return first.expanduser() / "report"
+        return expanded(first) / "report"
 
 
 def _say(console: Console, text: str) -> None:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from panscope.cli.display import TerminalReporter
 from panscope.cli.flags import flag
+from panscope.config import expanded
 from panscope.data.prompts import read_prompts
 from panscope.lms.load import LanguageModelConfig, load
 from panscope.suite.rollouts import RolloutConfig, Rollouts, check_new, make_rollouts
@@ -60,8 +61,8 @@ class MakeRollouts:
         config = RolloutConfig.read(fields, "rollouts")
         places = {"path": self.model, "revision": self.revision, "device": self.device, "dtype": self.dtype}
         model = LanguageModelConfig.read(places, "rollouts")
-        prompts = read_prompts(self.prompts.expanduser())
-        out = self.out.expanduser()
+        prompts = read_prompts(expanded(self.prompts))
+        out = expanded(self.out)
         check_new(out)
         with _bar(console) as bar:
             task = bar.add_task("sampling", total=config.count, rate="")

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from panscope import demo
-from panscope.config import Config
+from panscope.config import Config, expanded
 from panscope.data.chats import ChatConfig
 from panscope.data.files import TextFile, open_file
 from panscope.data.hub import open_hub
@@ -135,7 +135,7 @@ def open_documents(config: DataConfig) -> LocalDocuments | Documents:
 
 
 def _open_local(config: DataConfig) -> LocalDocuments:
-    paths = [demo.TEXT if name == DEMO_TEXT else Path(name).expanduser() for name in config.text]
+    paths = [demo.TEXT if name == DEMO_TEXT else expanded(name) for name in config.text]
     response, responses = _response_of(config), None
     texts = [open_file(path, config.column) for path in paths]
     if response is not None:

@@ -1,7 +1,7 @@
 """Foreign formats, both ways: one file a format, and the table of them.
 
 `base.py` says what a format is, `hooks.py` what a site is called elsewhere, `untrusted.py` reads files that strangers
-made.
+made, and `archives.py` looks at those that are archives before.
 """
 
 from panscope.formats.base import Asked, Foreign, Format

@@ -10,6 +10,7 @@ residual in Llama, and what goes into a post-norm in Gemma. Where the family is 
 families that have such a module agree.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -143,7 +144,7 @@ def _kind_at(module: str, end: str, family: Family) -> tuple[str | None, bool]:
 
 def family_named(model: str | None, model_type: str | None = None) -> Family | None:
     """The family of a language model, from its type, its folder or its name; None where they do not tell."""
-    if model_type is None and model and (Path(model) / "config.json").is_file():
+    if model_type is None and model and os.path.isfile(Path(model) / "config.json"):
         model_type = read_json(Path(model) / "config.json").get("model_type")
     if model_type is None:
         name = (model or "").lower().rsplit("/", 1)[-1]

@@ -11,7 +11,9 @@ import httpx2
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError
 
-TROUBLE = (OSError, ValueError, RuntimeError, httpx2.HTTPError)
+_MISREAD = (LookupError, TypeError, AttributeError)
+"""What huggingface_hub stumbles over where an answer is not what the hub gives."""
+TROUBLE = (OSError, ValueError, RuntimeError, httpx2.HTTPError, *_MISREAD)
 """What huggingface_hub raises when something does not work."""
 
 
@@ -26,6 +28,8 @@ def words(error: BaseException) -> str:
     """What an error says, in one line, without token and without the signatures that addresses may carry."""
     chain = list(causes(error))
     said = str(next((one for one in chain if isinstance(one, HfHubHTTPError)), chain[-1])) or str(error)
+    if isinstance(error, _MISREAD):
+        said = f"its answer is not one of the hub's ({type(error).__name__}: {error})"
     line = re.sub(r"(https?://[^\s?']+)\?[^\s']*", r"\1", " ".join(said.split())) or type(error).__name__
     token = huggingface_hub.get_token()
     line = line.replace(token, "<token>") if token else line

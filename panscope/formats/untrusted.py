@@ -1,20 +1,17 @@
 """Reads files that strangers made: safetensors, npz, .pt and JSON, so that the worst that happens is a sentence.
 
-What a header claims is compared with the size of the file before anything is allocated; compressed members may not
-grow without bound; no pickle may name anything but tensors; NaN and infinity are refused. Nothing is ever unpacked onto
-the disk. Floating-point tensors come back in float32, whole numbers and truth values in their own type.
+What a header claims is compared with the size of the file before anything is allocated; what an archive and a pickle
+claim, `archives.py` looks at; NaN and infinity are refused. Nothing is ever unpacked onto the disk. Floating-point
+tensors come back in float32, whole numbers and truth values in their own type.
 """
 
 import contextlib
 import itertools
 import json
 import math
-import pickletools
 import re
 import stat
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -24,17 +21,15 @@ import safetensors
 import torch
 from torch import Tensor
 
+from panscope.formats.archives import LARGEST_LIST, ZIP_ERRORS, archive_at, check_pickle
 from panscope.types import UserError
 
-_LARGEST_JSON = 16 << 20
-_LARGEST_HEADER = 8 << 20
-_LARGEST_PICKLE = 64 << 20
-"""Bytes. The pickle within a .pt file says only what tensors there are; their numbers are members of their own."""
-_SMALL = 256 << 20
-_GROWTH = 8
-"""A compressed file may unpack to `_SMALL` bytes, or to this many times its size."""
+_DEEPEST = 50
+"""How many tables and lists a value of JSON may stand in."""
+_LARGEST_NUMBER = (1 << 63) - 1
+_CHUNK = 1 << 20
+"""Bytes that are unpacked at a time."""
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_MOST_MEMBERS = 100_000
 _MOST_DIMENSIONS = 8
 _DTYPES = {
     "F64": torch.float64,
@@ -48,12 +43,6 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_PICKLED = re.compile(
-    r"collections OrderedDict|torch (?!Untyped|Typed)\w+Storage|torch (Size|device|b?float\d+|int\d+|uint8|bool)"
-    r"|torch\._utils _rebuild_(tensor(_v2)?|parameter)"
-)
-"""All that a file of tensors names."""
-_ZIP_ERRORS = (ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, struct.error)
 _COPY = "take an undamaged copy"
 
 
@@ -62,13 +51,33 @@ def _everything(name: str) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The table in a JSON file; NaN and infinity in it become None. Raises UserError for anything else."""
+    """The table in a JSON file; NaN and infinity in it become None. Raises UserError for anything else.
+
+    Every whole number in it is of at most 64 bits, and every text can be written as UTF-8.
+    """
     with _refusing(path, "JSON", (ValueError, RecursionError)):
-        if path.stat().st_size > _LARGEST_JSON:
+        if path.stat().st_size > LARGEST_LIST:
             raise UserError(f"the file {str(path)!r} is {path.stat().st_size} bytes of JSON: {_COPY}")
-        value = json.loads(path.read_bytes().decode("utf-8"), parse_constant=lambda constant: None)
+        value = _value(json.loads(path.read_bytes().decode("utf-8")))
     if not isinstance(value, dict):
         raise UserError(f"the file {str(path)!r} holds no table: {_COPY}")
+    return value
+
+
+def _value(value: Any, depth: int = 0) -> Any:
+    """The same without NaN and infinity; raises ValueError for what no configuration needs and few files can hold."""
+    if depth > _DEEPEST:
+        raise ValueError(f"its tables and lists stand more than {_DEEPEST} deep in each other")
+    if isinstance(value, dict):
+        return {_value(name): _value(item, depth + 1) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_value(item, depth + 1) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
+        raise ValueError(f"it holds a whole number of {value.bit_length()} bits")
+    if isinstance(value, str):
+        value.encode()  # JSON and pickles can hold half of a surrogate pair, which no file can
     return value
 
 
@@ -90,7 +99,9 @@ def fit(path: Path, tensors: Mapping[str, Tensor], dims: Mapping[str, str], opti
     missing = [name for name in dims if name not in tensors and name not in optional.split()]
     unknown = [name for name in tensors if name not in dims]
     if missing or unknown:
-        what = f"lacks {', '.join(missing)}" if missing else f"holds {', '.join(sorted(unknown)[:8])} too"
+        extra = ", ".join(sorted(unknown)[:8])[:200]
+        extra = extra if extra.isprintable() else repr(extra)
+        what = f"lacks {', '.join(missing)}" if missing else f"holds {extra} too"
         raise UserError(f"{str(path)!r} {what}: expected the tensors {', '.join(dims)}; give files of this format")
     sizes: dict[str, int] = {}
     for name, letters in dims.items():
@@ -109,7 +120,7 @@ def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     with _refusing(path, "safetensors", (ValueError, RecursionError)), path.open("rb") as file:
         size = path.stat().st_size
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+        if size < 8 or length > min(size - 8, LARGEST_LIST):
             raise ValueError(f"its header claims {length} bytes, the file has {size}")
         header = json.loads(file.read(length).decode("utf-8"))
         if not isinstance(header, dict):
@@ -139,10 +150,10 @@ def _entry(name: str, entry: Any, size: int) -> tuple[tuple[int, ...], tuple[int
 
 
 def _counts(value: Any) -> list[int] | None:
-    """A list of whole numbers from 0 on, or None."""
+    """A list of whole numbers from 0 on, which torch can count to, or None."""
     if not isinstance(value, list):
         return None
-    return value if all(type(item) is int and item >= 0 for item in value) else None
+    return value if all(type(item) is int and 0 <= item <= _LARGEST_NUMBER for item in value) else None
 
 
 def read_safetensors(path: Path, wanted: Callable[[str], bool] = _everything) -> dict[str, Tensor]:
@@ -155,29 +166,20 @@ def read_safetensors(path: Path, wanted: Callable[[str], bool] = _everything) ->
         _refusing(path, "safetensors", (ValueError, safetensors.SafetensorError)),
         safetensors.safe_open(str(path), framework="pt") as file,
     ):
-        return {name: _ready(path, name, file.get_tensor(name)) for name in names}
+        return {name: _ready(path, name, file.get_tensor(name), copy=True) for name in names}
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
     """The arrays of an npz file; objects are refused. Raises UserError as `read_safetensors`."""
-    with _refusing(path, "npz", _ZIP_ERRORS):
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            _check_growth(members, path.stat().st_size)
-            arrays: dict[str, Tensor] = {}
-            for member in members:
-                name = member.filename.removesuffix(".npy")
-                if name == member.filename or not re.fullmatch(r"[\w.-]+", name) or name in arrays:
-                    raise ValueError(f"its member {member.filename!r} is no array")
-                with archive.open(member) as stream:
-                    arrays[name] = torch.from_numpy(_array(name, stream, member.file_size))
-        return {name: _ready(path, name, array) for name, array in arrays.items()}
-
-
-def _check_growth(members: list[zipfile.ZipInfo], size: int) -> None:
-    unpacked = sum(member.file_size for member in members)
-    if len(members) > _MOST_MEMBERS or unpacked > max(_SMALL, _GROWTH * size):
-        raise ValueError(f"its {len(members)} members claim {unpacked} bytes, the file has {size}")
+    with _refusing(path, "npz", ZIP_ERRORS), archive_at(path) as archive:
+        arrays: dict[str, Tensor] = {}
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            if name == member.filename or not re.fullmatch(r"[\w.-]+", name) or name in arrays:
+                raise ValueError(f"its member {member.filename!r} is no array")
+            with archive.open(member) as stream:
+                arrays[name] = _ready(path, name, torch.from_numpy(_array(name, stream, member.file_size)))
+        return arrays
 
 
 def _array(name: str, stream: IO[bytes], size: int) -> np.ndarray[Any, Any]:
@@ -194,13 +196,15 @@ def _array(name: str, stream: IO[bytes], size: int) -> np.ndarray[Any, Any]:
     claimed = math.prod(shape) * dtype.itemsize
     if claimed + stream.tell() != size:
         raise ValueError(f"array {name!r} claims shape {shape}, its member has {size} bytes")
-    raw = stream.read(claimed)
-    if len(raw) != claimed or stream.read(1):
+    raw, filled = np.empty(claimed, np.uint8), 0
+    while part := stream.read(min(_CHUNK, claimed - filled)):
+        raw[filled : filled + len(part)] = np.frombuffer(part, np.uint8)
+        filled += len(part)
+    if filled != claimed or stream.read(1):
         raise ValueError(f"array {name!r} is cut")
-    array = np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")
-    if dtype.kind == "u" and dtype.itemsize > 1:
-        array = array.astype(np.int64)
-    return np.ascontiguousarray(array, dtype.newbyteorder("=") if dtype.kind != "u" else None).copy()
+    array = raw.view(dtype).reshape(shape, order="F" if fortran else "C")
+    wide = np.dtype(np.int64) if dtype.kind == "u" and dtype.itemsize > 1 else dtype.newbyteorder("=")
+    return array.astype(wide, copy=False)
 
 
 def read_pt(path: Path) -> dict[str, Any]:
@@ -209,7 +213,7 @@ def read_pt(path: Path) -> dict[str, Any]:
     Raises UserError as `read_safetensors`, and for a pickle that names anything but tensors, or that is of torch's old
     format, whose claims cannot be compared with the file.
     """
-    with _refusing(path, "what torch.save writes", _ZIP_ERRORS):
+    with _refusing(path, "what torch.save writes", ZIP_ERRORS):
         with path.open("rb") as file:
             begins, is_archive = file.read(2), zipfile.is_zipfile(file)
         if not is_archive and begins in (b"PK", b""):
@@ -219,46 +223,23 @@ def read_pt(path: Path) -> dict[str, Any]:
                 f"the file {str(path)!r} is a pickle, or of the format that torch wrote before version 1.6: Panscope "
                 "runs no code of a file; save its tensors as safetensors, or by torch.save of a newer torch"
             )
-        _check_pickle(path)
+        check_pickle(path)
         try:
             value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # noqa: BLE001  torch raises whatever a wrong pickle leads it to
             said = str(error).rsplit("WeightsUnpickler error: ", 1)[-1].strip()
             raise ValueError(said.split("\n")[0][:200] or type(error).__name__) from None
-    if not isinstance(value, dict):
-        raise UserError(f"the file {str(path)!r} holds no table of tensors: save a state dict")
-    return _plain(path, value)
-
-
-def _check_pickle(path: Path) -> None:
-    """Raise unless the archive is stored as it is and its pickle names tensors alone."""
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        size = path.stat().st_size
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise ValueError("it is compressed, which torch.save never does")
-        if len(members) > _MOST_MEMBERS or sum(member.file_size for member in members) > size:
-            raise ValueError(f"its members claim more than its {size} bytes")
-        pickles = [member for member in members if member.filename.endswith("data.pkl")]
-        if len(pickles) != 1 or pickles[0].file_size > _LARGEST_PICKLE:
-            raise ValueError("it holds no list of tensors")
-        raw = archive.read(pickles[0])
-    for opcode, argument, _ in pickletools.genops(raw):
-        names_more = opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")
-        if names_more or (opcode.name == "GLOBAL" and not _PICKLED.fullmatch(str(argument))):
-            asks = str(argument).replace(" ", ".") if opcode.name == "GLOBAL" else "an object"
-            raise UserError(
-                f"the file {str(path)!r} asks for {asks}, which is no tensor: Panscope runs no code of a file; "
-                "save a state dict, or its tensors as safetensors"
-            )
+        if not isinstance(value, dict):
+            raise UserError(f"the file {str(path)!r} holds no table of tensors: save a state dict")
+        return _plain(path, value)
 
 
 def _plain(path: Path, value: dict[Any, Any]) -> dict[str, Any]:
     """What is read of a .pt file's table, in which views may claim more numbers than the file has."""
-    tables = {"": value} | {key: inner for key, inner in value.items() if isinstance(inner, dict)}
+    inner = {_value(key): table for key, table in value.items() if isinstance(key, str) and isinstance(table, dict)}
     claimed = sum(
         item.numel() * item.element_size()
-        for table in tables.values()
+        for table in (value, *inner.values())
         for item in table.values()
         if isinstance(item, Tensor)
     )
@@ -270,23 +251,23 @@ def _plain(path: Path, value: dict[Any, Any]) -> dict[str, Any]:
     def read(table: dict[Any, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, item in table.items():
-            if isinstance(item, Tensor):
-                found[str(key)] = _ready(path, str(key), item)
-            elif item is None or isinstance(item, bool | int | float | str):
-                found[str(key)] = item
+            if isinstance(key, str) and isinstance(item, Tensor):
+                found[_value(key)] = _ready(path, key, item, copy=True)
+            elif isinstance(key, str) and (item is None or isinstance(item, bool | int | float | str)):
+                found[_value(key)] = _value(item)
         return found
 
-    return read(value) | {str(key): read(inner) for key, inner in value.items() if isinstance(inner, dict)}
+    return read(value) | {key: read(table) for key, table in inner.items()}
 
 
-def _ready(path: Path, name: str, tensor: Tensor) -> Tensor:
-    """A copy of its own: floating point as finite float32; raises UserError otherwise."""
+def _ready(path: Path, name: str, tensor: Tensor, *, copy: bool = False) -> Tensor:
+    """The tensor, or a copy of its own: floating point as finite float32; raises UserError otherwise."""
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex():
         raise UserError(f"{str(path)!r}: tensor {name!r} is no plain array of numbers; save it as one")
     if not tensor.is_floating_point():
-        return tensor.detach().clone(memory_format=torch.contiguous_format)
-    found = tensor.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    if not torch.isfinite(found).all():
+        return tensor.detach().to(tensor.dtype, memory_format=torch.contiguous_format, copy=copy)
+    found = tensor.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=copy)
+    if found.numel() and not all(torch.isfinite(end) for end in torch.aminmax(found)):
         raise UserError(f"{str(path)!r}: tensor {name!r} holds NaN or infinity; take undamaged weights")
     return found
 

@@ -8,14 +8,14 @@ MLP, V vocabulary. A block multiplies each token by D H + 2 D K + H D (attention
 (MLP) weights; the unembedding by V D.
 """
 
-from pathlib import Path
+import os
 
 import torch
 import transformers
 from pydantic import Field
 
 from panscope import facts
-from panscope.config import Config, read_toml
+from panscope.config import Config, expanded, read_toml
 from panscope.lms.families import family_of
 from panscope.lms.load import LanguageModelConfig, as_user_error, locate
 from panscope.lms.sites import KINDS
@@ -125,7 +125,7 @@ def facts_of(config: LanguageModelConfig) -> ModelFacts:
     Raises UserError if there is no such model or its family is not supported.
     """
     known = tabled()
-    if config.path in known and not Path(config.path).expanduser().is_dir():
+    if config.path in known and not os.path.isdir(expanded(config.path)):
         return known[config.path]
     return _counted(config)
 

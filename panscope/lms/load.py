@@ -16,7 +16,7 @@ import transformers
 from safetensors import SafetensorError
 
 from panscope import demo
-from panscope.config import Config
+from panscope.config import Config, expanded
 from panscope.lms.families import family_of
 from panscope.lms.model import LanguageModel
 from panscope.types import UserError
@@ -99,10 +99,10 @@ def locate(config: LanguageModelConfig) -> tuple[str, bool]:
         if config.path != f"{_BUILT_IN}demo":
             raise UserError(f"path {config.path!r} is no built-in model: the only one is panscope://demo")
         return _folder(config, demo.MODEL)
-    folder = Path(config.path).expanduser()
-    if folder.is_dir():
+    folder = expanded(config.path)
+    if os.path.isdir(folder):
         return _folder(config, folder)
-    if folder.exists() or not _HUB_ID.fullmatch(config.path):
+    if os.path.exists(folder) or not _HUB_ID.fullmatch(config.path):
         raise UserError(
             f"path {config.path!r} is not a folder that exists: give a folder with a Hugging Face model or a hub id"
         )

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from panscope import records
+from panscope.config import expanded
 from panscope.formats import FORMATS, Format
 from panscope.formats.hooks import names_of
 from panscope.records import RunFolder
@@ -31,7 +32,7 @@ def export(source: Path, name: str, out: Path) -> list[Path]:
 
     Raises UserError for a coder that the format has no place for; then nothing is written.
     """
-    format, source, out = format_named(name), source.expanduser(), out.expanduser()
+    format, source, out = format_named(name), expanded(source), expanded(out)
     folders = _coders(source)
     check_free(out, "out")
     several = folders != [source]

@@ -13,6 +13,7 @@ from typing import Any
 
 from panscope import records
 from panscope.coders import store
+from panscope.config import expanded
 from panscope.data.documents import DataConfig
 from panscope.formats import FORMATS, Asked, Foreign, Format
 from panscope.lms.facts import ModelFacts, facts_of, tabled
@@ -25,6 +26,7 @@ from panscope.types import UserError
 
 MOST_DEEP, MOST_ENTRIES = 8, 100_000
 """How deep below the source, and at how many files and folders, the search ends."""
+_LONGEST_TAG = 100
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class Imported:
 
 def find(source: Path, format: str | None = None) -> list[Found]:
     """Every coder at or below `source`; raises UserError if there is none, or no end of searching."""
-    source = source.expanduser()
-    if not source.exists():
+    source = expanded(source)
+    if not os.path.exists(source):
         raise UserError(f"{str(source)!r} does not exist: give a file or folder of another tool's coders")
     formats = list(FORMATS.values()) if format is None else [format_named(format)]
     found = list(_search(source, formats))
@@ -67,12 +69,12 @@ def import_coders(
     Raises UserError for the first that cannot be read, is of another model than the others, or does not fit the model;
     then there is no folder.
     """
-    out = out.expanduser()
+    source, out = expanded(source), expanded(out)
     RunFolder.check_free(out)
     found = find(source, format)
     say(f"{len(found)} coders of {', '.join(sorted({one.format.name for one in found}))}")
     with new_folder(out) as fresh:
-        return _fill(RunFolder(fresh), out.name, source.expanduser(), found, asked, say)
+        return _fill(RunFolder(fresh), out.name, source, found, asked, say)
 
 
 def _search(source: Path, formats: list[Format]) -> Iterator[Found]:
@@ -96,8 +98,11 @@ def _search(source: Path, formats: list[Format]) -> Iterator[Found]:
 
 def _inside(folder: Path) -> list[Path]:
     """What a folder holds, in order: folders, files and links to files; a link to a folder could lead anywhere."""
-    with os.scandir(folder) as entries:
-        kept = [entry.name for entry in entries if entry.is_file() or entry.is_dir(follow_symlinks=False)]
+    try:
+        with os.scandir(folder) as entries:
+            kept = [one.name for one in entries if os.path.isfile(one.path) or one.is_dir(follow_symlinks=False)]
+    except OSError as error:
+        raise UserError(f"{str(folder)!r} cannot be read ({error.strerror}): make it readable, or move it") from None
     return [folder / name for name in sorted(kept) if not name.startswith(".")]
 
 
@@ -111,19 +116,20 @@ def _fill(
     for one in found:
         foreign = one.format.read(one.path, asked)
         model = _same_model(asked.model or _model_of(foreign), one.path, model)
-        facts = _facts(model[0])
+        language_model = LanguageModelConfig.read({"path": model[0]}, str(one.path))
+        facts = _facts(language_model)
         _check_fits(one.path, foreign, facts)
         name = _name(foreign, facts, one, source, coders)
         provenance = {
             "name": name,
             "normaliser": foreign.wired.normaliser.model_dump(mode="json"),
-            "model": LanguageModelConfig(path=model[0]).model_dump(exclude={"device"}),
+            "model": language_model.model_dump(exclude={"device"}),
             "origin": _plain(foreign.about) | {"format": one.format.name, "source": str(one.path.absolute())},
         }
         store.save(run.coder(name), foreign.wired, foreign.wired.coder, provenance)
         coders[name] = one
         context = context or _stated_context(foreign, facts)
-        say(f"{name}: {one.format.name}, {one.path}")
+        say(f"{name}: {one.format.name}, {_said(one.path)}")
     assert model is not None
     suite = SuiteConfig(
         name=re.sub(r"[^\w.-]+", "-", run_name).strip(".-") or "imported",
@@ -145,12 +151,20 @@ def _model_of(foreign: Foreign) -> str | None:
     return owned[0] if len(owned) == 1 else model
 
 
+def _said(path: Path) -> str:
+    """A path on one line of text, whatever bytes the names in it have."""
+    return str(path) if str(path).isprintable() else repr(str(path))
+
+
 def _same_model(model: str | None, path: Path, before: tuple[str, Path] | None) -> tuple[str, Path]:
     """The model of this coder, which is that of the ones before."""
     if model is None:
         raise UserError(f"{str(path)!r} does not say which language model it belongs to: say it by --model")
-    local = Path(model).expanduser()
-    model = str(local.absolute()) if local.is_dir() else model
+    try:
+        local = expanded(model)
+    except UserError as error:
+        raise UserError(f"{str(path)!r} names a language model that cannot be: {error}, by --model") from None
+    model = str(local.absolute()) if os.path.isdir(local) else model
     if before is not None and before[0] != model:
         raise UserError(
             f"{str(path)!r} is of the model {model!r}, {str(before[1])!r} of {before[0]!r}: import them into a run "
@@ -159,10 +173,10 @@ def _same_model(model: str | None, path: Path, before: tuple[str, Path] | None) 
     return model, path
 
 
-def _facts(model: str) -> ModelFacts | None:
+def _facts(model: LanguageModelConfig) -> ModelFacts | None:
     """The sizes of a model that is on this machine or in our table; None for any other, as the hub is not asked."""
-    is_here = Path(model).is_dir() or model.startswith("panscope://") or model in tabled()
-    return facts_of(LanguageModelConfig(path=model)) if is_here else None
+    is_here = os.path.isdir(model.path) or model.path.startswith("panscope://") or model.path in tabled()
+    return facts_of(model) if is_here else None
 
 
 def _check_fits(path: Path, foreign: Foreign, facts: ModelFacts | None) -> None:
@@ -188,7 +202,7 @@ def _name(foreign: Foreign, facts: ModelFacts | None, one: Found, source: Path, 
     if name not in taken:
         return name
     place = one.path.relative_to(source).with_suffix("").as_posix() if one.path != source else one.path.stem
-    tag = re.sub(r"[^\w-]+", ".", place).strip(".")
+    tag = re.sub(r"[^\w-]+", ".", place, flags=re.ASCII)[-_LONGEST_TAG:].strip(".-") or "coder"
     tagged = names.coder_name(wiring, config, layers, tag)
     return tagged if tagged not in taken else names.coder_name(wiring, config, layers, f"{tag}.{len(taken)}")
 

@@ -4,13 +4,12 @@ Planning a planned suite changes nothing, so the suite.toml in a run folder is a
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
 
 from panscope.activations.config import ActivationsConfig
-from panscope.config import Config
+from panscope.config import Config, expanded
 from panscope.data.documents import DataConfig
 from panscope.evals.question import EvalConfig
 from panscope.lms.facts import ModelFacts
@@ -128,7 +127,8 @@ def _places(activations: ActivationsConfig) -> dict[str, str | None]:
 
 def _absolute(place: str) -> str:
     """A local path in full, so that a run folder can be used from anywhere; hub ids and built-in names as they are."""
-    return str(Path(place).expanduser().absolute()) if Path(place).expanduser().exists() else place
+    local = expanded(place)
+    return str(local.absolute()) if local.exists() else place
 
 
 def _context(suite: SuiteConfig, lm: ModelFacts) -> int:

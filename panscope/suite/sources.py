@@ -5,7 +5,6 @@ the text was gone through.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 from panscope.activations.live import LiveActivations
@@ -19,6 +18,7 @@ from panscope.activations.store.manifest import Origin
 from panscope.activations.store.opening import open_store
 from panscope.activations.store.stored import StoredRows
 from panscope.activations.store.windows import Slice, Windows
+from panscope.config import expanded
 from panscope.data.documents import open_documents
 from panscope.data.identity import text_sizes
 from panscope.data.tokens import TokenStream
@@ -107,7 +107,7 @@ class StoreSource:
     def __init__(self, plan: Plan, lm: LanguageModel) -> None:
         settings, sites = plan.suite.activations, plan.sites()
         assert settings.store is not None
-        cache = None if settings.cache is None else Path(settings.cache).expanduser()
+        cache = None if settings.cache is None else expanded(settings.cache)
         self._store = open_store(settings.store, cache=cache, cache_bytes=round(settings.cache_gib * 2**30))
         check_origin(self._store.manifest.origin, plan, lm, self._store.where)
         self._store.check_has(sites)
@@ -138,7 +138,7 @@ class ServerSource:
 
     def __init__(self, plan: Plan, lm: LanguageModel, say: Callable[[str], None]) -> None:
         settings, self._sites = plan.suite.activations, plan.sites()
-        certificate = None if settings.certificate is None else Path(settings.certificate).expanduser()
+        certificate = None if settings.certificate is None else expanded(settings.certificate)
         access = Access(token_of_environment(), certificate)
         self.rows = ServedRows(
             Servers(settings.servers, access, say=say),

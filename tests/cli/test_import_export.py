@@ -224,6 +224,60 @@ def test_a_model_must_be_said_and_be_one(panscope: Command, tiny: Tiny, run: Pat
     )
 
 
+def test_a_home_that_is_nobodys_is_a_sentence(panscope: Command, tiny: Tiny, run: Path, tmp_path: Path):
+    assert panscope("export", run / "coders" / TOPK, "--format", "saelens", "--out", "theirs").status == 0
+    nobodys = "~nouserxyz/x"
+    for call in (
+        panscope("import", nobodys, "--out", "back", "--model", tiny.model),
+        panscope("import", "theirs", "--out", nobodys, "--model", tiny.model),
+        panscope("import", "theirs", "--out", "back", "--model", nobodys),
+        panscope("export", nobodys, "--format", "saelens", "--out", "again"),
+        panscope("export", run, "--format", "saelens", "--out", nobodys),
+        panscope("train", "--model", nobodys, "--text", tiny.text, "--width", 32, "--sparsity", 4),
+        panscope("train", "--model", tiny.model, "--text", nobodys, "--width", 32, "--sparsity", 4),
+        panscope("eval", nobodys),
+    ):
+        assert (call.status, f"{nobodys!r}: this machine knows no home" in call.sentence()) == (2, True), call.err
+    file = Path("theirs", "cfg.json")
+    fields = json.loads(file.read_text())
+    file.write_text(json.dumps(fields | {"metadata": fields["metadata"] | {"model_name": nobodys, "panscope": None}}))
+    call = panscope("import", "theirs", "--out", "back")
+    assert (call.status, "'theirs' names a language model that cannot be" in call.sentence()) == (2, True), call.err
+    assert not Path("back").exists()
+
+
+def test_what_a_stranger_says_of_itself_can_always_be_written(panscope: Command, tiny: Tiny, run: Path):
+    """Nested as deep as JSON allows, half a character, a model's name too long for any file: read, or a sentence."""
+    assert panscope("export", run / "coders" / TOPK, "--format", "saelens", "--out", "theirs").status == 0
+    file = Path("theirs", "cfg.json")
+    fields = json.loads(file.read_text())
+    deep = json.loads('{"a": ' * 900 + "1" + "}" * 900)
+    for metadata, sentence in (
+        ({"deep": deep}, "more than 50 deep"),
+        ({"model_name": "\ud800"}, "surrogates not allowed"),
+        ({"l0": 1 << 80}, "whole number of 81 bits"),
+    ):
+        file.write_text(json.dumps(fields | {"metadata": fields["metadata"] | metadata}))
+        call = panscope("import", "theirs", "--out", "back")
+        assert (call.status, sentence in call.sentence()) == (2, True), call.err
+    named = {"model_name": "x" * 300, "panscope": None}
+    file.write_text(json.dumps(fields | {"metadata": fields["metadata"] | named}))
+    call = panscope("import", "theirs", "--out", "back")
+    assert call.status == 0, call.err
+    assert panscope("export", "back", "--format", "saelens", "--out", "again").status == 0
+
+
+def test_names_of_folders_may_be_any(panscope: Command, tiny: Tiny, run: Path):
+    """Coders of one name are told apart by their places, which may be no names of ours and break lines."""
+    assert panscope("export", run / "coders" / TOPK, "--format", "saelens", "--out", "theirs").status == 0
+    for name in ("a\nb", "-", "y" * 200):
+        shutil.copytree("theirs", Path("many", name))
+    os.symlink("loop", "many/loop")
+    call = panscope("import", "many", "--out", "back", "--model", tiny.model)
+    assert (call.status, r"'many/a\nb'" in call.out) == (0, True), call.err
+    assert len(RunFolder.open("back").coder_names()) == 3
+
+
 def test_a_model_of_the_hub_is_known_by_its_short_name(panscope: Command, run: Path, no_network: None):
     """As SAELens writes it, without the owner; the widths of a model of the table are checked without any network."""
     panscope("export", run / "coders" / TOPK, "--format", "saelens", "--out", "theirs")

@@ -4,6 +4,7 @@
 since no foreign format has a checksum: a flipped bit of a weight is a weight.
 """
 
+import functools
 import io
 import json
 import os
@@ -108,8 +109,65 @@ def _npy_of_terabytes(file: Path, outside: Path) -> None:
     _zip(file, {"W_enc.npy": raw})
 
 
+@functools.cache
+def _much_in_little() -> bytes:
+    found = io.BytesIO()
+    with zipfile.ZipFile(found, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("archive/data.pkl", "W_enc.npy"):
+            archive.writestr(name, bytes(300 << 20))
+    return found.getvalue()
+
+
 def _zip_bomb(file: Path, outside: Path) -> None:
-    _zip(file, {name: bytes(300 << 20) for name in ("archive/data.pkl", "W_enc.npy")}, zipfile.ZIP_DEFLATED)
+    file.write_bytes(_much_in_little())
+
+
+@functools.cache
+def _small_and_wide() -> bytes:
+    """254 KiB that would be 255 MiB of float16, and twice that in float32."""
+    header = f"{{'descr': '<f2', 'fortran_order': False, 'shape': (1024, {255 << 9}), }}".ljust(117) + "\n"
+    head = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode()
+    found = io.BytesIO()
+    with zipfile.ZipFile(found, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("W_enc.npy", head + bytes(255 << 20))
+    return found.getvalue()
+
+
+def _compressed_zeros(file: Path, outside: Path) -> None:
+    file.write_bytes(_small_and_wide())
+
+
+@functools.cache
+def _full_of_names() -> bytes:
+    found = io.BytesIO()
+    with zipfile.ZipFile(found, "w") as archive:
+        for number in range(200_000):
+            archive.writestr(f"{number}.npy", b"")
+    return found.getvalue()
+
+
+def _many_members(file: Path, outside: Path) -> None:
+    file.write_bytes(_full_of_names())
+
+
+def _archive_in_an_archive(file: Path, outside: Path) -> None:
+    _zip(file, {"W_enc.npy": _small_and_wide(), "archive/data.pkl": _small_and_wide()})
+
+
+def _slow_compression(file: Path, outside: Path) -> None:
+    """LZMA, which may ask for gigabytes before the first byte."""
+    _zip(file, {"W_enc.npy": bytes(1 << 20)}, zipfile.ZIP_LZMA)
+
+
+def _saved_opcodes(opcodes: bytes) -> Attack:
+    def save(file: Path, outside: Path) -> None:
+        _zip(file, {"archive/data.pkl": b"\x80\x02" + opcodes, "archive/byteorder": b"little", "archive/version": b"3"})
+
+    return save
+
+
+PAIRS_OF_PAIRS = b")" + b"q\x00h\x00\x86" * 60
+"""A pickle's 2^60 empty tuples in 240 bytes, on top of its stack."""
 
 
 def _views_of_terabytes(file: Path, outside: Path) -> None:
@@ -178,6 +236,19 @@ def _deep_table(file: Path, outside: Path) -> None:
     file.write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
 
 
+def _nested_json(file: Path, outside: Path) -> None:
+    """Not so deep that the reader refuses it, but deeper than what writes it again can go."""
+    file.write_text('{"metadata": ' + '{"a":' * 900 + "1" + "}" * 901)
+
+
+def _wide_json(file: Path, outside: Path) -> None:
+    file.write_text('{"a": [' + "{}," * 5_000_000 + "{}]}")
+
+
+def _half_a_pair(file: Path, outside: Path) -> None:
+    file.write_text('{"model_name": "\\ud800", "\\udfff": 1}')
+
+
 def _huge_json(file: Path, outside: Path) -> None:
     file.write_text('{"k": 4, "fill": "' + "x" * (40 << 20) + '"}')
 
@@ -231,6 +302,14 @@ STRUCTURAL: dict[str, Attack] = {
     "an archive whose members climb out": _climbing_members,
     "an npy header of terabytes": _npy_of_terabytes,
     "a zip bomb": _zip_bomb,
+    "255 MiB of zeros in 254 KiB": _compressed_zeros,
+    "200,000 members": _many_members,
+    "an archive in an archive": _archive_in_an_archive,
+    "LZMA": _slow_compression,
+    "a pickle of 24 million tables": _saved_opcodes(b"}" * (24 << 20) + b"."),
+    "a pickle of a million tables": _saved_opcodes(b"}" * 1_000_000 + b"."),
+    "a key of 2^60 parts": _saved_opcodes(b"}" + PAIRS_OF_PAIRS + b"K\x01s."),
+    "a function of 2^60 parts": _saved_opcodes(PAIRS_OF_PAIRS + b")R."),
     "views of terabytes": _views_of_terabytes,
     "20,000 names": _many_names,
     "a header longer than the file": _header_longer_than_the_file,
@@ -244,6 +323,9 @@ STRUCTURAL: dict[str, Attack] = {
     "a header that is a list": _no_table,
     "deep JSON": _deep_json,
     "deep tables": _deep_table,
+    "tables 900 deep": _nested_json,
+    "5 million small tables": _wide_json,
+    "half a surrogate pair": _half_a_pair,
     "40 MiB of JSON": _huge_json,
     "a number of a million digits": _huge_number,
     "no text": _no_text,
@@ -284,6 +366,10 @@ VALUES: tuple[Any, ...] = (
     "",
     "x",
     "../../../../etc/passwd",
+    "~nouserxyz/x",
+    "\ud800",
+    "x" * 300,
+    10**400,
     "relu",
     "topk",
     "layer_norm",

@@ -1,122 +1,41 @@
 """Files that strangers made: whatever is in them, reading gives one sentence or a coder, and nothing else happens.
 
-Every entry of FORMATS is written, damaged and read: forged files in the place of each of its files, each tensor spoilt,
-and over a hundred random changes of bytes and entries each. While a file is read, the process may take 700 MB more
-address space and twenty seconds; a pickle's canary and what lies outside the folder are looked after.
+Every entry of FORMATS is written, damaged and read, imported and exported: forged files in the place of each of its
+files, each tensor spoilt, and over a hundred random changes of bytes and entries each. Meanwhile the process may take
+250 MiB more address space and five seconds; a pickle's canary and what lies outside the folder are looked after. All of
+it takes minutes; a sample is among the quick tests.
 """
 
-import contextlib
 import json
-import resource
-import shutil
-import signal
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from attacking import Original, assert_the_same, attacked, imported_again, written
 from hostile import STRUCTURAL, TENSORS, VALUES, holds_tensors, read_tensors, write_tensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from making import AT_RESID, STANDARDISE, K, foreign, random_coder, reconstruct, rows
+from making import K, reconstruct, rows
 
 from panscope.formats import FORMATS, Foreign
-from panscope.types import UserError
 
-pytestmark = pytest.mark.soak  # minutes: more than a thousand files, each read under limits of memory and time
-MORE_MEMORY = 700 << 20
-LONGEST = 5
 EXAMPLES = 130
-NO_BIAS: dict[str, Any] = {"pre_encoder_bias": True, "encoder_bias": False}
-CANDIDATES = (
-    foreign(random_coder("jumprelu")),
-    foreign(random_coder("topk", **NO_BIAS)),
-    foreign(random_coder("topk", **NO_BIAS), normaliser=STANDARDISE),
-    foreign(random_coder("relu")),
-    foreign(random_coder("gated")),
-    foreign(random_coder("matryoshka", pre_encoder_bias=True, prefixes=(0.25, 1.0))),
+EVERY_KIND = ("saelens", "gemma_scope", "dictionary_learning")
+"""Formats that have a safetensors, an npz, a .pt and a JSON file between them."""
+OFTEN = settings(
+    max_examples=EXAMPLES,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-
-
-@dataclass(frozen=True)
-class Original:
-    """One coder of a format, as it was written and as it is read."""
-
-    folder: Path
-    read: Foreign
-
-    def files(self) -> list[Path]:
-        return sorted(path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())
 
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Original]]:
     """Every candidate that a format has a place for, by format."""
-    found: dict[str, list[Original]] = {}
-    for name, format in FORMATS.items():
-        for number, candidate in enumerate(CANDIDATES):
-            folder = tmp_path_factory.mktemp("valid") / f"{name}-{number}"
-            with contextlib.suppress(UserError):
-                format.write(candidate, folder)
-                found.setdefault(name, []).append(Original(folder, format.read(folder, AT_RESID)))
-    return found
-
-
-@contextlib.contextmanager
-def bounded() -> Iterator[None]:
-    """Neither memory nor time without end; nothing is written to the file that a link leads to."""
-
-    def stop(*_: object) -> None:
-        raise AssertionError(f"reading took more than {LONGEST} s")
-
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    before = signal.signal(signal.SIGALRM, stop)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MORE_MEMORY, hard))
-    signal.alarm(LONGEST)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def attacked(name: str, original: Original, change: Callable[[Path, Path], None]) -> Foreign | None:
-    """What reading a changed copy of a coder gives: a coder, or None after one good sentence."""
-    with tempfile.TemporaryDirectory() as made:
-        root = Path(made)
-        (root / "outside").mkdir()
-        (root / "outside" / "secret").write_text("keep out")
-        folder = root / "inside" / original.folder.name
-        shutil.copytree(original.folder, folder)
-        change(folder, root / "outside")
-        names = sorted(path.name for path in folder.rglob("*"))
-        try:
-            with bounded():
-                found = FORMATS[name].read(folder, AT_RESID)
-                FORMATS[name].finds(folder)
-        except UserError as error:
-            assert "\n" not in str(error)
-            assert 20 < len(str(error)) < 1500, str(error)
-            found = None
-        assert [path.name for path in (root / "outside").iterdir()] == ["secret"], "code was run"
-        assert (root / "outside" / "secret").read_text() == "keep out"
-        assert sorted(path.name for path in root.iterdir()) == ["inside", "outside"]
-        assert sorted(path.name for path in folder.rglob("*")) == names
-        return found
-
-
-def assert_the_same(found: Foreign, original: Foreign) -> None:
-    assert found.wired.wiring == original.wired.wiring
-    assert found.wired.normaliser == original.wired.normaliser
-    assert found.wired.coder.config == original.wired.coder.config
-    wanted = original.wired.coder.tensors()
-    for tensor_name, tensor in found.wired.coder.tensors().items():
-        assert torch.equal(tensor, wanted[tensor_name]), tensor_name
+    return written(tmp_path_factory.mktemp("valid"))
 
 
 def assert_a_sound_coder(found: Foreign, original: Foreign) -> None:
@@ -129,21 +48,36 @@ def assert_a_sound_coder(found: Foreign, original: Foreign) -> None:
     assert not (codes < 0).any()
 
 
-def test_every_format_is_attacked(originals: dict[str, list[Original]]) -> None:
+def test_every_format_is_attacked(originals: dict[str, list[Original]], tmp_path: Path) -> None:
     assert originals.keys() == FORMATS.keys()
     assert len(FORMATS) * EXAMPLES >= 500
     for name, found in originals.items():
         for original in found:
+            imported = imported_again(name, original.folder, original.asked(), tmp_path / original.folder.name)
+            assert imported is not None
             untouched = attacked(name, original, lambda folder, outside: None)
             assert untouched is not None
             assert_the_same(untouched, original.read)
 
 
+@pytest.mark.parametrize("attack", STRUCTURAL)
+def test_a_forged_file_of_every_kind_is_refused_or_changes_nothing(
+    attack: str, originals: dict[str, list[Original]]
+) -> None:
+    for name in EVERY_KIND:
+        forged(name, attack, originals)
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("attack", STRUCTURAL)
 def test_a_forged_file_is_refused_or_changes_nothing(
     name: str, attack: str, originals: dict[str, list[Original]]
 ) -> None:
+    forged(name, attack, originals)
+
+
+def forged(name: str, attack: str, originals: dict[str, list[Original]]) -> None:
     original, refused = originals[name][0], 0
     for file in original.files():
         found = attacked(name, original, lambda folder, outside, file=file: STRUCTURAL[attack](folder / file, outside))
@@ -154,6 +88,7 @@ def test_a_forged_file_is_refused_or_changes_nothing(
     assert refused, "no file of the format was missed"
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("spoil", TENSORS)
 def test_a_spoilt_tensor_is_refused_or_changes_nothing(
@@ -180,6 +115,7 @@ def _weighs(tensor_name: str) -> bool:
     return tensor_name not in ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square", "sparsity")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_missing_or_unknown_tensor_is_refused(name: str, originals: dict[str, list[Original]]) -> None:
     for original in originals[name]:
@@ -199,18 +135,25 @@ def test_a_missing_or_unknown_tensor_is_refused(name: str, originals: dict[str, 
                 ), key
 
 
+@settings(OFTEN, max_examples=25)
+@given(data=st.data())
+def test_a_random_change_gives_a_sentence_or_a_sound_coder(
+    originals: dict[str, list[Original]], data: st.DataObject
+) -> None:
+    changed(data.draw(st.sampled_from(sorted(FORMATS))), originals, data)
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("name", FORMATS)
-@settings(
-    max_examples=EXAMPLES,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@OFTEN
 @given(data=st.data())
 def test_random_changes_give_a_sentence_or_a_sound_coder(
     name: str, originals: dict[str, list[Original]], data: st.DataObject
 ) -> None:
+    changed(name, originals, data)
+
+
+def changed(name: str, originals: dict[str, list[Original]], data: st.DataObject) -> None:
     """A cut or lengthened file is the same coder or none; flipped bytes and other entries may be other weights."""
     original = data.draw(st.sampled_from(originals[name]))
     kind = data.draw(st.sampled_from(["flip", "flip", "entry", "entry", "cut", "append", "swap", "repeat"]))

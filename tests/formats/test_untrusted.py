@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hostile import PAIRS_OF_PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -93,6 +94,7 @@ TERABYTES = 10**13
         ({"w": entry([4], 32, start=16)}, None, "claims"),
         ({"w": entry([4], 16), "v": entry([4], 16)}, None, "overlap"),
         ({"w": entry([-4], -16)}, None, "no shape"),
+        ({"w": entry([(1 << 64) - 1, 0], 0)}, None, "no shape"),
         ({"w": entry([True, 4], 16)}, None, "no shape"),
         ({"w": entry([4.0], 16)}, None, "no shape"),
         ({"w": entry([1] * 30 + [4], 16)}, None, "no shape"),
@@ -171,6 +173,31 @@ def archive(path: Path, members: dict[str, bytes], compression: int = zipfile.ZI
 def test_an_npz_that_lies(members: dict[str, bytes], word: str, tmp_path: Path) -> None:
     refused(read_npz, archive(tmp_path / "x.npz", members), word)
     assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_an_npz_takes_no_second_copy_of_its_bytes(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", w=np.ones((1 << 12, 1 << 11), np.float32))
+    tracemalloc.start()
+    try:
+        found = read_npz(tmp_path / "x.npz")["w"]
+        assert tracemalloc.get_traced_memory()[1] < 1.25 * found.numel() * 4
+    finally:
+        tracemalloc.stop()
+    assert found.eq(1).all()
+
+
+def test_an_archive_whose_list_is_long_or_not_at_its_end_is_not_read(tmp_path: Path) -> None:
+    path = archive(tmp_path / "x.npz", {f"{number}.npy": b"" for number in range(20_000)})
+    refused(read_npz, path, "its list of members claims")
+    archive(path, {"w.npy": npy("(4,)", b"\0" * 16)})
+    assert read_npz(path)["w"].tolist() == [0] * 4
+    raw = path.read_bytes()
+    path.write_bytes(b"PK\3\4" + raw)
+    refused(read_npz, path, "its list of members claims")
+    with zipfile.ZipFile(path, "a") as file:
+        file.comment = b"more"
+    refused(read_npz, path, "something follows it")
+    refused(read_npz, archive(path, {"w.npy": npy("(4,)", b"\0" * 16)}, zipfile.ZIP_LZMA), "numpy never uses")
 
 
 def test_a_compressed_bomb_is_not_unpacked(tmp_path: Path) -> None:
@@ -266,8 +293,38 @@ def test_a_compressed_pt_file_is_refused(tmp_path: Path) -> None:
 
 def test_many_views_of_one_storage_are_not_copied_one_by_one(tmp_path: Path) -> None:
     whole = torch.randn(1000)
-    torch.save({f"w{number}": whole for number in range(200)}, tmp_path / "x.pt")
+    torch.save({f"w{number}": whole.view(-1) for number in range(200)}, tmp_path / "x.pt")
     refused(read_pt, tmp_path / "x.pt", "claims")
+
+
+def test_a_large_state_dict_and_a_tensor_under_two_names_are_read(tmp_path: Path) -> None:
+    torch.save(
+        {f"layers.{number}.self_attn.q_proj.weight": MATRIX.clone() for number in range(1000)}, tmp_path / "x.pt"
+    )
+    assert len(read_pt(tmp_path / "x.pt")) == 1000
+    torch.save({"a": MATRIX, "b": MATRIX, "more": list(range(100))}, tmp_path / "x.pt")
+    assert read_pt(tmp_path / "x.pt")["b"].equal(MATRIX)
+
+
+def test_names_that_are_no_text_and_numbers_beyond_any(tmp_path: Path) -> None:
+    torch.save({"w": MATRIX, 10**500: 1, "state": {0: MATRIX}}, tmp_path / "x.pt")
+    assert read_pt(tmp_path / "x.pt").keys() == {"w", "state"}
+    torch.save({"k": 1 << 70}, tmp_path / "x.pt")
+    refused(read_pt, tmp_path / "x.pt", "whole number of 71 bits")
+    torch.save({"half": "\ud800"}, tmp_path / "x.pt")
+    refused(read_pt, tmp_path / "x.pt", "surrogates not allowed")
+
+
+@pytest.mark.parametrize(
+    "opcodes",
+    [b"}" * 1_000_000 + b".", b"}" + PAIRS_OF_PAIRS + b"K\x01s.", PAIRS_OF_PAIRS + b")R.", b"]" * 250_000 + b"."],
+)
+def test_a_pickle_of_more_objects_than_bytes_is_not_unpickled(opcodes: bytes, tmp_path: Path) -> None:
+    refused(read_pt, pt_file(tmp_path / "x.pt", b"\x80\x02" + opcodes, {}), "makes more objects")
+
+
+def test_a_pickle_longer_than_any_list_of_tensors_is_not_read(tmp_path: Path) -> None:
+    refused(read_pt, pt_file(tmp_path / "x.pt", b"\x80\x02" + b"}" * (2 << 20) + b".", {}), "longer than any")
 
 
 @pytest.mark.parametrize(
@@ -278,6 +335,10 @@ def test_many_views_of_one_storage_are_not_copied_one_by_one(tmp_path: Path) -> 
         ("[" * 100_000, "not JSON"),
         ('{"a": ' + "9" * 10_000 + "}", "not JSON"),
         ('{"a"', "not JSON"),
+        ('{"a":' * 51 + "1" + "}" * 51, "more than 50 deep"),
+        ('{"a": "\\ud800"}', "surrogates not allowed"),
+        ('{"\\udfff": 1}', "surrogates not allowed"),
+        ('{"a": 9223372036854775808}', "whole number of 64 bits"),
     ],
 )
 def test_json_that_is_none(text: str, word: str, tmp_path: Path) -> None:
@@ -288,8 +349,8 @@ def test_json_that_is_none(text: str, word: str, tmp_path: Path) -> None:
 def test_json_larger_than_any_configuration_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(b'{"a": "' + b" " * (17 << 20) + b'"}')
     refused(read_json, tmp_path / "x.json", "bytes of JSON")
-    (tmp_path / "y.json").write_text('{"a": NaN, "b": Infinity}')
-    assert read_json(tmp_path / "y.json") == {"a": None, "b": None}
+    (tmp_path / "y.json").write_text('{"a": NaN, "b": Infinity, "c": 1e999, "d": [[-9223372036854775807]]}')
+    assert read_json(tmp_path / "y.json") == {"a": None, "b": None, "c": None, "d": [[-9223372036854775807]]}
 
 
 @pytest.mark.parametrize("reader", [read_json, read_npz, read_pt, read_safetensors])
@@ -363,5 +424,7 @@ def test_sizes_must_agree() -> None:
     ):
         with pytest.raises(UserError, match=word):
             fit(where, tensors, dims)
+    with pytest.raises(UserError, match=r"holds 'a\\nb' too"):
+        fit(where, {"a\nb": torch.zeros(1)}, {})
     with pytest.raises(UserError, match="shape"):
         fit(where, {"w": torch.zeros(0, 4)}, {"w": "DF"})

@@ -250,6 +250,21 @@ def test_the_hubs_own_login_is_enough(hub: StandInHub, folder: Path, monkeypatch
     assert hub.refused == 0
 
 
+@pytest.mark.parametrize("error", [KeyError("oid"), TypeError("'NoneType' object is not iterable")])
+def test_an_answer_that_is_not_the_hubs_is_a_sentence(
+    hub: StandInHub, folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    """huggingface_hub reads answers as if nothing could be missing in them."""
+
+    def stumble(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(uploading.HfApi, "list_repo_tree", stumble)
+    monkeypatch.setattr(uploading, "PAUSE_SECONDS", 0.0)
+    with pytest.raises(UserError, match=rf"answer is not one of the hub's \({type(error).__name__}: .*give the same"):
+        sent(folder)
+
+
 def test_a_wrong_token_is_refused(hub: StandInHub, folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_TOKEN", "hf_" + "wrongone" * 4)
     with pytest.raises(UserError, match="the token is not accepted") as caught:

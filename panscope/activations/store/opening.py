@@ -6,6 +6,7 @@ from pathlib import Path
 from panscope.activations.store.files import Files, LocalFiles
 from panscope.activations.store.remote import SCHEMES, RemoteFiles
 from panscope.activations.store.store import Store
+from panscope.config import expanded
 from panscope.types import UserError
 
 
@@ -15,14 +16,14 @@ def open_store(place: str, *, cache: Path | None, cache_bytes: int) -> Store:
     Raises UserError if there is no store there, or it cannot be read.
     """
     if not is_remote(place):
-        return Store.open(Path(place).expanduser())
+        return Store.open(expanded(place))
     return Store(open_files(place, cache=cache, cache_bytes=cache_bytes))
 
 
 def open_files(place: str, *, cache: Path | None, cache_bytes: int) -> Files:
     """The files at `place`, whatever they are; raises UserError if there is no such place."""
     if not is_remote(place):
-        folder = Path(place).expanduser()
+        folder = expanded(place)
         if not folder.is_dir():
             raise UserError(f"{place!r} is not a folder: give the folder of a store, or its address")
         return LocalFiles(folder)
@@ -32,7 +33,7 @@ def open_files(place: str, *, cache: Path | None, cache_bytes: int) -> Files:
             f"the store {place!r} is not understood: give a folder, or an address such as "
             f"{' or '.join(f'{scheme}://bucket/prefix' for scheme in SCHEMES)}"
         )
-    return RemoteFiles(place, (cache or default_cache()).expanduser(), cache_bytes)
+    return RemoteFiles(place, expanded(cache or default_cache()), cache_bytes)
 
 
 def is_remote(place: str) -> bool:
