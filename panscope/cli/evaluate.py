@@ -17,7 +17,7 @@ from panscope.evals.table import results_table
 from panscope.lms.load import LanguageModelConfig, load
 from panscope.records import RunFolder, locked
 from panscope.suite import stages
-from panscope.suite.evaluating import HELD_OUT, CoderDtype, Request, check_precision, evaluate_run
+from panscope.suite.evaluating import HELD_OUT, CoderDtype, Request, check_has_text, check_precision, evaluate_run
 from panscope.suite.plan import SuiteConfig
 from panscope.suite.saebench import write_saebench
 from panscope.types import UserError
@@ -83,6 +83,8 @@ class Eval:
             raise UserError(f"precision is {self.precision:g}: give a number above 0, or leave it out")
         folder = RunFolder.open(self.run_folder)
         suite = stages.read_suite(folder.suite_file)
+        if not (self.text or self.chats):
+            check_has_text(folder, suite)
         request = self._request(suite)
         reporter = TerminalReporter(console)
         holding = locked(folder.path) if request.share.of == 1 else contextlib.nullcontext()

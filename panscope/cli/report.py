@@ -9,7 +9,8 @@ from rich.console import Console
 
 from panscope.cli.flags import flag
 from panscope.config import expanded
-from panscope.report.runs import read_runs
+from panscope.report.label import drawing
+from panscope.report.runs import HELD_OUT, read_runs
 from panscope.report.write import check_place, write_report
 from panscope.types import UserError
 
@@ -21,19 +22,24 @@ class Report:
     For example
       panscope report runs/demo                              into runs/demo/report/index.html
       panscope report runs/a runs/b --out reports/a-and-b    two runs in the same figures
+      panscope report runs/theirs runs/ours --eval text --out reports/both    measured on the same --text
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, flag("RUN [RUN ...]")]
     """The folders of runs."""
     out: Annotated[Path | None, flag("DIR")] = None
     """Where the report goes, if not into the run's own folder; needed for several runs."""
+    eval: Annotated[str | None, flag("LABEL")] = None
+    """Whose numbers are drawn; left out, those on held-out text, or of the only other evaluation that all runs have."""
 
     def run(self, console: Console) -> int:
         """Do it; the exit status."""
         out = self._place()
-        results = read_runs(self.runs)
+        results = drawing(read_runs(self.runs), self.eval)
         check_place(out)
         written = write_report(results, out)
+        if results.label != HELD_OUT:
+            _say(console, f"the numbers are those of the evaluation {results.label}")
         for title, reason in written.left_out.items():
             _say(console, f"left out: {title}: {reason}")
         _say(console, f"{len(written.figures)} figures are in {written.page}; open it in a browser")

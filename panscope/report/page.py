@@ -18,7 +18,8 @@ from panscope import __version__
 from panscope.report import style
 from panscope.report.figure import Figure, Missing, Plot, Row, Spec
 from panscope.report.figures import GROUPS
-from panscope.report.runs import Results, Run
+from panscope.report.label import texts
+from panscope.report.runs import HELD_OUT, Evaluation, Results, Run, named
 from panscope.report.table import Column, table_columns, table_rows
 from panscope.report.words import WORDS
 
@@ -117,37 +118,43 @@ def _header(results: Results, names: str) -> str:
         '<p class="lead">Sparse autoencoders: how sparse they are, how well they reconstruct what they read, and how '
         "much the language model minds.</p>"
         '<p class="lead">Hover over a point to see which coder it is. Thin vertical lines are 95 % intervals.</p>'
-        f'{runs}<details><summary>What the words mean</summary><dl class="words">{words}</dl></details></header>'
+        f"{_drawn(results)}{runs}<details><summary>What the words mean</summary>"
+        f'<dl class="words">{words}</dl></details></header>'
     )
+
+
+def _drawn(results: Results) -> str:
+    """Which evaluation the numbers are of, where it is not that of the held-out text."""
+    if results.label == HELD_OUT:
+        return ""
+    on = next((texts(found) for coder in results.coders() if (found := results.drawn(coder))), "")
+    return f'<p class="lead">The numbers are those of the evaluation {text(results.label)}, on {text(on)}.</p>'
 
 
 def _facts(run: Run) -> str:
     """What the run was made of, and what it was measured on."""
     data, model = run.suite.get("data", {}), run.suite.get("model", {})
     evaluations = [evaluation for coder in run.coders for evaluation in coder.evaluations.values()]
-    measured = sorted(
-        {
-            f"{e.label.replace('_', '-')} ({e.content['tokens']:,} tokens)"
-            for e in evaluations
-            if e.content.get("tokens")
-        }
-    )
+    measured = sorted({_measured(evaluation) for evaluation in evaluations if evaluation.content.get("tokens")})
     facts = {
-        "model": _named(model.get("path", "-")),
-        "text": ", ".join(map(_named, data.get("text", []))) or "-",
+        "model": named(model.get("path", "-")),
+        "text": ", ".join(map(named, data.get("text", []))) or "-",
         "trained on": f"{run.suite['tokens']:,} tokens" if "tokens" in run.suite else "-",
         "context": f"{data.get('context', '-')} tokens, {data.get('packing', '-')}",
         "coders": f"{len(run.coders):,}",
     }
+    if run.is_imported:
+        facts |= {"text": "not known", "trained on": "imported"}
     cells = [f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in facts.items()]
     where = text(", ".join(measured) or "nothing yet")
     cells.append(f'<div class="wide"><dt>measured on</dt><dd>{where}</dd></div>')
     return f'<dl class="facts">{"".join(cells)}</dl>'
 
 
-def _named(place: str) -> str:
-    """A path of this machine without its folders, which say nothing to a reader; hub ids and the like as they are."""
-    return Path(place).name if Path(place).is_absolute() else place
+def _measured(evaluation: Evaluation) -> str:
+    """Label, text and amount."""
+    label = evaluation.label.replace("_", "-")
+    return f"{label}: {texts(evaluation)} ({evaluation.content['tokens']:,} tokens)"
 
 
 def _navigation(drawn: Drawn) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from panscope.report.figure import Row
-from panscope.report.runs import HELD_OUT, Coder, Facts, Results
+from panscope.report.runs import Coder, Facts, Results
 from panscope.types import SITE_KINDS, Site
 
 KINDS = {
@@ -37,12 +37,12 @@ IDENTITY = (
 )
 
 
-def site_rows(results: Results, metrics: Sequence[str], label: str = HELD_OUT) -> list[Row]:
+def site_rows(results: Results, metrics: Sequence[str], label: str | None = None) -> list[Row]:
     """A row for each coder and site that it predicts: who it is, each metric, and its 95 % interval as _low, _high.
 
-    Only where at least one of the metrics is known.
+    Only where at least one of the metrics is known; of the evaluation that is drawn, or the one of a `label`.
     """
-    several = len(results.runs) > 1
+    several, label = len(results.runs) > 1, label or results.label
     rows = []
     for coder in results.coders():
         if label in coder.evaluations:

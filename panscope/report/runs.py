@@ -4,7 +4,7 @@ Every JSON file must match its own seal and every table the checksum that its ev
 a damaged number. Tables (positions, latents, layers) are read only when a figure asks for them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,6 +91,15 @@ class Run:
     suite: dict[str, Any]
     coders: tuple[Coder, ...]
 
+    @property
+    def is_imported(self) -> bool:
+        """Whether its coders are other tools': then it has no text of its own and was trained on none."""
+        return self.suite.get("coders") == []
+
+    def labels(self) -> list[str]:
+        """Every label that some coder was evaluated under; the held-out text first."""
+        return _in_order(self.coders)
+
     @cached_property
     def log(self) -> list[dict[str, Any]]:
         """The lines of train.jsonl."""
@@ -109,6 +118,8 @@ class Results:
     """All runs of a report."""
 
     runs: tuple[Run, ...]
+    label: str = HELD_OUT
+    """The evaluation whose numbers are drawn wherever no figure is about another."""
 
     def coders(self) -> Iterator[Coder]:
         """Every coder of every run."""
@@ -117,13 +128,32 @@ class Results:
 
     def labels(self) -> list[str]:
         """Every label that some coder was evaluated under; the held-out text first."""
-        found = {label for coder in self.coders() for label in coder.evaluations}
-        return sorted(found, key=lambda label: (label != HELD_OUT, label))
+        return _in_order(self.coders())
+
+    def drawn(self, coder: Coder) -> Evaluation | None:
+        """The evaluation of a coder that is drawn; None where it has none of this label."""
+        return coder.evaluations.get(self.label)
 
     @property
     def folder(self) -> str:
         """The first run's folder, for commands that a reader can type."""
         return str(self.runs[0].folder)
+
+    @property
+    def measure(self) -> str:
+        """The command that measures the first run."""
+        return f"panscope eval {self.folder}" + (" --text FILE" if self.runs[0].is_imported else "")
+
+
+def _in_order(coders: Iterable[Coder]) -> list[str]:
+    """The labels of all their evaluations."""
+    found = {label for coder in coders for label in coder.evaluations}
+    return sorted(found, key=lambda label: (label != HELD_OUT, label))
+
+
+def named(place: str) -> str:
+    """A path of this machine without its folders, which say nothing to a reader; hub ids and the like as they are."""
+    return Path(place).name if Path(place).is_absolute() else place
 
 
 def read_runs(folders: Sequence[Path]) -> Results:

@@ -1,4 +1,4 @@
-"""The table of results at the head of the page: one row a coder, on the held-out text."""
+"""The table of results at the head of the page: one row a coder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from panscope.report.figure import Row
 from panscope.report.rows import identity, in_order, measured
-from panscope.report.runs import HELD_OUT, Results
+from panscope.report.runs import Results
 from panscope.report.words import WORDS
 
 _NUMBERS = ("l0", "fvu", "delta_loss", "loss_recovered", "kl", "dead_fraction", "dense_fraction")
@@ -51,7 +51,7 @@ def table_rows(results: Results) -> list[Row]:
     for coder in results.coders():
         sites = coder.facts.sites
         who = identity(coder.facts, sites[0], several=several)
-        found = coder.evaluations[HELD_OUT].content if HELD_OUT in coder.evaluations else {}
+        drawn = results.drawn(coder)
         where = f"L{sites[0].layer:02d} {who['place']}" if len(sites) == 1 else f"{len(sites)} layers, {who['place']}"
-        rows.append(who | {"where": where} | measured(found, _NUMBERS))
+        rows.append(who | {"where": where} | measured(drawn.content if drawn else {}, _NUMBERS))
     return in_order(rows)

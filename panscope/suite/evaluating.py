@@ -118,6 +118,8 @@ def evaluate_run(
     `lm` is the run's model, or that of the request. Raises UserError where there is nothing to measure or a coder is
     not of this model.
     """
+    if request.data is None:
+        check_has_text(run, suite)
     coders = _coders(run, lm, request)
     job = Job(run, suite, lm, reporter, request)
     folder = run.path / "evaluation" / request.label
@@ -129,6 +131,12 @@ def evaluate_run(
         return _finish(job, coders, evaluation, folder)
     with locked(run.path, wait=True):
         return _finish(job, coders, evaluation, folder) if _add_others(job, coders, evaluation, folder) else None
+
+
+def check_has_text(run: RunFolder, suite: SuiteConfig) -> None:
+    """Raise UserError for an imported run, of which no text is known."""
+    if suite.is_imported:
+        raise UserError(f"the run {str(run.path)!r} was imported and has no text of its own: give --text FILE")
 
 
 class Job:

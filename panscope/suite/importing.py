@@ -20,7 +20,7 @@ from panscope.lms.facts import ModelFacts, facts_of, tabled
 from panscope.lms.load import LanguageModelConfig
 from panscope.records import RunFolder
 from panscope.suite import names
-from panscope.suite.exporting import format_named, new_folder
+from panscope.suite.exporting import check_free, format_named, new_folder
 from panscope.suite.plan import MAX_CONTEXT, SuiteConfig
 from panscope.types import UserError
 
@@ -70,7 +70,7 @@ def import_coders(
     then there is no folder.
     """
     source, out = expanded(source), expanded(out)
-    RunFolder.check_free(out)
+    check_free(out, "out")
     found = find(source, format)
     say(f"{len(found)} coders of {', '.join(sorted({one.format.name for one in found}))}")
     with new_folder(out) as fresh:

@@ -46,6 +46,11 @@ class SuiteConfig(Config):
     coders: tuple[dict[str, Any], ...]
     """The grids."""
 
+    @property
+    def is_imported(self) -> bool:
+        """Whether it stands for other tools' coders, which were not trained by it: it has no text that is theirs."""
+        return not self.coders
+
     @field_validator("name")
     @classmethod
     def _is_a_name(cls, name: str) -> str:

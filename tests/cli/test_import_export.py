@@ -1,5 +1,6 @@
 """`panscope formats`, `import` and `export` as a user types them: there and back, and every refusal one sentence."""
 
+import csv
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ from panscope.coders import store
 from panscope.formats import FORMATS
 from panscope.records import RunFolder
 from panscope.suite import importing
+from panscope.suite.verbs import evaluate
+from panscope.types import UserError
 
 TOPK, JUMP = "L01R-2x-topk-k4", "L00M-2x-jumprelu-l1e-3"
 _BOTH = {"tokens": 640, "width": 32, "convert_to": "none"}
@@ -95,7 +98,13 @@ def test_an_imported_run_is_measured_as_the_trained_one(panscope: Command, tiny:
         assert ours[0]["tokens"] == ours[1]["tokens"]
         for field in ("l0", "fvu", "ce_spliced", "delta_loss"):
             assert ours[0][field] == pytest.approx(ours[1][field], abs=1e-5), field
-    assert panscope("report", "back").status == 0
+    call = panscope("report", "back")
+    assert (call.status, "the numbers are those of the evaluation text" in call.out) == (0, True), call.err
+    assert panscope("report", "back", copy, "--out", "both").status == 0
+    with Path("both/figures/results.csv").open() as file:
+        assert sorted(row["run"] for row in csv.DictReader(file) if row["fvu"]) == ["back", "back", "copy", "copy"]
+    call = panscope("report", copy, "--eval", "books")
+    assert "eval is 'books', but the run 'copy' has no such evaluation: it has held_out, text" in call.sentence()
     call = panscope("publish", "back", "--to", "me/coders", "--dry-run", "look")
     assert (call.status, "the numbers are those of the evaluation text" in call.out) == (0, True), call.err
     card = Path("look/README.md").read_text()
@@ -112,8 +121,11 @@ def test_an_imported_run_is_measured_as_the_trained_one(panscope: Command, tiny:
 def test_without_text_an_imported_run_has_none_held_out(panscope: Command, tiny: Tiny, run: Path):
     panscope("export", run / "coders" / TOPK, "--format", "saelens", "--out", "theirs")
     panscope("import", "theirs", "--out", "back", "--model", tiny.model)
-    call = panscope("eval", "back")
-    assert (call.status, "held_out 0.0" in call.sentence()) == (2, True), call.err
+    for more in ((), ("--context", 12), ("--model", tiny.model), ("--as-trained",)):
+        call = panscope("eval", "back", *more)
+        assert call.sentence() == "the run 'back' was imported and has no text of its own: give --text FILE"
+    with pytest.raises(UserError, match="was imported and has no text of its own"):
+        evaluate("back")
 
 
 def test_what_is_exported_says_where_it_stands_and_comes_from(panscope: Command, tiny: Tiny, run: Path, tmp_path: Path):
@@ -300,7 +312,7 @@ def test_nothing_is_written_over(panscope: Command, tiny: Tiny, run: Path):
     call = panscope("export", run / "coders" / TOPK, "--format", "saelens", "--out", "theirs")
     assert (call.status, "nothing is written over: choose another --out" in call.sentence()) == (2, True)
     call = panscope("import", "theirs", "--out", run, "--model", tiny.model)
-    assert (call.status, "already exists: choose another --out" in call.sentence()) == (2, True)
+    assert call.sentence().endswith("exists already and nothing is written over: choose another --out")
 
 
 def test_an_export_that_is_refused_leaves_nothing(panscope: Command, run: Path, tmp_path: Path):

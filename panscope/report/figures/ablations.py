@@ -16,7 +16,7 @@ def ablations(results: Results) -> Figure | Missing:
     """The rise of the loss when a site is replaced by zero, by its mean, and by the best reconstruction."""
     rows = _harm(site_rows(results, ("ce_clean", "delta_loss", *_ABLATED.values())))
     if not rows:
-        return Missing(f"no coder has losses under ablation: measure them by `panscope eval {results.folder}`")
+        return Missing(f"no coder has losses under ablation: measure them by `{results.measure}`")
     harm = Axis("harm", "rise of the loss (nats per token)", log=True)
     look = charts.Grid(x=LAYER, ys=(harm,), colour=charts.name_colour(rows, "text", "replaced by"), series=("text",))
     return Figure(rows, charts.grid(rows, look))

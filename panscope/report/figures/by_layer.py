@@ -14,7 +14,7 @@ def by_layer(results: Results) -> Figure | Missing:
     """L0, explained variance and delta loss by layer."""
     rows = site_rows(results, ("l0", "explained_variance", "delta_loss"))
     if not rows:
-        return Missing(f"no coder was measured: do it by `panscope eval {results.folder}`")
+        return Missing(f"no coder was measured: do it by `{results.measure}`")
     look = charts.Grid(
         x=LAYER,
         ys=(L0, EXPLAINED, DELTA_LOSS),

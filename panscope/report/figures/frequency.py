@@ -11,7 +11,7 @@ from panscope.report import charts, choice
 from panscope.report.axes import LAYER, Axis
 from panscope.report.figure import Figure, Missing, Row
 from panscope.report.rows import at_layer, coder_of, coder_rows, site_rows
-from panscope.report.runs import HELD_OUT, Results
+from panscope.report.runs import Results
 
 FREQUENCY = Axis("frequency", "firing frequency (share of tokens)", log=True, format="~e")
 DENSITY = Axis("density", "density (share of latents per factor of 10)")
@@ -24,7 +24,7 @@ def histogram(results: Results) -> Figure | Missing:
     chosen = choice.at_middle_layers(every)
     rows = [row for one in every for row in _bins(results, one)]
     if not rows:
-        return Missing(f"no coder has a histogram of frequencies: measure it by `panscope eval {results.folder}`")
+        return Missing(f"no coder has a histogram of frequencies: measure it by `{results.measure}`")
     names = {row["coder"] for row in chosen}
     shown = at_layer(_without_empty_ends([row for row in rows if row["coder"] in names]))
     look = charts.Grid(
@@ -43,8 +43,8 @@ def histogram(results: Results) -> Figure | Missing:
 
 def _found(results: Results, one: Row) -> dict[str, Any]:
     """The histogram of a coder; {} where it has none."""
-    held_out = coder_of(results, one).evaluations.get(HELD_OUT)
-    return {} if held_out is None else held_out.content.get("frequency") or {}
+    drawn = results.drawn(coder_of(results, one))
+    return {} if drawn is None else drawn.content.get("frequency") or {}
 
 
 def _without_empty_ends(rows: list[Row]) -> list[Row]:
@@ -68,9 +68,9 @@ def dead_and_dense(results: Results) -> Figure | Missing:
     """The shares of latents that never fire and that fire too often, by layer."""
     rows = site_rows(results, ("dead_fraction", "dense_fraction"))
     if not rows:
-        return Missing(f"no coder was measured: do it by `panscope eval {results.folder}`")
+        return Missing(f"no coder was measured: do it by `{results.measure}`")
     for row in rows:
-        content = coder_of(results, row).evaluations[HELD_OUT].content
+        content = coder_of(results, row).evaluations[results.label].content
         row["inactive"] = content.get("never_fired", {}).get(str(_WINDOW))
         row["window"] = _WINDOW if row["inactive"] is not None else content.get("dead_window")
         row["inactive"] = row["dead_fraction"] if row["inactive"] is None else row["inactive"]

@@ -5,7 +5,7 @@ Multi-Layer SAE, section 4: on one token most latents are active at one layer or
 
 from panscope.report import choice, style
 from panscope.report.figure import Figure, Missing, Row, Spec
-from panscope.report.runs import HELD_OUT, Coder, Results
+from panscope.report.runs import Coder, Results
 
 MOST_CODERS = 3
 MOST_LATENTS = 200
@@ -14,28 +14,28 @@ NOTE = f"Drawn: at most {MOST_LATENTS} latents a coder, evenly spread over their
 
 def latent_layers(results: Results) -> Figure | Missing:
     """The share of each latent's activation at each layer."""
-    found = [coder for coder in results.coders() if _table(coder) is not None]
+    found = [coder for coder in results.coders() if _table(results, coder) is not None]
     if not found:
         return Missing(
             'no coder of several layers was measured latent by latent: train one with `wiring = "multilayer"`, or '
-            f"measure it by `panscope eval {results.folder}`"
+            f"measure it by `{results.measure}`"
         )
     several = len(results.runs) > 1
     chosen = choice.spread(found, MOST_CODERS)
-    rows = [row for coder in chosen for row in _shares(coder, several=several)]
+    rows = [row for coder in chosen for row in _shares(coder, _table(results, coder) or [], several=several)]
     more = choice.note(chosen, found, "coders", then="layers.parquet of each has its own")
     return Figure(rows, _heat_map(rows), f"{NOTE} {more}".strip())
 
 
-def _table(coder: Coder) -> list[Row] | None:
-    evaluation = coder.evaluations.get(HELD_OUT)
+def _table(results: Results, coder: Coder) -> list[Row] | None:
+    evaluation = results.drawn(coder)
     return None if evaluation is None else evaluation.table("layers")
 
 
-def _shares(coder: Coder, *, several: bool) -> list[Row]:
+def _shares(coder: Coder, table: list[Row], *, several: bool) -> list[Row]:
     """A row for each of some latents and each layer; latents that never fired are left out."""
     totals: dict[int, dict[int, float]] = {}
-    for row in _table(coder) or []:
+    for row in table:
         totals.setdefault(row["latent"], {})[row["layer"]] = row["total"]
     alive = {latent: layers for latent, layers in totals.items() if sum(layers.values()) > 0}
     means = {latent: _mean_layer(layers) for latent, layers in alive.items()}

@@ -17,7 +17,7 @@ def per_layer(results: Results) -> Figure | Missing:
     if not shared:
         return Missing(
             'no coder of several layers was measured: train one with `wiring = "multilayer"` in a suite file, or '
-            f"measure it by `panscope eval {results.folder}`"
+            f"measure it by `{results.measure}`"
         )
     rows = [row for row in every if row["place"] in shared]
     several = [row for row in rows if row["wiring"] in ("multilayer", "crosscoder")]

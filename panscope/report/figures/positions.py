@@ -8,7 +8,7 @@ from panscope.report.axes import MSE, Axis
 from panscope.report.binning import binned
 from panscope.report.figure import Figure, Missing, Row
 from panscope.report.rows import at_layer, coder_of, identity, site_rows
-from panscope.report.runs import HELD_OUT, Results
+from panscope.report.runs import Results
 
 PLACE = Axis("place_in_sequence", "token's place in its sequence, from 1", log=True, format="~s")
 NOTE = "Places are put together in at most 100 bins that widen with the place; positions.parquet has every one."
@@ -27,9 +27,9 @@ def delta_loss(results: Results) -> Figure | Missing:
 def _by_position(results: Results, y: Axis) -> Figure | Missing:
     every = site_rows(results, (y.field,))
     chosen = choice.at_middle_layers(every)
-    rows = position_rows(results, chosen, HELD_OUT)
+    rows = position_rows(results, chosen, results.label)
     if not rows:
-        return Missing(f"no coder was measured by position: do it by `panscope eval {results.folder}`")
+        return Missing(f"no coder was measured by position: do it by `{results.measure}`")
     shown = at_layer(rows)
     look = charts.Grid(
         x=PLACE,

@@ -25,7 +25,7 @@ def fvu(results: Results) -> Figure | Missing:
 def _trade_off(results: Results, y: Axis) -> Figure | Missing:
     rows = [row for row in site_rows(results, ("l0", y.field)) if row["l0"] is not None and row[y.field] is not None]
     if not rows:
-        return Missing(f"no coder has l0 and {y.field}: measure them by `panscope eval {results.folder}`")
+        return Missing(f"no coder has l0 and {y.field}: measure them by `{results.measure}`")
     layers = choice.few_layers(rows)
     drawn = [row for row in rows if row["layer"] in layers]
     look = charts.Grid(

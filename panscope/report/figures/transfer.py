@@ -1,5 +1,5 @@
-"""The same coders on something they did not learn from, beside the held-out text: another text, a fine-tuned model,
-low precision, or in the form they were trained in.
+"""The same coders on something they did not learn from, beside the evaluation that is drawn, which is mostly that on
+held-out text: another text, a fine-tuned model, low precision, or in the form they were trained in.
 
 Gemma Scope, Figures 8 (instruction-tuned model) and 10 (bfloat16); Llama Scope, Figures 6 and 11.
 """
@@ -25,11 +25,11 @@ def transfer(results: Results) -> Figure | Missing:
     rows, labels = _compared(results, "matter")
     if not labels:
         return Missing(
-            "the coders were measured on held-out text only: give other text by "
+            f"the coders were measured on {_drawn_text(results)} only: give other text by "
             f"`panscope eval {results.folder} --text FILE --label text`, or a fine-tuned model beside it by "
             "`--model PATH --label instruct`"
         )
-    return _figure(rows, (L0, FVU, DELTA_LOSS), {HELD_OUT: "held-out text"})
+    return _figure(rows, (L0, FVU, DELTA_LOSS), {results.label: _drawn_text(results)})
 
 
 def inference(results: Results) -> Figure | Missing:
@@ -47,7 +47,7 @@ def inference(results: Results) -> Figure | Missing:
             "no coder was measured in the form it was trained in: do it by "
             f"`panscope eval {results.folder} --as-trained`"
         )
-    words = {HELD_OUT: "as published (JumpReLU threshold)"} | dict.fromkeys(labels, "as trained (TopK)")
+    words = {results.label: "as published (JumpReLU threshold)"} | dict.fromkeys(labels, "as trained (TopK)")
     return _figure(rows, (L0, MSE, DELTA_LOSS), words)
 
 
@@ -59,7 +59,12 @@ def precision(results: Results) -> Figure | Missing:
             "no coder was measured in low precision: do it by "
             f"`panscope eval {results.folder} --coder-dtype bfloat16 --label bf16`"
         )
-    return _figure(rows, (L0, FVU, DELTA_LOSS), {HELD_OUT: "full precision"})
+    return _figure(rows, (L0, FVU, DELTA_LOSS), {results.label: "full precision"})
+
+
+def _drawn_text(results: Results) -> str:
+    """In words."""
+    return "held-out text" if results.label == HELD_OUT else f"the text of the evaluation {results.label!r}"
 
 
 def _name(coder: Coder) -> tuple[str, str]:
@@ -76,12 +81,12 @@ def _differences(one: Evaluation, other: Evaluation) -> set[str]:
 
 
 def _compared(results: Results, aspect: str) -> tuple[list[Row], list[str]]:
-    """Rows of the held-out evaluation and of those that differ from it in this aspect alone; the labels of these."""
+    """Rows of the drawn evaluation and of those that differ from it in this aspect alone; the labels of these."""
     pairs = {
         (*_name(coder), label)
         for coder in results.coders()
         for label, evaluation in coder.evaluations.items()
-        if HELD_OUT in coder.evaluations and _differences(evaluation, coder.evaluations[HELD_OUT]) == {aspect}
+        if (drawn := results.drawn(coder)) and _differences(evaluation, drawn) == {aspect}
     }
     labels = sorted({label for *_, label in pairs})
     others = [
@@ -91,8 +96,8 @@ def _compared(results: Results, aspect: str) -> tuple[list[Row], list[str]]:
         if (row["run"], row["coder"].removeprefix(f"{row['run']}/"), label) in pairs
     ]
     measured = {(row["coder"], row["site"]) for row in others}
-    held_out = [row for row in site_rows(results, _METRICS) if (row["coder"], row["site"]) in measured]
-    return [row | {"label": HELD_OUT} for row in held_out] + others, labels
+    plain = [row for row in site_rows(results, _METRICS) if (row["coder"], row["site"]) in measured]
+    return [row | {"label": results.label} for row in plain] + others, labels
 
 
 def _figure(plain: list[Row], ys: tuple[Axis, ...], words: dict[str, str]) -> Figure:

@@ -1,0 +1,78 @@
+"""Which evaluation a report draws: that on held-out text; else the only other one that there is, or the one named.
+
+Imported coders have no held-out text, so what was measured of them always has a label of its own. Several runs are
+drawn beside each other only where they have an evaluation of one label, and under any label but that of the held-out
+text, which is each run's own, only where it is of one text.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from panscope.report.runs import HELD_OUT, Evaluation, Results, Run
+from panscope.types import UserError
+
+
+def drawing(results: Results, asked: str | None = None) -> Results:
+    """The same results with the evaluation to draw: `asked`, or the one that is meant where none is named.
+
+    Raises UserError, with the labels that there are, where a run has none of that label, where it must be asked, and
+    where the runs were measured on different texts.
+    """
+    chosen = replace(results, label=_usual(results) if asked is None else _checked(results, asked))
+    if chosen.label != HELD_OUT:
+        _check_one_text(chosen)
+    return chosen
+
+
+def texts(evaluation: Evaluation) -> str:
+    """What an evaluation was measured on, by the names of its files: they may have been given from any folder."""
+    every = evaluation.about.get("text", ())
+    return ", ".join(Path(text).name if Path(text).suffix else text for text in every) or "an unnamed text"
+
+
+def _checked(results: Results, asked: str) -> str:
+    for run in results.runs:
+        if asked not in run.labels():
+            have = ", ".join(run.labels()) or "none yet"
+            raise UserError(f"eval is {asked!r}, but the run {run.name!r} has no such evaluation: it has {have}")
+    return asked
+
+
+def _usual(results: Results) -> str:
+    """The label that is meant; runs that were never measured are drawn with what the others have."""
+    measured = [run for run in results.runs if run.labels()]
+    common = [label for label in results.labels() if all(label in run.labels() for run in measured)]
+    if not measured or HELD_OUT in common:
+        return HELD_OUT
+    if len(common) == 1:
+        return common[0]
+    if common:
+        raise UserError(
+            f"{_runs(measured)} has several evaluations and none on held-out text: say by --eval which is drawn, one "
+            f"of {', '.join(common)}"
+        )
+    have = "; ".join(f"{run.name} has {', '.join(run.labels())}" for run in measured)
+    raise UserError(
+        f"these runs have no evaluation of one label ({have}): measure each on the same text by "
+        "`panscope eval RUN --text FILE`"
+    )
+
+
+def _runs(runs: list[Run]) -> str:
+    return f"the run {runs[0].name!r}" if len(runs) == 1 else "each of these runs"
+
+
+def _check_one_text(results: Results) -> None:
+    """Raise UserError where the evaluation that is drawn is of one text in one run and of another in another."""
+    found: dict[str, str] = {}
+    for run in results.runs:
+        for coder in run.coders:
+            if evaluation := results.drawn(coder):
+                found.setdefault(texts(evaluation), run.name)
+    if len(found) > 1:
+        (one, first), (other, second), *_ = found.items()
+        raise UserError(
+            f"the evaluation {results.label!r} is of {one} in the run {first!r} and of {other} in {second!r}, which "
+            "cannot be compared: measure both on one text by `panscope eval RUN --text FILE`, or choose another by "
+            "--eval"
+        )
