@@ -16,6 +16,7 @@ from panscope.config import read_toml
 from panscope.lms.facts import facts_of
 from panscope.suite.cost import Cost, assumptions, cost
 from panscope.suite.gpu import gpu_named
+from panscope.suite.penalties import far_above
 from panscope.suite.plan import SuiteConfig, plan
 from panscope.types import UserError
 
@@ -50,6 +51,8 @@ class PlanSuite:
         suite = SuiteConfig.read(read_toml(suite_file(self.suite)), self.suite)
         facts = facts_of(suite.model)
         planned = plan(suite, facts, gpu.memory_bytes)
+        for line in far_above(planned):
+            _say(console, line)
         console.print(listed(planned) if self.coders else grouped(planned))
         _print_costs(console, cost(planned, facts, gpu, self.gpus), self.days)
         return 0

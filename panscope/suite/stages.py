@@ -12,6 +12,7 @@ from panscope.records import RunFolder, locked, read_sealed, read_sealed_toml, w
 from panscope.suite.eval_files import Results
 from panscope.suite.evaluating import check_precision, evaluate_run
 from panscope.suite.kernels import KernelChoice, choose_kernels
+from panscope.suite.penalties import far_above, silent
 from panscope.suite.plan import Plan, SuiteConfig, plan
 from panscope.suite.reporter import Reporter
 from panscope.suite.room import check_room, need
@@ -29,9 +30,8 @@ def start(suite: SuiteConfig, out: Path, reporter: Reporter, *, profile: bool = 
     planned = planned_from(suite)
     kernels = _kernels(planned)
     lm = load(suite.model)
-    reporter.planned(planned)
-    reporter.say(kernels.line)
     _check_held_out(planned.suite, lm)
+    _say_planned(planned, kernels, reporter)
     state = fresh(planned, lm, kernels, reporter)
     run = RunFolder.create(out)
     with locked(run.path):
@@ -73,8 +73,7 @@ def _resume(run: RunFolder, reporter: Reporter, device: str | None, *, profile: 
     planned = planned_from(suite)
     kernels = _kernels(planned)
     lm = load(suite.model)
-    reporter.planned(planned)
-    reporter.say(kernels.line)
+    _say_planned(planned, kernels, reporter)
     state = restored(planned, lm, run, kernels, reporter)
     if state.step and not run.train_log.exists():
         reporter.say(f"{run.train_log} is missing: it goes on without its lines up to step {state.step}")
@@ -84,6 +83,12 @@ def _resume(run: RunFolder, reporter: Reporter, device: str | None, *, profile: 
 def planned_from(suite: SuiteConfig) -> Plan:
     """The plan of a suite, from configuration alone: no weight is read."""
     return plan(suite, facts_of(suite.model), memory_bytes(suite.model))
+
+
+def _say_planned(planned: Plan, kernels: KernelChoice, reporter: Reporter) -> None:
+    reporter.planned(planned)
+    for line in (kernels.line, *far_above(planned)):
+        reporter.say(line)
 
 
 def _kernels(planned: Plan) -> KernelChoice:
@@ -130,5 +135,7 @@ def _go_on(
     results = evaluate_run(run, planned.suite, lm, reporter)
     assert results is not None, "no other process has a part of it"
     run.write_status("done")
+    if line := silent(results):
+        reporter.say(line)
     check_precision(results, planned.suite.eval.precision)
     return results

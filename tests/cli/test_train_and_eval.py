@@ -203,3 +203,17 @@ def test_where_the_results_are_is_one_line(
     call = panscope("train", suite, "--out", folder)
     assert call.status == 0, call.err
     assert f"Results are in {folder}\n" in call.out
+
+
+def test_an_l0_given_as_a_penalty_is_said_before_and_after(panscope: Command, tiny: Tiny):
+    flags = ("--model", tiny.model, "--text", tiny.text, "--sites", "resid_post", "--layers", 1, "--width", 32)
+    call = panscope("train", *flags, "--architecture", "jumprelu", "--sparsity", 32, "--tokens", 25_600)
+    assert call.status == 0, call.err
+    before, after = call.out.split("measuring the size of the activations")
+    assert "for an L0 of 32 write --target-l0 32" in before
+    assert "an L0 of about 0, which reconstructs little but the mean: L01R-2x-jumprelu-l32" in after
+
+
+def test_text_that_is_missing_is_said_before_anything_else(panscope: Command, tiny: Tiny):
+    call = panscope("train", "--model", tiny.model, "--text", "none.jsonl", "--width", 32, "--sparsity", 4)
+    assert "none.jsonl" in call.sentence() and call.out == ""
