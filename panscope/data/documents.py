@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from panscope import demo
 from panscope.config import Config, expanded
@@ -46,6 +46,11 @@ class DataConfig(Config):
     """Sequences of one pass of the language model."""
     chat: ChatConfig | None = None
     """How documents are put to a fine-tuned model; left out, they stand as they are."""
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _one_or_several(cls, text: Any) -> Any:
+        return (text,) if isinstance(text, str) else text
 
     @model_validator(mode="after")
     def _chats_stand_alone(self) -> Self:

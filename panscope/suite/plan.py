@@ -4,13 +4,13 @@ Planning a planned suite changes nothing, so the suite.toml in a run folder is a
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from panscope.activations.config import ActivationsConfig
 from panscope.config import Config, expanded
-from panscope.data.documents import DataConfig
+from panscope.data.documents import DEMO_TEXT, DataConfig
 from panscope.evals.question import EvalConfig
 from panscope.lms.facts import ModelFacts
 from panscope.lms.load import LanguageModelConfig
@@ -55,6 +55,15 @@ class SuiteConfig(Config):
     @classmethod
     def _is_a_name(cls, name: str) -> str:
         return names.checked(name, "name")
+
+    @model_validator(mode="after")
+    def _has_a_model_for_its_text(self) -> Self:
+        if set(self.data.text) != {DEMO_TEXT} and "path" not in self.model.model_fields_set:
+            raise ValueError(
+                f"text is {', '.join(self.data.text)} and the model that reads it is missing: give --model, or path "
+                "under [model]; 'panscope://demo' is the built-in one"
+            )
+        return self
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,15 @@ def test_what_flags_alone_need(refused):
     refused("--sparsity is missing", "train", "--width", 32)
 
 
+def test_a_text_needs_the_model_that_reads_it(refused, tiny: Tiny, tmp_path: Path):
+    """The built-in model is for the built-in text alone, unless it is asked for."""
+    missing = "and the model that reads it is missing: give --model, or path under [model]; 'panscope://demo' is the"
+    refused(f"text is {tiny.text} {missing}", "train", "--text", tiny.text, *CODER)
+    (tmp_path / "s.toml").write_text(f"[data]\ntext = '{tiny.text}'\n[[coders]]\nwidth = 32\nsparsity = 4\n")
+    refused(missing, "plan", "s.toml")
+    refused(missing, "collect", "s.toml", "--out", "store")
+
+
 def test_suites_that_are_not_there(refused):
     refused("suite 'demon' is neither a file nor a built-in suite: give a .toml file or one of demo", "train", "demon")
     refused("'gone.toml' does not exist", "train", "gone.toml")

@@ -88,6 +88,12 @@ def test_open_documents_reads_every_named_file(tmp_path: Path) -> None:
     assert sorted(document.text for document in documents.walk(0, 0)) == ["a.txt", "b.txt"]
 
 
+def test_one_text_may_stand_without_its_list() -> None:
+    assert DataConfig.read({"text": "a.jsonl"}, "data") == DataConfig(text=("a.jsonl",))
+    with pytest.raises(UserError, match="text is 5: input should be a valid tuple"):
+        DataConfig.read({"text": 5}, "data")
+
+
 def test_the_demo_text_is_the_file_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "stories.jsonl").write_text('{"text": "once"}')
     monkeypatch.setattr(documents_module.demo, "TEXT", tmp_path / "stories.jsonl")
