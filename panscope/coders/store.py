@@ -5,12 +5,14 @@ that belongs to them in `config.json`; a normaliser that cannot be folded stands
 carries a checksum of itself and of both files of weights, so that no damaged number is ever used.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from panscope import coders, records
 from panscope.coders.base import Coder
 from panscope.coders.normaliser import Normaliser
+from panscope.coders.topk import SelectingConfig
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.types import UserError
 
@@ -57,6 +59,15 @@ def load_trained(folder: Path) -> WiredCoder:
 def origin(folder: Path) -> dict[str, Any]:
     """What config.json says: where the coder came from, and the checksums of its weights; raises as `load`."""
     return _config(folder)
+
+
+def knows_sparsity(config: Mapping[str, Any]) -> bool:
+    """Whether the `sparsity` in a config.json is what the coder was trained with.
+
+    Other tools' files say K, and of a penalty nothing: then `sparsity` is a number that nobody chose.
+    """
+    trained = coders.config_type(config["training"]["coder"]["architecture"])
+    return not config.get("origin") or issubclass(trained, SelectingConfig)
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -124,13 +124,14 @@ def place(facts: Facts, site: Site) -> str:
 
 def tag(facts: Facts) -> str:
     """What a suite file added to the name of a coder to tell it from one that is otherwise alike; '' for none."""
-    found = re.search(rf"x-{re.escape(facts.architecture)}-[klt][\d.]+(?:e-?\d+)?-(.+)", facts.name)
+    found = re.search(rf"x-{re.escape(facts.architecture)}(?:-[klt][\d.]+(?:e-?\d+)?)?+-(.+)", facts.name)
     return found[1] if found else ""
 
 
 def variant(facts: Facts, family: str) -> str:
     """What two coders of one recipe at different sites have in common."""
-    return f"{family}, {facts.width:,} wide, {facts.sparsity_means} = {facts.sparsity:g}"
+    sparsity = "" if facts.sparsity is None else f", {facts.sparsity_means} = {facts.sparsity:g}"
+    return f"{family}, {facts.width:,} wide{sparsity}"
 
 
 def in_order(rows: Iterable[Row]) -> list[Row]:
@@ -140,7 +141,7 @@ def in_order(rows: Iterable[Row]) -> list[Row]:
 
 def _order(row: Row) -> tuple[Any, ...]:
     kind = SITE_KINDS.index(Site.parse(row["site"]).kind)
-    return kind, row["place"], row["layer"], row["family"], row["width"], row["sparsity"], row["coder"]
+    return kind, row["place"], row["layer"], row["family"], row["width"], row["sparsity"] or 0, row["coder"]
 
 
 def places(rows: Iterable[Row]) -> list[str]:

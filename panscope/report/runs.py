@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 
 from panscope import records
+from panscope.coders import store
 from panscope.config import Config
 from panscope.types import Site, UserError
 
@@ -36,7 +37,8 @@ class Facts(Config):
     """The architecture of the finished weights: JumpReLU where TopK was turned into it."""
     width: int
     expansion: float
-    sparsity: float
+    sparsity: float | None
+    """None where other tools' files do not say it."""
     sparsity_means: str
     """What `sparsity` is: K, lambda, or the L0 that was asked for."""
     sparsity_from: float | None
@@ -211,10 +213,17 @@ def _facts(config: dict[str, Any], name: str, run: str) -> Facts:
         published=config["coder"]["architecture"],
         width=trained["width"],
         expansion=trained["width"] * sites / trained["d_in"],
-        sparsity=trained["sparsity"] if trained.get("target_l0") is None else trained["target_l0"],
+        sparsity=_sparsity(config),
         sparsity_means=_meaning(trained),
         sparsity_from=schedule.get("sparsity_from") if schedule.get("sparsity_warmup_steps") else None,
     )
+
+
+def _sparsity(config: dict[str, Any]) -> float | None:
+    trained = config["training"]["coder"]
+    if trained.get("target_l0") is not None:
+        return trained["target_l0"]
+    return trained["sparsity"] if store.knows_sparsity(config) else None
 
 
 def _meaning(trained: dict[str, Any]) -> str:

@@ -39,7 +39,11 @@ def write_all(
     for name, wired in coders.items():
         fields[name] = _write_one(run.coder(name), name, wired, results[name], about=about, suffix=suffix)
     flat = {name: _flat(own) for name, own in fields.items()}
-    write_results(run.path / f"results{suffix}.parquet", flat, {name: _facts(wired) for name, wired in coders.items()})
+    write_results(
+        run.path / f"results{suffix}.parquet",
+        flat,
+        {name: _facts(run.coder(name), wired) for name, wired in coders.items()},
+    )
     return fields
 
 
@@ -80,7 +84,7 @@ def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if isinstance(value, int | float)}
 
 
-def _facts(wired: WiredCoder) -> dict[str, Any]:
+def _facts(folder: Path, wired: WiredCoder) -> dict[str, Any]:
     """The columns of results.parquet that say which coder a row is about."""
     wiring, config = wired.wiring, wired.coder.config
     return {
@@ -90,5 +94,5 @@ def _facts(wired: WiredCoder) -> dict[str, Any]:
         "predicts": " ".join(map(str, wiring.predicts)),
         "architecture": config.architecture,
         "width": config.width,
-        "sparsity": config.sparsity,
+        "sparsity": config.sparsity if store.knows_sparsity(store.origin(folder)) else None,
     }

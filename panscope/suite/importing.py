@@ -16,17 +16,20 @@ from panscope.coders import store
 from panscope.config import expanded
 from panscope.data.documents import DataConfig
 from panscope.formats import FORMATS, Asked, Foreign, Format
+from panscope.formats.untrusted import read_json
 from panscope.lms.facts import ModelFacts, facts_of, tabled
 from panscope.lms.load import LanguageModelConfig
 from panscope.records import RunFolder
 from panscope.suite import names
-from panscope.suite.exporting import check_free, format_named, new_folder
+from panscope.suite.exporting import ABOUT, check_free, format_named, new_folder
 from panscope.suite.plan import MAX_CONTEXT, SuiteConfig
 from panscope.types import UserError
 
 MOST_DEEP, MOST_ENTRIES = 8, 100_000
 """How deep below the source, and at how many files and folders, the search ends."""
 _LONGEST_TAG = 100
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,119}", re.ASCII)
+"""A name that a file may give a coder: it becomes that of a folder."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def _fill(
         language_model = LanguageModelConfig.read({"path": model[0]}, str(one.path))
         facts = _facts(language_model)
         _check_fits(one.path, foreign, facts)
-        name = _name(foreign, facts, one, source, coders)
+        name = _free(_own_name(foreign, one, asked) or _made_name(foreign, facts), one, source, coders)
         provenance = {
             "name": name,
             "normaliser": foreign.wired.normaliser.model_dump(mode="json"),
@@ -194,17 +197,33 @@ def _check_fits(path: Path, foreign: Foreign, facts: ModelFacts | None) -> None:
                 )
 
 
-def _name(foreign: Foreign, facts: ModelFacts | None, one: Found, source: Path, taken: dict[str, Found]) -> str:
-    """A name as a trained coder would have it; where two would be equal, with the place it was found at."""
+def _own_name(foreign: Foreign, one: Found, asked: Asked) -> str | None:
+    """The name under which Panscope once wrote the coder; None for other tools' files, and for a site said anew."""
+    beside = (one.path if one.path.is_dir() else one.path.parent) / ABOUT
+    about = foreign.about
+    if "name" not in about and beside.is_file():
+        written = read_json(beside).get("panscope")
+        found = written.get("about") if isinstance(written, dict) else None
+        about = found if isinstance(found, dict) else {}
+    name = about.get("name")
+    is_name = isinstance(name, str) and _NAME.fullmatch(name)
+    return name if is_name and not (asked.reads or asked.predicts) else None
+
+
+def _made_name(foreign: Foreign, facts: ModelFacts | None) -> str:
+    """A name as a trained coder would have it, but for the coefficient of a penalty, which no file says."""
     wiring, config = foreign.wired.wiring, foreign.wired.coder.config
-    layers = facts.n_layers if facts else 0
-    name = names.coder_name(wiring, config, layers)
+    return names.coder_name(wiring, config, facts.n_layers if facts else 0, priced=False)
+
+
+def _free(name: str, one: Found, source: Path, taken: dict[str, Found]) -> str:
+    """The name, or where it is taken, the name with the place that the coder was found at."""
     if name not in taken:
         return name
     place = one.path.relative_to(source).with_suffix("").as_posix() if one.path != source else one.path.stem
     tag = re.sub(r"[^\w-]+", ".", place, flags=re.ASCII)[-_LONGEST_TAG:].strip(".-") or "coder"
-    tagged = names.coder_name(wiring, config, layers, tag)
-    return tagged if tagged not in taken else names.coder_name(wiring, config, layers, f"{tag}.{len(taken)}")
+    tagged = f"{name}-{tag}"
+    return tagged if tagged not in taken else f"{tagged}.{len(taken)}"
 
 
 def _stated_context(foreign: Foreign, facts: ModelFacts | None) -> int | None:

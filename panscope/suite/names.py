@@ -26,24 +26,26 @@ def checked(name: Any, what: str) -> str:
     return name
 
 
-def coder_name(wiring: Wiring, coder: CoderConfig, layers: int, tag: Any = "") -> str:
+def coder_name(wiring: Wiring, coder: CoderConfig, layers: int, tag: Any = "", *, priced: bool = True) -> str:
     """The name of a coder in a model of so many `layers`; `tag`, where two would be equal, goes to its end.
 
-    `8x` is the width against that of one site, also where a crosscoder reads several.
+    `8x` is the width against that of one site, also where a crosscoder reads several. Where it is not `priced`, nobody
+    knows the coefficient of its penalty, and its name has none.
     """
     tag = checked(tag, "tag") if tag != "" else ""
     per_layer = coder.d_in / len(wiring.reads) if wiring.wiring == "crosscoder" else coder.d_in
-    parts = [_place(wiring, layers), f"{coder.width / per_layer:.4g}x", coder.architecture, _sparsity(coder), tag]
+    sparsity = _sparsity(coder, priced=priced)
+    parts = [_place(wiring, layers), f"{coder.width / per_layer:.4g}x", coder.architecture, sparsity, tag]
     return "-".join(part for part in parts if part)
 
 
-def _sparsity(coder: CoderConfig) -> str:
-    """K, the L0 asked for, or the penalty's coefficient."""
+def _sparsity(coder: CoderConfig, *, priced: bool) -> str:
+    """K, the L0 asked for, or the penalty's coefficient where there is one."""
     if isinstance(coder, SelectingConfig):
         return f"k{coder.sparsity:g}"
     if isinstance(coder, JumpReLUConfig) and coder.target_l0 is not None:
         return f"t{coder.target_l0:g}"
-    return f"l{short(coder.sparsity)}"
+    return f"l{short(coder.sparsity)}" if priced else ""
 
 
 def _place(wiring: Wiring, layers: int) -> str:

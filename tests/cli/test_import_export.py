@@ -7,14 +7,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 import torch
 from tiny_lm import Command, Tiny, save_model
 
+from panscope import records
 from panscope.coders import store
 from panscope.formats import FORMATS
 from panscope.records import RunFolder
 from panscope.suite import importing
+from panscope.suite.exporting import export
 from panscope.suite.verbs import evaluate
 from panscope.types import UserError
 
@@ -116,6 +119,54 @@ def test_an_imported_run_is_measured_as_the_trained_one(panscope: Command, tiny:
         assert (published["fvu"], published["evaluated_on"]["label"]) == (found["fvu"], "text")
         assert json.loads(Path("look", name, "cfg.json").read_text())["metadata"]["l0"] == found["l0"]
     assert str(tmp_path) not in "".join(path.read_text("latin-1") for path in Path("look").rglob("*") if path.is_file())
+
+
+def strangers(run: Path, coder: str, out: str) -> Path:
+    """A coder exported as if another tool had written it: nothing in its files says what it was called."""
+    folder = Path(out)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    export(run / "coders" / coder, "saelens", folder)
+    (folder / "panscope.json").unlink()
+    fields = json.loads((folder / "cfg.json").read_text())
+    records.write_json(folder / "cfg.json", fields | {"metadata": fields["metadata"] | {"panscope": None}})
+    return folder
+
+
+@pytest.mark.parametrize("format", ["saelens", "gemma_scope", "dictionary_learning"])
+def test_a_coder_of_ours_comes_back_under_its_name(panscope: Command, tiny: Tiny, run: Path, format: str):
+    panscope("export", run / "coders" / JUMP, "--format", format, "--out", "theirs")
+    call = panscope("import", "theirs", "--out", "back", "--model", tiny.model)
+    assert (call.status, only(Path("back"))) == (0, JUMP), call.err
+    assert panscope("import", "theirs", "--out", "moved", "--model", tiny.model, "--site", "L01.mlp_out").status == 0
+    assert only(Path("moved")) == "L01M-2x-jumprelu"
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a\nb", ".hidden", "x" * 300, 7])
+def test_a_name_that_cannot_be_a_folders_is_not_taken(panscope: Command, tiny: Tiny, run: Path, name: object):
+    panscope("export", run / "coders" / JUMP, "--format", "gemma_scope", "--out", "theirs")
+    beside = Path("theirs/panscope.json")
+    fields = json.loads(beside.read_text())
+    fields["panscope"]["about"]["name"] = name
+    beside.write_text(json.dumps(fields))
+    assert panscope("import", "theirs", "--out", "back", "--model", tiny.model).status == 0
+    assert only(Path("back")) == "L00M-2x-jumprelu"
+
+
+def test_a_penalty_that_no_file_says_is_named_nowhere(panscope: Command, tiny: Tiny, run: Path):
+    """Of a TopK coder the files say K, of a JumpReLU coder nothing: then its numbers stand without one."""
+    for coder in (JUMP, TOPK):
+        strangers(run, coder, f"theirs/{coder[:3]}")
+    assert panscope("import", "theirs", "--out", "back", "--model", tiny.model).status == 0
+    assert RunFolder.open("back").coder_names() == ["L00M-2x-jumprelu", TOPK]
+    assert panscope("eval", "back", "--text", tiny.text, "--tokens", 200).status == 0
+    table = pyarrow.parquet.read_table("back/results-text.parquet").to_pylist()
+    assert [(row["coder"], row["sparsity"]) for row in table] == [("L00M-2x-jumprelu", None), (TOPK, 4)]
+    assert panscope("report", "back").status == 0
+    with Path("back/report/figures/trade-off-fvu.csv").open() as file:
+        rows = {row["coder"]: row for row in csv.DictReader(file)}
+    assert (rows["L00M-2x-jumprelu"]["sparsity"], rows[TOPK]["sparsity"]) == ("", "4.0")
+    assert rows["L00M-2x-jumprelu"]["variant"] == "jumprelu, 32 wide"
+    assert rows[TOPK]["variant"] == "topk, 32 wide, K = 4"
 
 
 def test_without_text_an_imported_run_has_none_held_out(panscope: Command, tiny: Tiny, run: Path):

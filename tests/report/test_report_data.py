@@ -74,6 +74,7 @@ def test_a_row_says_which_coder_it_is(results: Results):
         ("all-R-8x-jumprelu-l1e-3-of-two", "jumprelu", "of-two"),
         ("L01R-4x-jumprelu-l1e-3", "jumprelu", ""),
         ("L01R-0.5x-jumprelu-t32.5-b", "jumprelu", "b"),
+        ("L01R-4x-jumprelu-layer.3", "jumprelu", "layer.3"),
         ("somebody-elses", "topk", ""),
     ],
 )

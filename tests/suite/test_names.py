@@ -93,3 +93,10 @@ def test_multilayer_coders(wiring: Wiring, expected: str):
 def test_crosscoders_are_measured_against_one_site(wiring: Wiring, expected: str):
     """512 latents are 8x of the 64 of one site, however many there are."""
     assert named(wiring, "topk", 512, 32) == expected
+
+
+def test_a_penalty_that_nobody_knows_is_not_in_a_name():
+    wiring, fields = over("sae", "L03.resid_post"), {"d_in": D, "d_out": D, "width": 128, "sparsity": 1}
+    for architecture, expected in {"relu": "L03R-2x-relu-tag", "topk": "L03R-2x-topk-k1-tag"}.items():
+        coder = coders.config_type(architecture).read(fields, "test")
+        assert coder_name(wiring, coder, LAYERS, "tag", priced=False) == expected

@@ -67,7 +67,7 @@ def _everyone(coder: Coder) -> bool:
 
 def _annealed(coder: Coder) -> bool:
     begin = coder.facts.sparsity_from
-    return begin is not None and begin > coder.facts.sparsity
+    return begin is not None and coder.facts.sparsity is not None and begin > coder.facts.sparsity
 
 
 def _logged(results: Results, wanted: Callable[[Coder], bool]) -> list[Row]:
