@@ -55,7 +55,8 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.kind not in SITE_KINDS:
-            raise UserError(f"site kind {self.kind!r} is unknown: use one of {', '.join(SITE_KINDS)}")
+            before = "resid_pre is the resid_post of the layer before; " if self.kind == "resid_pre" else ""
+            raise UserError(f"site kind {self.kind!r} is unknown: {before}use one of {', '.join(SITE_KINDS)}")
         if self.layer < 0:
             raise UserError(f"layer {self.layer} of site {self.kind!r} is negative: layers count from 0")
 

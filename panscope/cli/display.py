@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from panscope.cli.units import counted
 from panscope.suite.plan import Plan
 
 _ROWS_SHOWN = 40
@@ -49,7 +50,7 @@ class TerminalReporter:
         suite = plan.suite
         kinds = sorted({coder.coder.architecture for coder in plan.coders})
         sites = sorted({str(site.kind) for site in plan.sites()})
-        self.say(f"{suite.name}: {len(plan.coders)} coders ({', '.join(kinds)}) at {', '.join(sites)}")
+        self.say(f"{suite.name}: {counted(len(plan.coders), 'coder')} ({', '.join(kinds)}) at {', '.join(sites)}")
         self.say(f"model {suite.model.path}; text {', '.join(suite.data.text)}; context {suite.data.context}")
         self.say(f"{plan.steps * plan.batch:,} tokens = {plan.steps:,} steps of {plan.batch:,} rows")
         self.say(f"rows are gathered and shuffled {plan.buffer_rows:,} at a time ({suite.activations.shuffle})")
@@ -92,7 +93,7 @@ class TerminalReporter:
             self._progress.update(task, completed=min(done, total) if total else done)
         if self._live is None and time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
             self._told = time.monotonic()
-            self.say(f"{what}: {done:,}" + (f" of {total:,}" if total else ""))
+            self.say(f"{what}: {min(done, total):,} of {total:,}" if total else f"{what}: {done:,}")
 
     def finished(self) -> None:
         """Close the bar."""

@@ -8,6 +8,7 @@ import tyro
 from rich.console import Console
 
 from panscope.cli.flags import flag
+from panscope.cli.units import counted
 from panscope.config import expanded
 from panscope.suite.exporting import export
 
@@ -31,6 +32,7 @@ class Export:
     def run(self, console: Console) -> int:
         """Do it; the exit status."""
         written = export(self.coder, self.format, self.out)
-        what = "The coder is" if written == [expanded(self.out)] else f"{len(written)} coders are"
+        is_one = written == [expanded(self.out)]
+        what = "The coder is" if is_one else f"{counted(len(written), 'coder')} written, a folder each,"
         console.print(f"{what} in {self.out}", markup=False, highlight=False, soft_wrap=True)
         return 0

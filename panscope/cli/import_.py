@@ -8,6 +8,7 @@ import tyro
 from rich.console import Console
 
 from panscope.cli.flags import flag
+from panscope.cli.units import counted
 from panscope.formats.base import Asked
 from panscope.suite.importing import import_coders
 from panscope.types import Site, UserError
@@ -51,8 +52,10 @@ class Import:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         made = import_coders(self.source, self.out, asked, format=self.format, say=say)
+        if not made.compared:
+            say(f"{made.model} is not on this machine: its widths were not compared with those of the coders")
         say(
-            f"{len(made.coders)} coders of {made.model} are in {self.out}; measure them by "
+            f"{counted(len(made.coders), 'coder')} of {made.model} in {self.out}; measure by "
             f"panscope eval {self.out} --text FILE"
         )
         return 0

@@ -6,11 +6,13 @@ Exit status: 0 done, 2 the user's mistake, 1 ours, 130 stopped on request with e
 import functools
 import operator
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
+from panscope import __version__
 from panscope.cli.collect import Collect
 from panscope.cli.doctor import Doctor
 from panscope.cli.evaluate import Eval
@@ -34,7 +36,7 @@ For example
   panscope eval runs/demo          measure it again, or on other text
   panscope report runs/demo        every figure in one page
 
-Every verb has its own help: panscope eval --help"""
+Every verb has its own help: panscope eval --help. The version: panscope --version"""
 _VERBS = {
     "plan": PlanSuite,
     "train": Train,
@@ -54,9 +56,13 @@ _VERBS = {
 
 def main() -> None:
     """Run the command line and exit."""
-    command = tyro.cli(_commands(), prog="panscope", description=_DESCRIPTION)  # type: ignore[arg-type]
+    console = Console()
+    if sys.argv[1:] == ["--version"]:
+        console.print(f"panscope {__version__}", highlight=False)
+        sys.exit(0)
+    command = parsed(sys.argv[1:])
     try:
-        status = command.run(Console())
+        status = command.run(console)
     except UserError as error:
         status = _mistake(str(error))
     except OSError as error:
@@ -72,14 +78,20 @@ def main() -> None:
     sys.exit(status)
 
 
-def _commands() -> Any:
-    """Every verb: one line each in the list of them, its whole text where it is named."""
-    is_named = len(sys.argv) > 1 and sys.argv[1] in _VERBS
-    verbs: list[Any] = []
-    for name, verb in _VERBS.items():
-        line = None if is_named else (verb.__doc__ or "").partition("\n")[0]
-        verbs.append(Annotated[verb, tyro.conf.subcommand(name, description=line)])
-    return functools.reduce(operator.or_, verbs)
+def parsed(words: Sequence[str]) -> Any:
+    """The verb that the words of a command line mean; exits with help or with what is wrong with them.
+
+    A verb that is named is parsed alone, so that what is said of its flags is about no other verb.
+    """
+    if words and words[0] in _VERBS:
+        return tyro.cli(_VERBS[words[0]], prog=f"panscope {words[0]}", args=words[1:])
+    verbs = functools.reduce(operator.or_, [_in_the_list(name, verb) for name, verb in _VERBS.items()])
+    return tyro.cli(verbs, prog="panscope", description=_DESCRIPTION, args=words)
+
+
+def _in_the_list(name: str, verb: Any) -> Any:
+    """A verb with one line of its text."""
+    return Annotated[verb, tyro.conf.subcommand(name, description=(verb.__doc__ or "").partition("\n")[0])]
 
 
 def _mistake(sentence: str) -> int:

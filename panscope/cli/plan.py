@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from panscope.cli.cost_tables import Lines, choice_lines, compute_table, disk_lines, memory_lines, placement_lines
@@ -19,6 +20,8 @@ from panscope.suite.gpu import gpu_named
 from panscope.suite.penalties import far_above
 from panscope.suite.plan import SuiteConfig, plan
 from panscope.types import UserError
+
+_WIDEST = 1000
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,16 @@ class PlanSuite:
         planned = plan(suite, facts, gpu.memory_bytes)
         for line in far_above(planned):
             _say(console, line)
-        console.print(listed(planned) if self.coders else grouped(planned))
+        _print_whole(console, listed(planned) if self.coders else grouped(planned))
         _print_costs(console, cost(planned, facts, gpu, self.gpus), self.days)
         return 0
+
+
+def _print_whole(console: Console, table: Table) -> None:
+    """A table, a line a row where the terminal is too narrow for its longest words: no name is cut in two."""
+    needed = Measurement.get(console, console.options.update(max_width=_WIDEST), table)
+    table.width = None if needed.minimum < console.width else needed.maximum
+    console.print(table, crop=False)
 
 
 def _print_costs(console: Console, whole: Cost, days: float) -> None:

@@ -8,6 +8,7 @@ import tyro
 from rich.console import Console
 
 from panscope.cli.flags import flag
+from panscope.cli.units import counted
 from panscope.config import expanded
 from panscope.report.label import drawing
 from panscope.report.runs import HELD_OUT, read_runs
@@ -42,7 +43,7 @@ class Report:
             _say(console, f"the numbers are those of the evaluation {results.label}")
         for title, reason in written.left_out.items():
             _say(console, f"left out: {title}: {reason}")
-        _say(console, f"{len(written.figures)} figures are in {written.page}; open it in a browser")
+        _say(console, f"{counted(len(written.figures), 'figure')} in {written.page}; open it in a browser")
         return 0
 
     def _place(self) -> Path:

@@ -20,6 +20,11 @@ def in_counts(number: float) -> str:
     return f"{_three(number)}{_COUNTS[power]}"
 
 
+def counted(number: int, what: str) -> str:
+    """1 coder, 1,200 coders."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
 def in_hours(number: float) -> str:
     """12,345 or 0.0123."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

@@ -17,7 +17,7 @@ from pydantic import Field
 from panscope import facts
 from panscope.config import Config, expanded, read_toml
 from panscope.lms.families import family_of
-from panscope.lms.load import LanguageModelConfig, as_user_error, locate
+from panscope.lms.load import LanguageModelConfig, as_user_error, pretrained
 from panscope.lms.sites import KINDS
 from panscope.types import Site, UserError
 
@@ -155,12 +155,9 @@ def tabled() -> dict[str, ModelFacts]:
 
 def _counted(config: LanguageModelConfig) -> ModelFacts:
     """The facts of a model by building it without memory."""
-    source, local = locate(config)
-    options = {} if local else {"revision": config.revision}
+    source, options = pretrained(config)
     with as_user_error(config):
-        whole = transformers.AutoConfig.from_pretrained(
-            source, local_files_only=local, trust_remote_code=False, **options
-        )
+        whole = transformers.AutoConfig.from_pretrained(source, **options)
     blocks = family_of(whole.model_type).blocks
     with as_user_error(config), torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(whole)

@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx2
+import huggingface_hub
 import torch
 import transformers
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 
 from panscope import demo
@@ -22,6 +25,7 @@ from panscope.lms.model import LanguageModel
 from panscope.types import UserError
 
 _BUILT_IN = "panscope://"
+_HUB_SECONDS = 10.0
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
@@ -50,14 +54,11 @@ def load(config: LanguageModelConfig | Path | str) -> LanguageModel:
     if not isinstance(config, LanguageModelConfig):
         config = LanguageModelConfig(path=str(config))
     device = named_device(config.device)
-    source, local = locate(config)
-    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
-    if not local:
-        options["revision"] = config.revision
+    source, options = pretrained(config)
     with as_user_error(config):
         model_config = transformers.AutoConfig.from_pretrained(source, **options)
     attention = _attention(config, model_config.model_type)
-    with as_user_error(config), _quiet(local):
+    with as_user_error(config), _quiet(options["local_files_only"]):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
         options |= {"config": model_config, "output_loading_info": True}
         options |= {"dtype": getattr(torch, config.dtype), "attn_implementation": attention}
@@ -107,6 +108,36 @@ def locate(config: LanguageModelConfig) -> tuple[str, bool]:
             f"path {config.path!r} is not a folder that exists: give a folder with a Hugging Face model or a hub id"
         )
     return config.path, False
+
+
+def pretrained(config: LanguageModelConfig) -> tuple[str, dict[str, Any]]:
+    """What transformers' `from_pretrained` is called with: the folder or hub id, and its options.
+
+    Raises UserError, after one question, for a hub id where the hub cannot be reached and nothing of it is on this
+    machine: transformers would ask many times, and tell of each.
+    """
+    source, local = locate(config)
+    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    if local:
+        return source, options
+    is_here = isinstance(huggingface_hub.try_to_load_from_cache(source, "config.json", revision=config.revision), str)
+    if not is_here and (trouble := _trouble(config)):
+        raise UserError(
+            f"path {config.path!r} is not a folder that is here, and the Hugging Face hub cannot be reached to look "
+            f"for a model of that name ({trouble}): give a folder, or go online"
+        )
+    return source, options | {"revision": config.revision}
+
+
+def _trouble(config: LanguageModelConfig) -> str | None:
+    """Why the hub gives no answer at all; None where it does, whatever it says."""
+    try:
+        huggingface_hub.HfApi().model_info(config.path, revision=config.revision, timeout=_HUB_SECONDS)
+    except HfHubHTTPError:
+        return None
+    except (httpx2.TransportError, OfflineModeIsEnabled) as error:
+        return _first_line(error) or type(error).__name__
+    return None
 
 
 def _folder(config: LanguageModelConfig, folder: Path) -> tuple[str, bool]:

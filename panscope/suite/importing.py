@@ -47,6 +47,8 @@ class Imported:
     model: str
     coders: dict[str, Found]
     """By name."""
+    compared: bool
+    """Whether the coders' widths were compared with the model's, which is not done for one that is not here."""
 
 
 def find(source: Path, format: str | None = None) -> list[Found]:
@@ -75,7 +77,6 @@ def import_coders(
     source, out = expanded(source), expanded(out)
     check_free(out, "out")
     found = find(source, format)
-    say(f"{len(found)} coders of {', '.join(sorted({one.format.name for one in found}))}")
     with new_folder(out) as fresh:
         return _fill(RunFolder(fresh), out.name, source, found, asked, say)
 
@@ -142,7 +143,7 @@ def _fill(
     )
     records.write_sealed_toml(run.suite_file, suite.model_dump(mode="json"))
     run.write_status("done")
-    return Imported(model[0], coders)
+    return Imported(model[0], coders, compared=_facts(model[0]) is not None)
 
 
 def _model_of(foreign: Foreign) -> str | None:

@@ -213,7 +213,7 @@ def test_a_folder_of_many(panscope: Command, tiny: Tiny, run: Path):
     Path("many/notes.txt").write_text("not a coder")
     call = panscope("import", "many", "--out", "back", "--model", tiny.model, "--site", "L01.resid_post")
     assert call.status == 0, call.err
-    assert "4 coders of dictionary_learning, saelens" in call.out
+    assert f"4 coders of {tiny.model} in back; measure by panscope eval back --text FILE" in call.out
     names = RunFolder.open("back").coder_names()
     assert len(names) == 4 and sum(name.startswith("L01R-2x-topk-k4") for name in names) == 3
     assert any("three" in name or "one" in name or "deep" in name for name in names)
@@ -354,6 +354,8 @@ def test_a_model_of_the_hub_is_known_by_its_short_name(panscope: Command, run: P
     file.write_text(json.dumps(fields))
     call = panscope("import", "theirs", "--out", "back")
     assert call.status == 0, call.err
+    said = "someone/unknown-model is not on this machine: its widths were not compared with those of the coders"
+    assert said in call.out and "1 coder of someone/unknown-model in back" in call.out
     suite = Path("back/suite.toml").read_text()
     assert 'path = "someone/unknown-model"' in suite and "context = 96" in suite
 
@@ -380,6 +382,8 @@ def test_a_broken_coder_among_many_leaves_no_run(panscope: Command, tiny: Tiny, 
     call = panscope("import", "theirs", "--out", "back", "--model", tiny.model)
     assert (call.status, TOPK in call.sentence()) == (2, True)
     assert not Path("back").exists() and not list(tmp_path.glob(".back*"))
+    broken = panscope("import", f"theirs/{TOPK}", "--out", "back", "--model", tiny.model)
+    assert (broken.status, broken.out) == (2, ""), "what is refused is not counted first"
 
 
 def test_autoencoders_that_others_trained(panscope: Command, shared: Path):

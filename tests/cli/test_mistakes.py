@@ -52,7 +52,10 @@ def test_texts_that_cannot_be_read(refused, tiny: Tiny, tmp_path: Path):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (("--sites", "resid_pre"), "site kind 'resid_pre' is unknown: use one of resid_post, attn_z"),
+        (
+            ("--sites", "resid_pre"),
+            "'resid_pre' is unknown: resid_pre is the resid_post of the layer before; use one of",
+        ),
         (("--sites", "mlp_in -> mlp_out"), "names two sites"),
         (("--wiring", "transcoder", "--sites", "mlp_in"), "names one site"),
         (("--wiring", "pairs"), "wiring is 'pairs'"),

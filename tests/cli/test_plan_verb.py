@@ -107,3 +107,20 @@ def test_mistakes(panscope: Command, arguments: tuple[str, ...], expected: str):
 def test_a_layer_the_model_lacks_is_refused_without_loading_it(panscope: Command, gemma: Path):
     gemma.write_text(gemma.read_text().replace("[20]", "[42]"))
     assert "layer 42 does not exist: the model has 42 layers" in panscope("plan", gemma).sentence()
+
+
+@pytest.mark.parametrize("flags", [(), ("--coders",)])
+@pytest.mark.parametrize("columns", [60, 80])
+def test_no_word_is_cut_in_two(
+    panscope: Command, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], columns: int
+):
+    whole = panscope("plan", "demo", *flags).out
+    monkeypatch.setenv("COLUMNS", str(columns))
+    narrow = panscope("plan", "demo", *flags).out
+    table = narrow[: narrow.index("demo on panscope://demo")]
+    assert set(table.split()) == set(whole[: whole.index("demo on panscope://demo")].split())
+
+
+def test_a_penalty_far_above_every_recipe_is_said(panscope: Command, tmp_path: Path):
+    (tmp_path / "s.toml").write_text('[[coders]]\narchitecture = "jumprelu"\nwidth = 64\nsparsity = 32\n')
+    assert "for an L0 of 32 write --target-l0 32" in panscope("plan", "s.toml").out

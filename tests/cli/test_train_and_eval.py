@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 from tiny_lm import CONTEXT, Command, Tiny, write_text
 
+from panscope import __version__ as panscope_version
 from panscope import suites
 
 COMMANDS = ("", "train", "eval")
@@ -31,6 +32,18 @@ def test_the_list_of_verbs_has_one_line_each_and_help_has_defaults_and_choices(p
     assert "panscope report runs/a runs/b" in panscope("report", "--help").out
     assert "(default: 1024)" in panscope("rollouts", "--help").out
     assert "--content all|prompt|response" in panscope("eval", "--help").out
+
+
+def test_a_flag_that_is_unknown_points_to_the_help_of_its_verb(panscope: Command):
+    call = panscope("eval", "runs/demo", "--taxt", "a.jsonl")
+    assert call.status == 2 and "run panscope eval --help" in call.err
+    assert "--text FILE" in call.err and "panscope train" not in call.err
+    assert "run panscope --help" in panscope("trian").err
+
+
+def test_the_version(panscope: Command):
+    call = panscope("--version")
+    assert (call.status, call.out) == (0, f"panscope {panscope_version}\n")
 
 
 def suite_of(run: Path) -> dict[str, Any]:

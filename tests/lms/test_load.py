@@ -5,13 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import huggingface_hub
 import pytest
 import torch
 import transformers
 
 from panscope import demo
-from panscope.lms.load import LanguageModelConfig, load, memory_bytes
+from panscope.lms.load import LanguageModelConfig, load, memory_bytes, pretrained
 from panscope.lms.model import LanguageModel
 from panscope.types import Site, UserError
 
@@ -76,7 +77,38 @@ def test_a_file_is_no_folder(folder: Path):
 def test_hub_id_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     message = refusal(config("no-such-owner/no-such-model", revision="v2"))
-    assert "path 'no-such-owner/no-such-model' at revision 'v2' cannot be loaded" in message
+    assert "path 'no-such-owner/no-such-model' is not a folder that is here, and the Hugging Face hub" in message
+
+
+def test_the_hub_is_asked_once_where_it_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, caplog, capfd):
+    """And nothing is said of it but the sentence."""
+    asked: list[str] = []
+
+    def unreachable(self: object, request: httpx2.Request) -> None:
+        asked.append(request.url.host)
+        raise httpx2.ConnectError("Name or service not known")
+
+    monkeypatch.setattr(httpx2.HTTPTransport, "handle_request", unreachable)
+    message = refusal(config("no-such-owner/no-such-model"))
+    assert (
+        "cannot be reached to look for a model of that name (Name or service not known): give a folder, or" in message
+    )
+    assert asked == ["huggingface.co"] and caplog.text == ""
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_that_is_in_the_cache_is_not_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch, no_network: None):
+    cached = str(folder / "config.json")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *names, revision: cached)
+    assert pretrained(config("owner/model", revision="abc"))[1]["revision"] == "abc"
+
+
+def test_what_the_hub_says_of_a_model_is_transformers_to_tell(monkeypatch: pytest.MonkeyPatch):
+    def none_there(self: object, request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(404, headers={"X-Error-Code": "RepoNotFound"}, request=request)
+
+    monkeypatch.setattr(httpx2.HTTPTransport, "handle_request", none_there)
+    assert "path 'no-such-owner/no-such-model' cannot be loaded" in refusal(config("no-such-owner/no-such-model"))
 
 
 def test_hub_id_is_asked_for_with_its_revision(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -92,6 +124,7 @@ def test_hub_id_is_asked_for_with_its_revision(folder: Path, monkeypatch: pytest
             return real(folder, **options)
 
         monkeypatch.setattr(getattr(transformers, name), "from_pretrained", pretend)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, path, revision, timeout: None)
     assert load(config("owner/model", revision="abc")).n_layers == 3
     names = ["AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"]
     assert asked == [(name, "owner/model", "abc", False) for name in names]

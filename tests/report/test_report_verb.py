@@ -49,7 +49,7 @@ def mine(bare: Path, tmp_path: Path) -> Path:
 def test_it_says_where_the_page_is_and_what_was_left_out(report, mine: Path):
     status, said = report(mine)
     assert status == 0
-    assert f"6 figures are in {mine}/report/index.html; open it in a browser" in said
+    assert f"6 figures in {mine}/report/index.html; open it in a browser" in said
     assert (
         f"left out: Reconstruction loss by position: no coder was measured by position: do it by `panscope eval {mine}`"
         in said
