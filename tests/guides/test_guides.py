@@ -118,7 +118,7 @@ def _commands() -> list[str]:
         for cell in nbformat.read(path, as_version=4).cells:
             if cell.cell_type == "markdown":
                 lines += [line for line in cell.source.splitlines() if line.startswith("panscope ")]
-    return [re.split(r"  +|\s+#", line)[0] for line in lines]
+    return [re.split(r"\s+#", line)[0] for line in lines]
 
 
 @pytest.mark.parametrize("command", _commands())
