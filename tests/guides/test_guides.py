@@ -98,8 +98,8 @@ def _blocks(language: str) -> list[tuple[str, str]]:
     """Every fenced block of that language in the guides, with its page."""
     found = []
     for page in PAGES:
-        blocks = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-        found += [(page.name, block) for block in blocks]
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        found += [(page.name, block) for own, block in blocks if own == language]
     return found
 
 
