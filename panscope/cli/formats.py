@@ -18,8 +18,11 @@ class Formats:
 
     def run(self, console: Console) -> int:
         """Do it; the exit status."""
-        table = Table("--format", "what it is")
+        table = Table("--format")
+        for heading in ("what it is", "imports", "exports", "import needs"):
+            table.add_column(heading, overflow="fold")
         for format in FORMATS.values():
-            table.add_row(format.name, format.says)
+            imports, exports = " ".join(format.imports), " ".join(format.exports)
+            table.add_row(format.name, format.says, imports, exports, format.needs or "-")
         console.print(table)
         return 0

@@ -10,6 +10,7 @@ from rich.console import Console
 from panscope.cli.flags import flag
 from panscope.cli.units import counted
 from panscope.formats.base import Asked
+from panscope.formats.hooks import site_of_lens_name
 from panscope.suite.importing import import_coders
 from panscope.types import Site, UserError
 
@@ -33,8 +34,8 @@ class Import:
     format: Annotated[str | None, flag("NAME")] = None
     """One of `panscope formats`; left out, it is told by the files' names."""
     site: Annotated[tuple[str, ...], flag("SITE ...")] = ()
-    """Which site the coders read, such as L08.resid_post, in place of what the files say; several for one coder of all
-    of them (mlsae, saelens)."""
+    """Which site the coders read, such as L08.resid_post or blocks.8.hook_resid_post, in place of what the files say;
+    several for one coder of all of them (mlsae, saelens)."""
     predicts: Annotated[str | None, flag("SITE")] = None
     """Which site transcoders predict."""
     model: Annotated[str | None, flag("PATH_OR_HUB_ID")] = None
@@ -44,8 +45,8 @@ class Import:
 
     def run(self, console: Console) -> int:
         """Do it; the exit status."""
-        reads = tuple(Site.parse(text) for text in self.site) or None
-        predicts = None if self.predicts is None else Site.parse(self.predicts)
+        reads = tuple(map(_site, self.site)) or None
+        predicts = None if self.predicts is None else _site(self.predicts)
         asked = Asked(reads=reads, predicts=predicts, model=self.model, k=self._k())
 
         def say(line: str) -> None:
@@ -64,3 +65,8 @@ class Import:
         if self.k is not None and self.k < 1:
             raise UserError(f"k is {self.k}: expected a whole number above 0")
         return self.k
+
+
+def _site(text: str) -> Site:
+    """A site by our name or by TransformerLens'."""
+    return site_of_lens_name(text) or Site.parse(text)

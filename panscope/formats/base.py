@@ -53,6 +53,12 @@ class Format:
     """What the user types, such as saelens."""
     says: str
     """What it is, in one line."""
+    imports: tuple[str, ...]
+    """Our architectures that its files are read as."""
+    exports: tuple[str, ...]
+    """Our architectures that it has a place for; batchtopk and matryoshka mostly as the JumpReLU they end as."""
+    needs: str
+    """What `panscope import` must be told where the files do not say it; empty where they always do."""
     finds: Callable[[Path], bool]
     """Whether a file or folder looks like one coder of this format, from names alone: nothing is loaded."""
     read: Callable[[Path, Asked], Foreign]

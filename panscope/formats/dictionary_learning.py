@@ -301,5 +301,12 @@ def _config(foreign: Foreign, kind: str, coder: Coder) -> dict[str, Any]:
 
 
 DICTIONARY_LEARNING = Format(
-    "dictionary_learning", "dictionary_learning: a folder with ae.pt and config.json, or an ae.pt", finds, read, write
+    name="dictionary_learning",
+    says="dictionary_learning: a folder with ae.pt and config.json, or an ae.pt",
+    imports=tuple(dict.fromkeys(_ARCHITECTURES.values())),
+    exports=tuple(dict.fromkeys(_ARCHITECTURES.values())),
+    needs="--site, where submodule_name is none; --k of TopK, where no file has it",
+    finds=finds,
+    read=read,
+    write=write,
 )

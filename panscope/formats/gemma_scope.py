@@ -18,7 +18,7 @@ from panscope import records
 from panscope.formats.base import Asked, Foreign, Format
 from panscope.formats.hooks import names_of, with_own
 from panscope.formats.untrusted import read_json, read_npz
-from panscope.formats.weights import as_jumprelu, made, threshold_of, weight_sizes, wired_as, wiring_of
+from panscope.formats.weights import AS_JUMPRELU, as_jumprelu, made, threshold_of, weight_sizes, wired_as, wiring_of
 from panscope.types import Site, UserError
 
 _WEIGHTS, _BESIDE = "params.npz", "panscope.json"
@@ -85,4 +85,13 @@ def _write(foreign: Foreign, folder: Path) -> list[Path]:
     return [folder / _WEIGHTS, folder / _BESIDE]
 
 
-GEMMA_SCOPE = Format("gemma_scope", "Gemma Scope: params.npz, JumpReLU", _finds, _read, _write)
+GEMMA_SCOPE = Format(
+    name="gemma_scope",
+    says="Gemma Scope: params.npz, JumpReLU",
+    imports=("jumprelu",),
+    exports=AS_JUMPRELU,
+    needs="--site, outside of the published folders",
+    finds=_finds,
+    read=_read,
+    write=_write,
+)

@@ -17,7 +17,7 @@ from panscope.coders.base import Coder
 from panscope.formats.base import Asked, Foreign, Format
 from panscope.formats.hooks import family_in, family_named, names_of, paths_said, site_of_module_path, with_own
 from panscope.formats.untrusted import read_json, read_safetensors
-from panscope.formats.weights import as_jumprelu, made, threshold_of, weight_sizes, wired_as, wiring_of
+from panscope.formats.weights import AS_JUMPRELU, as_jumprelu, made, threshold_of, weight_sizes, wired_as, wiring_of
 from panscope.lms.families import family_of
 from panscope.types import Site, UserError
 
@@ -58,7 +58,9 @@ def _read(path: Path, asked: Asked) -> Foreign:
     if points[0] is None:
         reads, predicts = _sites_of_folder(file)
     if points[1] is not None and predicts is None and asked.predicts is None:
-        raise UserError(f"{str(file)!r} predicts {points[1]!r}, which is no site of ours: name the site it predicts")
+        raise UserError(
+            f"{str(file)!r} predicts {points[1]!r}, which is no site of ours: name the site it predicts by --predicts"
+        )
     wiring = wiring_of(file, asked, reads, predicts, points[0])
     about: dict[str, Any] = {"format": "gemma_scope_2", "source": str(file), "model": model}
     about |= paths_said(wiring, (reads, points[0]), (predicts, points[1]))
@@ -135,4 +137,13 @@ def _config(foreign: Foreign, coder: Coder) -> dict[str, Any]:
     return config | {name: names[name] for name in names if name not in config}
 
 
-GEMMA_SCOPE_2 = Format("gemma_scope_2", "Gemma Scope 2: params.safetensors, JumpReLU", _finds, _read, _write)
+GEMMA_SCOPE_2 = Format(
+    name="gemma_scope_2",
+    says="Gemma Scope 2: params.safetensors, JumpReLU",
+    imports=("jumprelu",),
+    exports=AS_JUMPRELU,
+    needs="--site, without config.json and outside of the published folders",
+    finds=_finds,
+    read=_read,
+    write=_write,
+)

@@ -24,7 +24,7 @@ from panscope.formats.base import Asked, Foreign, Format
 from panscope.formats.hooks import lens_name, names_of, site_of_lens_name
 from panscope.formats.shaping import whole_k
 from panscope.formats.untrusted import read_json, read_safetensors
-from panscope.formats.weights import as_jumprelu, made, threshold_of, weight_sizes, wired_as, wiring_of
+from panscope.formats.weights import AS_JUMPRELU, as_jumprelu, made, threshold_of, weight_sizes, wired_as, wiring_of
 from panscope.types import UserError
 
 _CONFIG, _MODEL, _WEIGHTS = "hyperparams.json", "lm_config.json", Path("checkpoints/final.safetensors")
@@ -87,7 +87,9 @@ def _wiring(where: Path, asked: Asked, config: dict[str, Any]) -> Wiring:
         points[1] = None
     reads, predicts = (site_of_lens_name(point) if isinstance(point, str) else None for point in points)
     if points[1] is not None and predicts is None and asked.predicts is None:
-        raise UserError(f"{str(where)!r} predicts {points[1]!r}, which is no site of ours: name the site it predicts")
+        raise UserError(
+            f"{str(where)!r} predicts {points[1]!r}, which is no site of ours: name the site it predicts by --predicts"
+        )
     return wiring_of(where, asked, reads, predicts, points[0])
 
 
@@ -181,4 +183,13 @@ def _write(foreign: Foreign, folder: Path) -> list[Path]:
     return [folder / _CONFIG, folder / _MODEL, folder / _WEIGHTS]
 
 
-LLAMA_SCOPE = Format("llama_scope", "Llama Scope v1: hyperparams.json and checkpoints", _finds, _read, _write)
+LLAMA_SCOPE = Format(
+    name="llama_scope",
+    says="Llama Scope v1: hyperparams.json and checkpoints",
+    imports=("jumprelu", "topk", "relu"),
+    exports=AS_JUMPRELU,
+    needs="",
+    finds=_finds,
+    read=_read,
+    write=_write,
+)

@@ -155,4 +155,13 @@ def _config(foreign: Foreign, coder: Coder) -> dict[str, Any]:
     }
 
 
-MLSAE = Format("mlsae", "Multi-Layer SAEs: a folder with config.json and model.safetensors", finds, read, write)
+MLSAE = Format(
+    name="mlsae",
+    says="Multi-Layer SAEs: a folder with config.json and model.safetensors",
+    imports=("topk",),
+    exports=("topk",),
+    needs="--site, where config.json has no layers",
+    finds=finds,
+    read=read,
+    write=write,
+)

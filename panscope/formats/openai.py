@@ -151,4 +151,13 @@ def _activation(coder: Coder, kind: str) -> str:
     )
 
 
-OPENAI = Format("openai", "OpenAI's GPT-2 autoencoders: one .pt file a coder", finds, read, write)
+OPENAI = Format(
+    name="openai",
+    says="OpenAI's GPT-2 autoencoders: one .pt file a coder",
+    imports=("relu", "topk"),
+    exports=("relu", "topk"),
+    needs="--site, outside of the published folders; --k of TopK, where the file has none",
+    finds=finds,
+    read=read,
+    write=write,
+)

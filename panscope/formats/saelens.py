@@ -29,6 +29,7 @@ from panscope.formats.weights import (
     finished,
     made,
     threshold_of,
+    way_to_jumprelu,
     weight_sizes,
     wired_as,
     wiring_of,
@@ -239,7 +240,9 @@ def _wiring(where: Path, asked: Asked, metadata: dict[str, Any], theirs: str) ->
     reads, predicts = sites_named(metadata, asked.model)
     out = metadata.get("hook_name_out")
     if out is not None and predicts is None and asked.predicts is None:
-        raise UserError(f"{str(where)!r} predicts {out!r}, which is no site of ours: name the site that it predicts")
+        raise UserError(
+            f"{str(where)!r} predicts {out!r}, which is no site of ours: name the site it predicts by --predicts"
+        )
     if "transcoder" in theirs and not (predicts or asked.predicts or isinstance(metadata.get("panscope"), dict)):
         raise UserError(f"{str(where)!r} does not say what it predicts: name that site, such as L03.mlp_out")
     wiring = wiring_of(where, asked, reads, predicts, metadata.get("hook_name"), several=True)
@@ -305,7 +308,7 @@ def _as_theirs(wired: WiredCoder) -> tuple[str, Coder]:
         if architecture not in _CROSSING:
             raise UserError(
                 f"SAELens has no {architecture!r} transcoder between widths that differ or with a skip: "
-                "convert it to jumprelu first"
+                f"{way_to_jumprelu(architecture)}train it as jumprelu or relu"
             )
         skip = "skip_" if coder.config.skip else ""
         return f"{_CROSSING[architecture]}{skip}transcoder", without_pre_bias(coder)
@@ -326,4 +329,13 @@ def _metadata(foreign: Foreign) -> dict[str, Any]:
     }
 
 
-SAELENS = Format("saelens", "SAELens: cfg.json and sae_weights.safetensors", _finds, _read, _write)
+SAELENS = Format(
+    name="saelens",
+    says="SAELens: cfg.json and sae_weights.safetensors",
+    imports=tuple(dict.fromkeys(ours for ours, _ in _READ.values())),
+    exports=(*_WRITTEN, "batchtopk", "matryoshka"),
+    needs="",
+    finds=_finds,
+    read=_read,
+    write=_write,
+)

@@ -192,4 +192,13 @@ def _came_with(foreign: Foreign, layer: int) -> str | None:
     return named if isinstance(named, str) and str(layer) in named.split(".") else None
 
 
-SPARSIFY = Format("sparsify", "EleutherAI's sparsify: a folder with cfg.json and sae.safetensors", finds, read, write)
+SPARSIFY = Format(
+    name="sparsify",
+    says="EleutherAI's sparsify: a folder with cfg.json and sae.safetensors",
+    imports=("topk",),
+    exports=("topk",),
+    needs="--site, where the folder is not called by its hookpoint",
+    finds=finds,
+    read=read,
+    write=write,
+)

@@ -21,6 +21,8 @@ from panscope.transforms.fold_norm import fold_norm
 from panscope.transforms.to_jumprelu import frozen
 from panscope.types import Site, UserError
 
+AS_JUMPRELU = ("relu", "jumprelu", "batchtopk", "matryoshka")
+"""Our architectures that a JumpReLU coder can stand for, once their running threshold is one of each latent."""
 _TINY = torch.finfo(torch.float32).tiny
 """Stands for a threshold of 0: ours are above 0."""
 
@@ -80,7 +82,9 @@ def wiring_of(
     sites = asked.sites or ((reads,) if reads else ())
     if not sites:
         names = f"says {said!r}, which is no site of ours" if said else "does not say at which site it reads"
-        raise UserError(f"{str(path)!r} {names}: name the site that it reads, such as L03.resid_post")
+        raise UserError(
+            f"{str(path)!r} {names}: name the site that it reads (--site, or asked= in Python), such as L03.resid_post"
+        )
     read, *others = sites
     predicts = asked.predicts or predicts
     if others:
@@ -129,11 +133,18 @@ def as_jumprelu(wired: WiredCoder, name: str) -> Coder:
     architecture = wired.coder.config.architecture
     if wired.normaliser.kind in PER_ROW:
         raise UserError(f"{name} has no place for the normaliser {wired.normaliser.kind!r}: write saelens instead")
-    if architecture not in ("relu", "jumprelu"):
+    if architecture not in AS_JUMPRELU:
         raise UserError(
-            f"{name} holds JumpReLU coders, this one is {architecture!r}: convert it to jumprelu, or write saelens"
+            f"{name} holds JumpReLU coders, this one is {architecture!r}: {way_to_jumprelu(architecture)}write saelens"
         )
     return without_pre_bias(wired.coder)
+
+
+def way_to_jumprelu(architecture: str) -> str:
+    """How a coder of an architecture becomes JumpReLU, for a sentence that goes on; empty where it cannot."""
+    if architecture != "topk":
+        return ""
+    return "train it with convert_to = 'jumprelu' in its [[coders]] table, which saves TopK as JumpReLU, or "
 
 
 def threshold_of(coder: Coder) -> Tensor:
@@ -152,7 +163,7 @@ def wired_as(path: Path, wiring: Wiring, coder: Coder, normaliser: str = "none")
     if wiring.wiring != "transcoder" and coder.config.d_in != coder.config.d_out:
         raise UserError(
             f"{str(path)!r} reads width {coder.config.d_in} and predicts width {coder.config.d_out}, so it is a "
-            "transcoder: name the site that it predicts, such as L03.mlp_out"
+            "transcoder: name the site that it predicts by --predicts, such as L03.mlp_out"
         )
     return WiredCoder(wiring, coder, per_row(normaliser))
 

@@ -143,7 +143,7 @@ def _fill(
     )
     records.write_sealed_toml(run.suite_file, suite.model_dump(mode="json"))
     run.write_status("done")
-    return Imported(model[0], coders, compared=_facts(model[0]) is not None)
+    return Imported(model[0], coders, compared=_facts(suite.model) is not None)
 
 
 def _model_of(foreign: Foreign) -> str | None:

@@ -56,6 +56,7 @@ def test_formats_lists_every_one(panscope: Command):
     assert call.status == 0
     for format in FORMATS.values():
         assert f"│ {format.name} " in call.out and format.says in call.out
+        assert " ".join(format.imports) in call.out and (format.needs or "-") in call.out
 
 
 @pytest.mark.parametrize(
@@ -177,6 +178,24 @@ def test_without_text_an_imported_run_has_none_held_out(panscope: Command, tiny:
         assert call.sentence() == "the run 'back' was imported and has no text of its own: give --text FILE"
     with pytest.raises(UserError, match="was imported and has no text of its own"):
         evaluate("back")
+
+
+def test_a_site_may_be_said_by_the_hooks_name(panscope: Command, tiny: Tiny, run: Path):
+    panscope("export", run / "coders" / TOPK, "--format", "dictionary_learning", "--out", "theirs")
+    Path("theirs/panscope.json").unlink()
+    Path("theirs/config.json").write_text(json.dumps({"trainer": {"dict_class": "AutoEncoderTopK", "k": 4}}))
+    call = panscope("import", "theirs", "--out", "back", "--model", tiny.model)
+    assert "name the site that it reads (--site, or asked= in Python), such as L03.resid_post" in call.sentence()
+    for site in ("L01.resid_post", "blocks.1.hook_resid_post"):
+        call = panscope("import", "theirs", "--out", f"back-{site}", "--model", tiny.model, "--site", site)
+        assert (call.status, only(Path(f"back-{site}"))) == (0, TOPK), call.err
+    call = panscope("import", "theirs", "--out", "back", "--model", tiny.model, "--site", "blocks.1.hook_k")
+    assert "site 'blocks.1.hook_k' is not understood: write it as L03.mlp_out" in call.sentence()
+
+
+def test_a_coder_without_a_place_is_told_how_to_get_one(panscope: Command, run: Path):
+    call = panscope("export", run / "coders" / TOPK, "--format", "gemma_scope", "--out", "theirs")
+    assert "this one is 'topk': train it with convert_to = 'jumprelu' in its [[coders]] table" in call.sentence()
 
 
 def test_what_is_exported_says_where_it_stands_and_comes_from(panscope: Command, tiny: Tiny, run: Path, tmp_path: Path):
