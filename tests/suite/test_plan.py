@@ -257,7 +257,7 @@ def refused(expected: str, *tables: dict[str, Any], **fields: Any) -> None:
             {"recipe": "gemma_scope", "architecture": "topk"},
             "architecture 'topk' does not go with recipe 'gemma_scope', which is for jumprelu",
         ),
-        ({"sites": "resid_pre"}, "site kind 'resid_pre' is unknown: use one of resid_post"),
+        ({"sites": "resid_pre"}, "site kind 'resid_pre' is unknown: resid_pre is the resid_post of the layer before"),
         ({"sites": ["resid_post", "mlp"]}, "site kind 'mlp' is unknown"),
         ({"layers": 4}, "layer 4 does not exist: the model has 4 layers; choose from 0 to 3"),
         ({"layers": [0, -1]}, "layer -1 does not exist"),
