@@ -130,6 +130,17 @@ def facts_of(config: LanguageModelConfig) -> ModelFacts:
     return _counted(config)
 
 
+def in_full(name: str) -> str:
+    """The hub id of a model of models.toml that is named without its owner, or as TransformerLens does; else `name`."""
+    ours = read_toml(TABLE)["models"]
+    found = [
+        hub_id
+        for hub_id, fields in ours.items()
+        if name.lower() in (hub_id.partition("/")[2].lower(), *fields.get("also", ()))
+    ]
+    return found[0] if len(found) == 1 else name
+
+
 def tabled() -> dict[str, ModelFacts]:
     """The facts of every model of models.toml, by hub id."""
     tables = read_toml(TABLE)
@@ -137,7 +148,8 @@ def tabled() -> dict[str, ModelFacts]:
     visions = {name: Vision.read(fields, name) for name, fields in tables["vision"].items()}
     found = {}
     for name, fields in tables["models"].items():
-        shape = Shape.read(tables["models"][fields["same_as"]] if "same_as" in fields else fields, name)
+        own = tables["models"][fields["same_as"]] if "same_as" in fields else fields
+        shape = Shape.read({key: value for key, value in own.items() if key != "also"}, name)
         family = families[shape.family]
         images = visions[shape.vision].parameters(shape.d_model) if shape.vision else 0
         found[name] = ModelFacts(

@@ -17,7 +17,7 @@ from panscope.config import expanded
 from panscope.data.documents import DataConfig
 from panscope.formats import FORMATS, Asked, Foreign, Format
 from panscope.formats.untrusted import read_json
-from panscope.lms.facts import ModelFacts, facts_of, tabled
+from panscope.lms.facts import ModelFacts, facts_of, in_full, tabled
 from panscope.lms.load import LanguageModelConfig
 from panscope.records import RunFolder
 from panscope.suite import names
@@ -147,12 +147,9 @@ def _fill(
 
 
 def _model_of(foreign: Foreign) -> str | None:
-    """The language model that the files name: a hub id in full where they leave the owner out and we know it."""
+    """The language model that the files name."""
     model = foreign.about.get("model")
-    if not isinstance(model, str):
-        return None
-    owned = [known for known in tabled() if known.partition("/")[2].lower() == model.lower()]
-    return owned[0] if len(owned) == 1 else model
+    return model if isinstance(model, str) else None
 
 
 def _said(path: Path) -> str:
@@ -168,7 +165,7 @@ def _same_model(model: str | None, path: Path, before: tuple[str, Path] | None) 
         local = expanded(model)
     except UserError as error:
         raise UserError(f"{str(path)!r} names a language model that cannot be: {error}, by --model") from None
-    model = str(local.absolute()) if os.path.isdir(local) else model
+    model = str(local.absolute()) if os.path.isdir(local) else in_full(model)
     if before is not None and before[0] != model:
         raise UserError(
             f"{str(path)!r} is of the model {model!r}, {str(before[1])!r} of {before[0]!r}: import them into a run "

@@ -22,6 +22,7 @@ from panscope.suite.verbs import evaluate
 from panscope.types import UserError
 
 TOPK, JUMP = "L01R-2x-topk-k4", "L00M-2x-jumprelu-l1e-3"
+GPT2 = [(said, "openai-community/gpt2", 768) for said in ("gpt2", "gpt2-small", "GPT2-small")]
 _BOTH = {"tokens": 640, "width": 32, "convert_to": "none"}
 
 
@@ -361,7 +362,7 @@ def test_names_of_folders_may_be_any(panscope: Command, tiny: Tiny, run: Path):
 
 
 def test_a_model_of_the_hub_is_known_by_its_short_name(panscope: Command, run: Path, no_network: None):
-    """As SAELens writes it, without the owner; the widths of a model of the table are checked without any network."""
+    """As SAELens writes it, or the user; the widths of a model of the table are checked without any network."""
     panscope("export", run / "coders" / TOPK, "--format", "saelens", "--out", "theirs")
     file = Path("theirs", "cfg.json")
     fields = json.loads(file.read_text())
@@ -369,6 +370,9 @@ def test_a_model_of_the_hub_is_known_by_its_short_name(panscope: Command, run: P
     file.write_text(json.dumps(fields))
     call = panscope("import", "theirs", "--out", "back")
     assert (call.status, "where the model 'google/gemma-2-2b' has 2304" in call.sentence()) == (2, True), call.err
+    for said, meant, width in (("gemma-2-9b", "google/gemma-2-9b", 3584), *GPT2):
+        call = panscope("import", "theirs", "--out", "back", "--model", said)
+        assert (call.status, f"where the model '{meant}' has {width}" in call.sentence()) == (2, True), call.err
     fields["metadata"] |= {"model_name": "someone/unknown-model", "context_size": 96}
     file.write_text(json.dumps(fields))
     call = panscope("import", "theirs", "--out", "back")
