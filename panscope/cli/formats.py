@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
 
 from panscope.formats import FORMATS
 
@@ -18,11 +18,11 @@ class Formats:
 
     def run(self, console: Console) -> int:
         """Do it; the exit status."""
-        table = Table("--format")
-        for heading in ("what it is", "imports", "exports", "import needs"):
-            table.add_column(heading, overflow="fold")
         for format in FORMATS.values():
-            imports, exports = " ".join(format.imports), " ".join(format.exports)
-            table.add_row(format.name, format.says, imports, exports, format.needs or "-")
-        console.print(table)
+            console.print(f"[bold]{format.name}[/bold]", highlight=False)
+            said = [format.says, f"imports {' '.join(format.imports)}", f"exports {' '.join(format.exports)}"]
+            if format.needs:
+                said.append(f"import needs {format.needs}")
+            for line in said:
+                console.print(Padding(line, (0, 0, 0, 4)), highlight=False, markup=False)
         return 0
