@@ -22,6 +22,7 @@ from panscope import demo
 from panscope.config import Config, expanded
 from panscope.lms.families import family_of
 from panscope.lms.model import LanguageModel
+from panscope.lms.tokenizer import HfTokenizer
 from panscope.types import UserError
 
 _BUILT_IN = "panscope://"
@@ -66,6 +67,21 @@ def load(config: LanguageModelConfig | Path | str) -> LanguageModel:
     model, report = loaded
     _check_complete(config, report)
     return LanguageModel(model.to(device), tokenizer)
+
+
+def load_tokenizer(config: LanguageModelConfig) -> HfTokenizer:
+    """The tokenizer alone, of a model that is on this machine: in a folder, or kept of the hub; nothing is fetched.
+
+    Raises UserError if it is not there.
+    """
+    source, local = locate(config)
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if not local:
+        options["revision"] = config.revision
+    with as_user_error(config):
+        model_config = transformers.AutoConfig.from_pretrained(source, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+    return HfTokenizer(tokenizer, model_config.get_text_config())
 
 
 def memory_bytes(config: LanguageModelConfig) -> int:

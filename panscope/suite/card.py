@@ -6,16 +6,21 @@ Plain Markdown under the YAML header that the hub reads. Everything in it comes 
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from panscope.suite import snippets
+import panscope
+from panscope import coders
+from panscope.coders.wiring import Wiring
+from panscope.suite import names, snippets, trained
+from panscope.suite.markdown import code, in_order, joined, plain, some, table
 from panscope.types import UserError
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 README = "README.md"
+_BUILT_IN = "panscope://demo"
 _TAG = "panscope"
 _TAGS = ("sparse-autoencoder", "saelens", _TAG, "mechanistic-interpretability")
 _KINDS = {
@@ -24,7 +29,6 @@ _KINDS = {
     "multilayer": ("sparse autoencoder of several layers", "sparse autoencoders of several layers"),
     "crosscoder": ("crosscoder", "crosscoders"),
 }
-_MOST_SITES = 8
 _NUMBERS: dict[str, tuple[str, Callable[[float], str], bool]] = {
     "L0": ("l0", "{:.1f}".format, False),
     "FVU": ("fvu", "{:.4f}".format, True),
@@ -35,10 +39,14 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], str], bool]] = {
 """A column of the table: its field of eval.json, how it is written, whether with its interval."""
 _MEANINGS = """\
 - **L0**: how many latents are active on a token, on average.
-- **FVU**: the fraction of the activations' variance that the reconstruction leaves unexplained.
-- **delta loss**: how much worse the language model predicts, in nats a token, with the reconstruction in place.
-- **loss recovered**: the same between setting the site to zero (0 %) and leaving it alone (100 %).
-- **dead**: the share of latents that never fired during the measurement."""
+- **FVU**: squared error of the reconstruction over all tokens, divided by that of always predicting the mean: 0 is
+  perfect, 1 is no better than the mean.
+- **delta loss**: the language model's next-token loss with the reconstruction in place of the activations, minus its
+  loss as it is, in nats a token.
+- **loss recovered**: how much of the loss that comes of replacing the activations by zeros the reconstruction wins
+  back: (loss with zeros - loss with the reconstruction) / (loss with zeros - loss as it is). 100 % is as good as the
+  activations themselves, 0 % no better than zeros.
+- **dead**: the share of latents that fired on none of these tokens."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,12 @@ class Card:
     entries: tuple[Entry, ...]
     figures: Mapping[str, Figure]
     """By path in the repository."""
+    opening: Sequence[int] | None
+    """The tokens that training put before every text; None where that is not known."""
+    ended: str
+    """The day on which the run was done, as 2026-11-21; empty where the run does not say."""
+    is_folder: bool
+    """Whether the language model was a folder of the machine that the run is of."""
 
 
 def is_ours(text: str) -> bool:
@@ -95,9 +109,9 @@ def check_licence(licence: str) -> str:
 
 
 def write_card(card: Card) -> str:
-    """The text of README.md."""
-    parts = [_header(card), _title(card), _what(card), _how(card), _quality(card), _figures(card), _loading(card)]
-    parts.append(f"## Licence\n\n`{card.licence}`. The language model and the text have licences of their own.")
+    """The text of README.md: what decides whether the coders are of use first, details after."""
+    sections = (_title, _feeding, _use, _quality, _figures, _how, _files, _licence)
+    parts = [_header(card), *(section(card) for section in sections)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -122,8 +136,60 @@ def _title(card: Card) -> str:
     made = "imported into" if all(entry.config.get("origin") for entry in card.entries) else "trained with"
     return (
         f"# {card.repository.partition('/')[2]}\n\n"
-        f"{_joined(kinds)} on the activations of `{_model(card)}`, {made} Panscope{_measured(card)}."
+        f"{joined(kinds)} on the activations of `{_model(card)}`, {made} Panscope{_measured(card)}.{_where(card)}\n\n"
+        f"{table(('', ''), _facts(card).items())}"
     )
+
+
+def _where(card: Card) -> str:
+    """Where the language model is, if not on the hub."""
+    if _model(card) == _BUILT_IN:
+        return " That is the small model built into the Python package `panscope`; it is not on the hub."
+    return " That model was a folder and is not public under a hub id." if card.is_folder else ""
+
+
+def _facts(card: Card) -> dict[str, str]:
+    model = card.entries[0].config.get("model") or {}
+    revision = f", revision `{plain(model['revision'])}`" if model.get("revision") else ""
+    weights = in_order(entry.config.get("model_weights") for entry in card.entries)
+    return {
+        "Language model": f"`{_model(card)}`{revision}"
+        + (f" (xxh3 of its weights: `{weights[0]}`)" if len(weights) == 1 else ""),
+        "Sites": some(in_order(site for entry in card.entries for site in entry.config["wiring"]["predicts"])),
+        "Architectures": ", ".join(in_order(e.config["coder"]["architecture"] for e in card.entries)),
+        "Latents": ", ".join(f"{n:,}" for n in sorted({e.config["coder"]["width"] for e in card.entries})),
+    }
+
+
+def _feeding(card: Card) -> str:
+    """Which rows the coders are for."""
+    measured = any(entry.numbers for entry in card.entries)
+    if not _trained(card):
+        said = "Whether these coders were trained with BOS before a text, and on which tokens, is their makers' to say."
+        numbers = " Rows of BOS and other special tokens are not in the numbers below."
+        return f"{_FEED}{said}{numbers if measured else ''}"
+    first = "Put no BOS before a text: training put none."
+    if card.opening is None:
+        first = "Put BOS before every text if the model has one, as training did."
+    elif card.opening:
+        first = f"Put BOS (token {card.opening[0]}) before every text, as training did."
+    turns = _turns(card.suite.get("data", {}).get("chat"))
+    zeros = card.suite.get("activations", {}).get("special_tokens") == "zero"
+    why = "they were zeros in training" if zeros else "these coders were not trained on them"
+    why += " and not measured on them" if measured else ""
+    return f"{_FEED}{first}{turns} Leave out the rows of BOS and other special tokens: {why}."
+
+
+_FEED = "## What to feed\n\n"
+
+
+def _turns(chat: Mapping[str, Any] | None) -> str:
+    """Between what the texts stood, where they stood in a chat; JSON has the prefixes exactly, in code."""
+    if chat is None:
+        return ""
+    user, model = ("`" + json.dumps(chat[part]).replace("`", "\\u0060") + "`" for part in ("user", "model"))
+    only = f" Only rows of the {chat['content']} were used." if chat.get("content", "all") != "all" else ""
+    return f" Texts stood in a chat, between {user}, whose rows are left out too, and {model}.{only}"
 
 
 def _measured(card: Card) -> str:
@@ -134,66 +200,13 @@ def _measured(card: Card) -> str:
     return f", {count:,} of them measured with it" if count else ""
 
 
-def _what(card: Card) -> str:
-    sites = _in_order(site for entry in card.entries for site in entry.config["wiring"]["predicts"])
-    shown = [f"`{site}`" for site in sites[:_MOST_SITES]] + [f"and {len(sites) - _MOST_SITES} more"] * (
-        len(sites) > _MOST_SITES
-    )
-    model, revision = card.entries[0].config.get("model") or {}, ""
-    if model.get("revision"):
-        revision = f", revision `{model['revision']}`"
-    weights = _in_order(entry.config.get("model_weights") for entry in card.entries)
-    facts = {
-        "Language model": f"`{_model(card)}`{revision}"
-        + (f" (xxh3 of its weights: `{weights[0]}`)" if len(weights) == 1 else ""),
-        "Sites": ", ".join(shown),
-        "Architectures": ", ".join(_in_order(e.config["coder"]["architecture"] for e in card.entries)),
-        "Latents": ", ".join(f"{n:,}" for n in sorted({e.config["coder"]["width"] for e in card.entries})),
-    }
-    return f"## What\n\n{_table(('', ''), facts.items())}\n\n{_NAMES}"
-
-
-_NAMES = """\
-A folder a coder: `L03R-8x-topk-k32` is layer 3, site R (R residual stream after the block, Z attention heads before
-W_O, A attention output, M MLP output, I and N MLP input with and without the norm's gain, TC transcoder N to M), 8
-latents a dimension, how it was trained, K = 32. `cfg.json` has the site by TransformerLens' hook name and by Hugging
-Face's module path. All normalisation is folded in: every coder takes activations as the model computes them, unless
-its `cfg.json` or `config.json` says otherwise."""
-
-
-def _how(card: Card) -> str:
-    """Of coders that were trained here, the numbers; of others, where they come from."""
-    facts: dict[str, str] = {}
-    trained = [entry for entry in card.entries if not entry.config.get("origin")]
-    if trained:
-        data, train = card.suite.get("data", {}), card.suite.get("train", {})
-        facts = {
-            "Text": _listed(_text(card)),
-            "Sequences": f"{data.get('packing', '-')}, at most {data.get('context', '-')} tokens",
-            "Tokens": ", ".join(f"{n:,}" for n in sorted({e.config.get("tokens") or 0 for e in trained})),
-            "Rows a step": f"{train.get('batch', '-'):,}" if train.get("batch") else "-",
-            "Recipe": _listed(_in_order(table.get("recipe") for table in card.suite.get("coders", ()))),
-            "Trained as": _listed(_in_order(e.config["training"]["coder"]["architecture"] for e in trained)),
-            "Learning rate": _listed(_in_order(_schedule(e, "learning_rate") for e in trained)),
-            "Normaliser": _listed(_in_order(_schedule(e, "normaliser") for e in trained)),
-        }
-    others = [entry.config["origin"] for entry in card.entries if entry.config.get("origin")]
-    if others:
-        facts["Imported from"] = _listed(_in_order(origin.get("format") for origin in others))
-    return f"## How\n\n{_table(('', ''), facts.items())}\n\nEvery further number is in the `config.json` of each coder."
-
-
-def _schedule(entry: Entry, field: str) -> Any:
-    return entry.config.get("schedule", {}).get(field)
-
-
 def _quality(card: Card) -> str:
     measured = [entry for entry in card.entries if entry.numbers]
     if not measured:
         return "## Quality\n\nThese coders have not been measured."
     heading = ("coder", "site", *_NUMBERS)
     rows = [(f"`{entry.name}`", _place(entry), *_row(entry.numbers or {})) for entry in card.entries]
-    return f"## Quality\n\n{_measured_on(card, measured)}\n\n{_table(heading, rows)}\n\n{_MEANINGS}"
+    return f"## Quality\n\n{_measured_on(card, measured)}\n\n{table(heading, rows)}\n\n{_MEANINGS}"
 
 
 def _measured_on(card: Card, measured: list[Entry]) -> str:
@@ -203,7 +216,7 @@ def _measured_on(card: Card, measured: list[Entry]) -> str:
     part = "text kept from training" if on.get("part") == "held_out" else "text"
     amount = f"{min(tokens):,}" if min(tokens) == max(tokens) else f"{min(tokens):,} to {max(tokens):,}"
     return (
-        f"On {amount} tokens of {part} ({_listed(on.get('text', []))}), sequences of at most {on.get('context', '-')} "
+        f"On {amount} tokens of {part} ({code(on.get('text', []))}), sequences of at most {on.get('context', '-')} "
         f"tokens{_otherwise(card, on)}; ± is half of the 95 % interval over sequences. `eval.json` of each coder has "
         "more."
     )
@@ -211,7 +224,7 @@ def _measured_on(card: Card, measured: list[Entry]) -> str:
 
 def _otherwise(card: Card, on: Mapping[str, Any]) -> str:
     """What `panscope eval` was asked to do in another way, in words that follow a comma."""
-    model, dtype = _plain(on.get("model") or _model(card)), on.get("coder_dtype") or "float32"
+    model, dtype = plain(on.get("model") or _model(card)), on.get("coder_dtype") or "float32"
     asked = {
         f"in the model `{model}`": model != _model(card),
         "the coders as they were trained, before they were folded and converted": on.get("as_trained"),
@@ -248,41 +261,103 @@ def _figures(card: Card) -> str:
     return "\n\n".join(["## Sparsity and fidelity", *shown]) if shown else ""
 
 
-def _loading(card: Card) -> str:
-    """Ways to load one of the coders, and which ones only we load."""
-    ways = snippets.ways(card.repository, [(entry.name, entry.cfg) for entry in card.entries])
-    text = "\n\n".join(["## Load", *ways])
+def _use(card: Card) -> str:
+    """Rows of one coder, ways to load it, and which coders only we load."""
+    entry = _example(card)
+    others = any(one.cfg.get("reshape_activations") == "hook_z" for one in card.entries)
+    read = snippets.rows(_model(card), entry.config.get("model") or {}, entry.cfg, card.opening)
+    ways = snippets.ways(card.repository, entry.name, entry.cfg, heads=others)
+    parts = ["## Use", _reads(entry, bool(read)), read, *ways]
     own = [f"- `{entry.name}`: {entry.refused}" for entry in card.entries if entry.refused]
-    return text + ("\n\nSAELens has no place for these, Panscope loads them:\n\n" + "\n".join(own) if own else "")
+    if own:
+        parts.append("SAELens has no place for these, Panscope loads them:\n\n" + "\n".join(own))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _reads(entry: Entry, shown: bool) -> str:
+    """What the example reads; of SAELens' files, by which names."""
+    places = entry.cfg["metadata"]["panscope"]["reads"] if entry.cfg else ()
+    if not places:
+        sites = joined([f"`{site}`" for site in entry.config["wiring"]["reads"]])
+        return (
+            f"`{entry.name}` reads {sites}, a row a token, side by side: `x` below. The `config.json` of every coder "
+            "names its sites."
+        )
+    either = " or ".join(f"`{place['hook_name']}`" for place in places)
+    modules = " or ".join(f"`{place['hf_hook_name']}`" for place in places if place["hf_hook_name"])
+    known = f", {modules} in transformers" if modules else ""
+    then = "These lines get the rows `x`" if shown else f"`x` stands for the rows, [tokens, {entry.cfg['d_in']}]"
+    return (
+        f"`{entry.name}` reads a row a token of {either} in TransformerLens{known}. In the `cfg.json` of every coder "
+        "`hook_name` and `hf_hook_name` say what it reads; the latter is a module's path and which end of the module. "
+        f"{then}:"
+    )
+
+
+def _example(card: Card) -> Entry:
+    name, _ = snippets.example([(entry.name, entry.cfg) for entry in card.entries])
+    return next(entry for entry in card.entries if entry.name == name)
+
+
+def _how(card: Card) -> str:
+    """Of coders that were trained here, the numbers; of others, where they come from."""
+    ours, facts, rows = _trained(card), {}, ""
+    if ours:
+        data, train = card.suite.get("data", {}), card.suite.get("train", {})
+        facts = {
+            "Text": code(_text(card)),
+            "Sequences": f"{data.get('packing', '-')}, at most {data.get('context', '-')} tokens",
+            "Rows a step": f"{train['batch']:,}" if train.get("batch") else "-",
+        }
+        rows = trained.ways({entry.name: entry.config for entry in ours}, card.suite)
+    origins = [entry.config["origin"] for entry in card.entries if entry.config.get("origin")]
+    if origins:
+        facts["Imported from"] = code(in_order(origin.get("format") for origin in origins))
+    parts = ["## How they were made", table(("", ""), facts.items()), rows]
+    parts.append("Every further number is in the `config.json` of each coder.")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _files(card: Card) -> str:
+    """What is in a coder's folder, and what its name says."""
+    entry = _example(card)
+    fields = entry.config["training"]["coder"]
+    coder = coders.config_type(fields["architecture"]).read(fields, entry.name)
+    wirings = [Wiring.read(one.config["wiring"], one.name) for one in card.entries]
+    theirs = "`cfg.json` and `sae_weights.safetensors` are for SAELens, " if any(e.cfg for e in card.entries) else ""
+    own = "`weights.safetensors` is for Panscope, " if any(not e.cfg for e in card.entries) else ""
+    wiring, ours = Wiring.read(entry.config["wiring"], entry.name), not entry.config.get("origin")
+    means = names.meaning(wiring, coder, priced=ours)
+    return (
+        f"## Names and files\n\nA folder a coder. `{entry.name}`: {means}. Letters: {names.letters(wirings)}.\n\n"
+        f"{theirs}{own}`config.json` says how a coder was trained, `eval.json` has every number. All normalisation is "
+        "folded in: every coder takes activations as the model computes them, unless its configuration says otherwise."
+    )
+
+
+def _licence(card: Card) -> str:
+    """Under which licence, from which tool, and what to cite."""
+    ended = f" The run `{plain(card.run)}` ended on {card.ended}." if card.ended else ""
+    parts = [
+        "## Licence and sources",
+        f"`{card.licence}`. The language model and the text have licences of their own.",
+        f"Written by Panscope {panscope.__version__}.{ended}",
+    ]
+    sources = trained.sources([entry.config for entry in _trained(card)], card.suite)
+    if sources:
+        parts.append(
+            "The recipes, and what to cite with these coders:\n\n" + "\n".join(f"- {source}" for source in sources)
+        )
+    return "\n\n".join(parts)
+
+
+def _trained(card: Card) -> list[Entry]:
+    return [entry for entry in card.entries if not entry.config.get("origin")]
 
 
 def _model(card: Card) -> str:
-    return _plain((card.entries[0].config.get("model") or {}).get("path") or "an unnamed model")
+    return plain((card.entries[0].config.get("model") or {}).get("path") or "an unnamed model")
 
 
 def _text(card: Card) -> list[str]:
     return list(card.suite.get("data", {}).get("text", ())) if card.suite.get("coders") else []
-
-
-def _in_order(values: Iterable[Any]) -> list[Any]:
-    """Each once, as they first come, without None."""
-    return [value for value in dict.fromkeys(values) if value is not None]
-
-
-def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(f"`{_plain(value)}`" for value in values) or "-"
-
-
-def _plain(value: Any) -> str:
-    """What a stranger's file may have said, without what Markdown and HTML give a meaning to."""
-    return " ".join(re.sub(r"[`|<>\[\]]", " ", str(value)).split())
-
-
-def _joined(parts: list[str]) -> str:
-    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
-
-
-def _table(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = list(heading)
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

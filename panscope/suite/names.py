@@ -1,6 +1,7 @@
 """Coder names in Llama Scope's style: `L03R-8x-topk-k32` is layer 3, site R, 8 latents a dimension, TopK, K = 32."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from panscope.coders.base import CoderConfig
@@ -16,6 +17,14 @@ _LETTERS = {
     "mlp_out": "M",
     "mlp_in": "I",
     "mlp_in_no_gain": "N",
+}
+_MEANINGS = {
+    "R": "the residual stream after the block",
+    "Z": "the attention heads before W_O",
+    "A": "the attention output",
+    "M": "the MLP output",
+    "I": "the MLP input",
+    "N": "the MLP input without the norm's gain",
 }
 
 
@@ -33,10 +42,50 @@ def coder_name(wiring: Wiring, coder: CoderConfig, layers: int, tag: Any = "", *
     knows the coefficient of its penalty, and its name has none.
     """
     tag = checked(tag, "tag") if tag != "" else ""
-    per_layer = coder.d_in / len(wiring.reads) if wiring.wiring == "crosscoder" else coder.d_in
     sparsity = _sparsity(coder, priced=priced)
-    parts = [_place(wiring, layers), f"{coder.width / per_layer:.4g}x", coder.architecture, sparsity, tag]
+    parts = [_place(wiring, layers), f"{_expansion(wiring, coder)}x", coder.architecture, sparsity, tag]
     return "-".join(part for part in parts if part)
+
+
+def meaning(wiring: Wiring, coder: CoderConfig, *, priced: bool = True) -> str:
+    """What the name of a coder says, in words; `coder` is as it was trained, `priced` as `coder_name` takes it."""
+    reads, predicts = (
+        " and ".join(dict.fromkeys(f"{_LETTERS[site.kind]} ({_MEANINGS[_LETTERS[site.kind]]})" for site in sites))
+        for sites in (wiring.reads, wiring.predicts)
+    )
+    where = {"transcoder": f"a transcoder from {reads} to {predicts}", "crosscoder": f"a crosscoder at {reads}"}
+    sparsity = _sparsity(coder, priced=priced)
+    parts = [
+        f"{where.get(wiring.wiring, reads)} of {_layers(wiring)}",
+        f"{_expansion(wiring, coder)} latents for each dimension",
+        f"trained as {coder.architecture}",
+        _SPARSITIES[sparsity[0]] + sparsity[1:] if sparsity else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+_SPARSITIES = {"k": "K = ", "t": "an L0 of ", "l": "sparsity coefficient "}
+
+
+def letters(wirings: Sequence[Wiring]) -> str:
+    """The letters in the names of coders of these wirings, and what each stands for."""
+    kinds = {site.kind for wiring in wirings for site in wiring.sites()}
+    found = [f"{letter} {_MEANINGS[letter]}" for kind, letter in _LETTERS.items() if kind in kinds]
+    of = {wiring.wiring for wiring in wirings}
+    found += ["TC a transcoder, from N to M unless it says otherwise"] * ("transcoder" in of)
+    return ", ".join(found + ["CC a crosscoder"] * ("crosscoder" in of))
+
+
+def _layers(wiring: Wiring) -> str:
+    found = sorted({site.layer for site in wiring.reads})
+    if len(found) > 2 and found == list(range(found[0], found[-1] + 1)):
+        return f"layers {found[0]} to {found[-1]}"
+    return f"layer{'s' * (len(found) > 1)} " + ", ".join(map(str, found))
+
+
+def _expansion(wiring: Wiring, coder: CoderConfig) -> str:
+    per_layer = coder.d_in / len(wiring.reads) if wiring.wiring == "crosscoder" else coder.d_in
+    return f"{coder.width / per_layer:.4g}"
 
 
 def _sparsity(coder: CoderConfig, *, priced: bool) -> str:

@@ -4,6 +4,7 @@ Used for exported and published coders. A path of this machine tells others noth
 one only the last part is kept.
 """
 
+import functools
 import os
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ import panscope
 from panscope.coders import store
 from panscope.formats.base import Foreign
 from panscope.formats.untrusted import read_json
-from panscope.lms.load import LanguageModelConfig, locate
+from panscope.lms.load import LanguageModelConfig, load_tokenizer, locate
 from panscope.records import read_sealed_toml
 from panscope.suite.measured import labels, numbers, usual_label
 from panscope.types import UserError
@@ -71,7 +72,7 @@ def opened(folder: Path, label: str | None = None) -> Foreign:
         "trained_as": config["training"]["coder"]["architecture"],
         "normaliser_folded": config.get("normaliser") if wired.normaliser.kind == "none" else None,
         "origin": {name: origin[name] for name in ("format", "source") if name in origin} or None,
-        **_text(folder),
+        **_text(folder, model),
         "l0": _l0(folder, label),
     }
     return Foreign(wired, {name: value for name, value in public(about).items() if value is not None})
@@ -90,7 +91,30 @@ def model_type(path: str | None) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _text(folder: Path) -> dict[str, Any]:
+def opening(model: dict[str, Any], data: dict[str, Any]) -> list[int] | None:
+    """The tokens that training put before every sequence: BOS or none; None where that cannot be known here.
+
+    `model` and `data` are the tables of a run. Before a document stands the BOS that the model's tokenizer has, if it
+    has one, which only a model on this machine tells; the hub is not asked.
+    """
+    if data.get("packing") == "stream":
+        return []
+    if not model.get("path"):
+        return None
+    try:
+        bos = _bos(model["path"], model.get("revision"))
+    except UserError:
+        return None
+    return [] if bos is None else [bos]
+
+
+@functools.lru_cache(maxsize=1)
+def _bos(path: str, revision: str | None) -> int | None:
+    """Kept, as a run has many coders and one model."""
+    return load_tokenizer(LanguageModelConfig(path=path, revision=revision)).bos_id
+
+
+def _text(folder: Path, model: dict[str, Any]) -> dict[str, Any]:
     """What the run's suite.toml says of the text; nothing for a folder that is in no run, or that has seen no text."""
     suite = folder.resolve().parent.parent / "suite.toml"
     tables = read_sealed_toml(suite) if suite.is_file() else {}
@@ -99,7 +123,11 @@ def _text(folder: Path) -> dict[str, Any]:
         return {}
     found = {"text": data["text"], "packing": data.get("packing"), "context_size": data.get("context")}
     hub = [name for name in data["text"] if public(name) == name and "://" not in name and "/" in name]
-    return found | {"prepend_bos": data.get("packing") == "documents", "dataset_path": hub[0] if hub else None}
+    first = opening(model, data)
+    return found | {
+        "prepend_bos": None if first is None else bool(first),
+        "dataset_path": hub[0] if hub else None,
+    }
 
 
 def _l0(folder: Path, label: str | None) -> float | None:

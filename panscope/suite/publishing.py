@@ -25,7 +25,7 @@ from panscope.formats import FORMATS
 from panscope.records import RunFolder, locked
 from panscope.suite.card import README, Card, Entry, Figure, write_card
 from panscope.suite.measured import numbers_of_all
-from panscope.suite.origins import opened, public
+from panscope.suite.origins import opened, opening, public
 from panscope.types import UserError
 
 FIGURES = "figures"
@@ -63,7 +63,18 @@ def compose(
     for name, figure in figures.items():
         records.write_text(out / FIGURES / name, figure.svg)
     shown = {f"{FIGURES}/{name}": figure for name, figure in figures.items()}
-    card = Card(run.path.resolve().name, repository, licence, public(suite), tuple(entries), shown)
+    model = store.origin(run.coder(names[0])).get("model") or {}
+    card = Card(
+        run=run.path.resolve().name,
+        repository=repository,
+        licence=licence,
+        suite=public(suite),
+        entries=tuple(entries),
+        figures=shown,
+        opening=opening(model, suite.get("data", {})) if suite.get("coders") else None,
+        ended=_ended(run),
+        is_folder=public(model.get("path")) != model.get("path"),
+    )
     records.write_text(out / README, write_card(card))
     return Composed(
         coders=tuple(names),
@@ -89,6 +100,12 @@ def _coder(folder: Path, out: Path, label: str | None, found: dict[str, Any] | N
     records.write_sealed(out / _CONFIG, config)
     cfg = {} if refused else records.read_json(out / _CFG)
     return Entry(folder.name, config, cfg, _numbers(found, out), refused)
+
+
+def _ended(run: RunFolder) -> str:
+    """The day on which the run was done; empty where it does not say."""
+    status = run.status()
+    return str(status.get("since", ""))[:10] if status.get("stage") == "done" else ""
 
 
 def _numbers(found: dict[str, Any] | None, out: Path) -> dict[str, Any] | None:

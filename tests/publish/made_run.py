@@ -1,18 +1,20 @@
 """A finished run folder made without any training: coders of many kinds with random weights, and what was measured."""
 
-import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
-from panscope import coders, records
+from panscope import coders, demo, records
 from panscope.coders import store
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import UNIT, WiredCoder, Wiring
 from panscope.records import RunFolder
 
 D, F = 12, 24
+LEARNING_RATES = {"topk": 0.007}
 FOR_SAELENS = {
     "L00R-2x-jumprelu-l1e-3": ("jumprelu", ["L00.resid_post"], {}),
     "L00R-2x-topk-k4": ("topk", ["L00.resid_post"], {"sparsity": 4}),
@@ -25,13 +27,13 @@ FOR_SAELENS = {
 }
 """Architecture, site (or the two of a transcoder), fields."""
 NOT_FOR_SAELENS = "all-CC-R-2x-topk-k4"
+RECIPES = {"jumprelu": "gemma_scope", "topk": "panscope", "relu": "anthropic_relu", "gated": "saebench"}
 NOT_MEASURED = "L01Z-2x-jumprelu-l1e-3"
 
 
 def write_made_run(folder: Path, private: Path) -> Path:
     """The run, whose model and text are at `private` places of this machine."""
-    (private / "lm").mkdir(parents=True)
-    (private / "lm" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    write_model(private / "lm")
     run = RunFolder.create(folder)
     for number, (name, (architecture, sites, fields)) in enumerate(FOR_SAELENS.items()):
         kind = "transcoder" if len(sites) > 1 else "sae"
@@ -46,9 +48,29 @@ def write_made_run(folder: Path, private: Path) -> Path:
     text = [str(private / "stories.jsonl")]
     suite: dict[str, Any] = {"name": "made", "tokens": 5000, "model": {"path": str(private / "lm")}}
     suite |= {"data": {"text": text, "context": 64, "packing": "documents"}, "train": {"batch": 256}}
-    suite["coders"] = [{"recipe": "gemma_scope"}, {"recipe": "panscope"}]
+    suite["coders"] = [{"architecture": name, "recipe": recipe} for name, recipe in RECIPES.items()]
     records.write_sealed_toml(run.suite_file, suite)
+    records.write_sealed(run.status_file, {"stage": "done", "since": "2026-11-21T23:59:59+0000"})
     return run.path
+
+
+def write_model(folder: Path) -> None:
+    """A language model of two layers with random weights, as wide as the coders, with the demo model's tokenizer."""
+    config = transformers.LlamaConfig(
+        vocab_size=2048,
+        hidden_size=D,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo.MODEL / file, folder / file)
 
 
 def _normaliser(name: str) -> Normaliser:
@@ -72,7 +94,10 @@ def _write(run: RunFolder, name: str, wired: WiredCoder, private: Path) -> None:
         "model": {"path": str(private / "lm"), "revision": None, "dtype": "float32", "attention": None},
         "model_weights": "0123456789abcdef",
         "tokens": 4864,
-        "schedule": {"learning_rate": 0.005, "normaliser": "sqrt_d"},
+        "schedule": {
+            "learning_rate": LEARNING_RATES.get(wired.coder.config.architecture, 0.005),
+            "normaliser": "sqrt_d",
+        },
         "activations": {"source": "store", "store": str(private / "store"), "identity": "1"},
     }
     store.save(run.coder(name), wired, wired.coder, provenance)
