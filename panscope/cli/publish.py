@@ -16,7 +16,7 @@ from panscope.config import expanded
 from panscope.records import RunFolder
 from panscope.report.figure import Figure as Drawn
 from panscope.report.figures import FIGURES
-from panscope.report.runs import HELD_OUT, Coder, Results, read_runs
+from panscope.report.runs import HELD_OUT, Results, read_runs
 from panscope.report.write import svg
 from panscope.suite.card import Figure, check_licence
 from panscope.suite.exporting import check_free, new_folder
@@ -114,19 +114,9 @@ def _lines(made: Composed, licence: str, label: str | None) -> list[str]:
 def _figures(results: Results, label: str | None) -> dict[str, Figure]:
     """The figures of the card that can be drawn of the evaluation that is published, by file name."""
     found: dict[str, Figure] = {}
-    shown = _told_as_held_out(results, label)
+    shown = replace(results, label=label or HELD_OUT)
     for plot in FIGURES:
         drawn = plot.draw(shown) if plot.key in _SHOWN else None
         if isinstance(drawn, Drawn):
             found[f"{plot.key}.svg"] = Figure(svg(plot, drawn), plot.title, plot.look)
     return found
-
-
-def _told_as_held_out(results: Results, label: str | None) -> Results:
-    """The results with no evaluation but this one, in the place of the one that the report's figures draw."""
-
-    def only(coder: Coder) -> Coder:
-        found = coder.evaluations.get(label or "")
-        return replace(coder, evaluations={HELD_OUT: found} if found else {})
-
-    return Results(tuple(replace(run, coders=tuple(map(only, run.coders))) for run in results.runs))
