@@ -76,6 +76,15 @@ def unknown_key(key: str, where: str, known: Iterable[str]) -> str:
     return f"{where}: the key {key!r} is unknown; {hint}"
 
 
+def checked(kind: Any, value: Any, name: str) -> Any:
+    """A value as one of a type, as a field of a Config would be; raises UserError, with its name, where it is none."""
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(value)
+    except pydantic.ValidationError as error:
+        message = error.errors(include_url=False)[0]["msg"]
+        raise UserError(f"{name} is {value!r}: {message[:1].lower()}{message[1:]}") from None
+
+
 def expanded(path: Path | str) -> Path:
     """A path as a user writes it, with a home folder for its `~`; raises UserError where there is no such home."""
     try:

@@ -22,7 +22,7 @@ RUNNER = Path(__file__).parent / "run_notebook.py"
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """The site's files, with notebooks that have run in the place of those that have not."""
-    for file in files:
+    for file in files if config.extra["run_notebooks"] else ():
         if file.src_uri.endswith(".ipynb"):
             file.abs_src_path = str(_shown(Path(str(file.abs_src_path))))
     return files

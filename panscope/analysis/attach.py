@@ -317,8 +317,8 @@ def _ports(name: str, coder: LoadedCoder, edits: Sequence[Edit], replacing: Mapp
 
 def _edits(coder: LoadedCoder, edits: Sequence[Edit]) -> Edits | None:
     """None where nothing is to be changed."""
-    found = Edits(edits, coder.width, coder.device)
-    return found if len(found.latents) else None
+    found = Edits(edits, coder.width, coder.device) if edits else None
+    return found if found is not None and len(found.latents) else None
 
 
 def _check_names(named: Mapping[str, LoadedCoder], edits: Sequence[Edit], spliced: Mapping[str, Positions]) -> None:

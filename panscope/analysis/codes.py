@@ -74,7 +74,7 @@ class Codes(Latents):
         rows = self.rows() if self.starts is not None else torch.arange(len(self), device=latents.device)[:, None]
         place = rows * (len(latents) + 1) + column[self.indices]
         found = self.values.new_zeros(len(self) * (len(latents) + 1))
-        return found.index_add(0, place.flatten(), self.values.flatten()).view(len(self), -1)[:, :-1]
+        return found.index_add(0, place.flatten(), self.values.flatten()).view(len(self), len(latents) + 1)[:, :-1]
 
     def places(self) -> tuple[Tensor, Tensor, Tensor]:
         """Every active place: its row [N], its latent [N], its value [N], row after row."""

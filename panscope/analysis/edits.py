@@ -63,11 +63,11 @@ class Clamp(Edit):
     @property
     def amount(self) -> float:
         """The value."""
-        return self.value
+        return float(self.value)
 
     def new(self, codes: Tensor) -> Tensor:
         """The value."""
-        return torch.full_like(codes, self.value)
+        return torch.full_like(codes, self.amount)
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ class Steer(Edit):
     @property
     def amount(self) -> float:
         """What is added."""
-        return self.by
+        return float(self.by)
 
     def new(self, codes: Tensor) -> Tensor:
         """The sum."""
-        return codes + self.by
+        return codes + self.amount
 
 
 class Edits:
@@ -158,9 +158,12 @@ def check_positions(positions: Positions) -> None:
 
 def check_amount(edit: Edit) -> None:
     """Raise UserError unless an edit is made with one finite number."""
-    amount: Any = edit.amount
-    if not isinstance(amount, int | float) or not math.isfinite(amount):
-        raise UserError(f"{edit}: its amount is {amount!r}: give one finite number, and an edit for each amount")
+    try:
+        is_finite = math.isfinite(edit.amount)
+    except (TypeError, ValueError, RuntimeError):  # what arrays and texts say that are no number
+        is_finite = False
+    if not is_finite:
+        raise UserError(f"{edit}: give one finite number as its amount, and an edit for each amount")
 
 
 def _latents(edit: Edit, width: int) -> list[int]:

@@ -126,6 +126,8 @@ class LoadedCoder:
         such a coder is not given it, for codes of another width, and for another number of rows.
         """
         if isinstance(codes, Tensor):
+            if codes.dim() == 0:
+                raise UserError(f"coder {self.name!r} decodes codes of {self.width} latents, but codes is one number")
             codes = Codes.dense_of(codes)
         leading = codes.leading if isinstance(codes, Codes) else (len(codes),)
         if codes.width != self.width:

@@ -33,6 +33,8 @@ class Record:
         self._under_way = False
         self._given: Any = None
         """The cache that the last pass was given: kept, as it is cut after that pass where tokens are taken back."""
+        self._held = 0
+        """How many tokens that cache held when the pass was over."""
         self._cache: Callable[[], Any] = _nothing
         """The cache that holds what was seen, as long as others keep it."""
 
@@ -50,6 +52,7 @@ class Record:
     def end(self, cache: Any) -> None:
         """The pass is over, and gave this cache; None if it has none."""
         self._under_way = False
+        self._held = 0 if self._given is None else int(self._given.get_seq_length())
         self._cache = _nothing if cache is None else weakref.ref(cache)
 
     def close(self) -> None:
@@ -94,9 +97,17 @@ class Record:
         return pieces[0]
 
     def _settle(self) -> None:
-        """Take back what came of tokens that the cache has given up since the last pass."""
-        if self._given is not None and not self._under_way:
-            self._cut(int(self._given.get_seq_length()))
+        """Take back what came of tokens that the cache has given up since the last pass, as drafts that are refused.
+
+        A cache that has given up the whole pass is to be used for another: the last pass is still that one.
+        """
+        if self._given is None or self._under_way:
+            return
+        taken = self._held - int(self._given.get_seq_length())
+        seen = self.first + max(self._lengths.values(), default=0)
+        if 0 < taken < seen - self.past:
+            self._held -= taken
+            self._cut(seen - taken)
 
     def _cut(self, position: int) -> None:
         """Forget what came of the tokens from `position` on."""

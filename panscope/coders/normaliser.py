@@ -85,7 +85,8 @@ class Normaliser(Config):
     def target(self, y: Tensor, stats: RowStats | None) -> Tensor:
         """y [B, E] as `undo` gives it back; a per-row kind uses what `input` found: at inference there is no other."""
         if stats is not None:
-            return (y - stats.centre) / _above_zero(stats.size)
+            # A row without a size is all centre but for rounding, which must not be made large.
+            return (y - stats.centre) / torch.where(stats.size > _EPSILON, stats.size, stats.divisor)
         return _times(y, self.factors(self.scale_out))
 
     def undo(self, y_hat: Tensor, stats: RowStats | None) -> Tensor:

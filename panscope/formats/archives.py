@@ -33,7 +33,13 @@ _PICKLED = re.compile(
 """All that a file of tensors names."""
 _BY_NAME = ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")
 _KEEPING, _REPEATING = ("BINPUT", "LONG_BINPUT"), ("BINGET", "LONG_BINGET")
-_WITHOUT_PARTS = ("GLOBAL", "BINUNICODE", "SHORT_BINSTRING", "BININT", "BININT1", "BININT2", "BINFLOAT", "EMPTY_TUPLE")
+_WITHOUT_PARTS = (
+    *("GLOBAL", "BINUNICODE", "SHORT_BINSTRING", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "EMPTY_TUPLE"),
+    *("NONE", "NEWTRUE", "NEWFALSE"),
+)
+_FEW = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_MOST_SHARED = 8
+"""Parts of a tuple that may be repeated freely, as the settings that all groups of an optimiser share."""
 
 
 @contextlib.contextmanager
@@ -99,17 +105,34 @@ def _check_parts(raw: bytes) -> None:
     """Raise for a pickle of too many objects, or of few that hold each other again and again.
 
     A pair of a pair of a pair ... takes three bytes a level and 2^levels steps to hash or to print. What is kept and
-    repeated is at most all there is so far, so each time that doubles; real files repeat names, numbers and few others.
+    repeated is at most all there is so far, so each time that doubles; real files repeat names, numbers and short
+    tuples of these.
     """
-    opcodes, unfolded, alone, kept = 0, 0, False, set[object]()
+    opcodes, unfolded, kept = 0, 0, dict[object, int | None]()
+    parts: int | None = None
+    """Of the object that was made last: None where it may be of any size."""
+    atoms: int | None = 0
+    """How many objects without parts came last, since a mark; None where others came since then."""
     for opcode, argument, _ in pickletools.genops(raw):
         if opcode.name in _KEEPING:
-            (kept.add if alone else kept.discard)(argument)
+            kept[argument] = parts
         elif opcode.name in _REPEATING:
-            alone = argument in kept
-            unfolded *= 1 if alone else 2
+            parts = kept.get(argument)
+            unfolded += unfolded if parts is None else parts
         else:
-            alone = opcode.name in _WITHOUT_PARTS
+            parts = _parts(opcode.name, atoms)
+        if opcode.name not in _KEEPING:
+            atoms = 0 if opcode.name == "MARK" else None if parts != 0 or atoms is None else atoms + 1
         opcodes, unfolded = opcodes + 1, unfolded + 1
         if opcodes > _MOST_OPCODES or unfolded > _MOST_UNFOLDED:
             raise ValueError("its pickle makes more objects than any list of tensors")
+
+
+def _parts(opcode: str, atoms: int | None) -> int | None:
+    """How many parts what an opcode makes has, of which none has any; None where it may be of any size."""
+    if opcode in _WITHOUT_PARTS:
+        return 0
+    if atoms is None or (opcode != "TUPLE" and atoms < _FEW.get(opcode, atoms + 1)):
+        return None
+    found = atoms if opcode == "TUPLE" else _FEW[opcode]
+    return found if found <= _MOST_SHARED else None

@@ -136,8 +136,10 @@ def pretrained(config: LanguageModelConfig) -> tuple[str, dict[str, Any]]:
     options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     if local:
         return source, options
-    is_here = isinstance(huggingface_hub.try_to_load_from_cache(source, "config.json", revision=config.revision), str)
-    if not is_here and (trouble := _trouble(config)):
+    with as_user_error(config):
+        found = huggingface_hub.try_to_load_from_cache(source, "config.json", revision=config.revision)
+        trouble = None if isinstance(found, str) else _trouble(config)
+    if trouble:
         raise UserError(
             f"path {config.path!r} is not a folder that is here, and the Hugging Face hub cannot be reached to look "
             f"for a model of that name ({trouble}): give a folder, or go online"

@@ -64,15 +64,24 @@ def _runs(runs: list[Run]) -> str:
 
 def _check_one_text(results: Results) -> None:
     """Raise UserError where the evaluation that is drawn is of one text in one run and of another in another."""
-    found: dict[str, str] = {}
+    found: list[tuple[str, dict[str, object]]] = []
     for run in results.runs:
-        for coder in run.coders:
-            if evaluation := results.drawn(coder):
-                found.setdefault(texts(evaluation), run.name)
-    if len(found) > 1:
-        (one, first), (other, second), *_ = found.items()
-        raise UserError(
-            f"the evaluation {results.label!r} is of {one} in the run {first!r} and of {other} in {second!r}, which "
-            "cannot be compared: measure both on one text by `panscope eval RUN --text FILE`, or choose another by "
-            "--eval"
-        )
+        drawn = [evaluation for coder in run.coders if (evaluation := results.drawn(coder))]
+        found += [(run.name, way) for way in map(_way, drawn)] if drawn else []
+    for name, way in found[1:]:
+        first, other = found[0]
+        differ = [key for key in way if way[key] != other[key]]
+        if differ:
+            one, two = (", ".join(f"{key} {told[key]}" for key in differ) for told in (other, way))
+            raise UserError(
+                f"the evaluation {results.label!r} is of {one} in the run {first!r} and of {two} in {name!r}, which "
+                "cannot be compared: measure both on one text, in one way, by `panscope eval RUN --text FILE`, or "
+                "choose another by --eval"
+            )
+
+
+def _way(evaluation: Evaluation) -> dict[str, object]:
+    """On what and how it was measured, but for the model, which runs may differ in."""
+    about = evaluation.about
+    how = {key: about.get(key) for key in ("packing", "context", "splice", "coder_dtype", "as_trained")}
+    return {"text": texts(evaluation), "sizes": about.get("sizes"), **how}

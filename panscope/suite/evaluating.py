@@ -22,7 +22,7 @@ from panscope.coders import store
 from panscope.coders.inference import way_for
 from panscope.coders.wiring import WiredCoder
 from panscope.data.documents import DataConfig, LocalDocuments, open_documents
-from panscope.data.identity import text_identity
+from panscope.data.identity import text_identity, text_sizes
 from panscope.data.source import Part
 from panscope.data.tokens import TokenStream
 from panscope.evals.passes import Splice
@@ -148,6 +148,8 @@ class Job:
         self.run, self.lm, self.reporter, self.request = run, lm, reporter, request
         self._suite = suite
         data = suite.data if request.data is None else request.data
+        if data.context is None:
+            data = data.replace(context=min(suite.data.context or lm.context, lm.context))
         if data.context is not None and data.context > lm.context:
             raise UserError(
                 f"context is {data.context}, but the model reads at most {lm.context} tokens: give --context "
@@ -196,6 +198,7 @@ class Job:
         asked, data = self.request, self._data
         return {
             "text": list(data.text),
+            "sizes": list(text_sizes(data)),
             "part": "all" if self._whole else "held_out",
             "packing": data.packing,
             "context": data.context,

@@ -60,8 +60,8 @@ class SuiteConfig(Config):
     def _has_a_model_for_its_text(self) -> Self:
         if set(self.data.text) != {DEMO_TEXT} and "path" not in self.model.model_fields_set:
             raise ValueError(
-                f"text is {', '.join(self.data.text)} and the model that reads it is missing: give --model, or path "
-                "under [model]; 'panscope://demo' is the built-in one"
+                f"text is {', '.join(self.data.text)} and the model that reads it is missing: set path under [model] "
+                "(or --model, where the command has it); 'panscope://demo' is the built-in one"
             )
         return self
 

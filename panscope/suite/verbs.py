@@ -1,11 +1,12 @@
 """Train and evaluate from a notebook: the stages of a run without a terminal."""
 
 import dataclasses
+import typing
 from pathlib import Path
 from typing import Any
 
 from panscope import suites
-from panscope.config import Config, read_toml, unknown_key
+from panscope.config import Config, checked, read_toml, unknown_key
 from panscope.data.documents import DataConfig
 from panscope.lms.load import LanguageModelConfig, load
 from panscope.records import RunFolder, locked
@@ -68,7 +69,9 @@ def _request(request: Request | dict[str, Any]) -> Request:
         for name, kind in kinds.items()
         if isinstance(request.get(name), dict)
     }
-    return Request(**request | tables)
+    hints = typing.get_type_hints(Request)
+    rest = {name: checked(hints[name], value, f"the request: {name}") for name, value in (request | tables).items()}
+    return Request(**rest)
 
 
 def _suite(suite: Suite) -> SuiteConfig:

@@ -79,6 +79,31 @@ def test_tokens_taken_back_after_the_last_pass(llama: LanguageModel) -> None:
     check(seen, range(8), expected[:, :8])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("back", [3, 4, 5])
+def test_a_prefix_that_is_used_again(back: int, llama: LanguageModel) -> None:
+    """What was read last stays, where the cache is cut to the prefix, or shorter, for the next continuation."""
+    cache, expected = DynamicCache(), alone(llama, A)
+    llama.model(input_ids=A[:, :6], past_key_values=cache)
+    with attach(llama, made(llama, SITE, name="c")) as seen:
+        llama.model(input_ids=A[:, 6:], past_key_values=cache)
+        cache.crop(-back)
+        check(seen, range(6, 9), expected[:, 6:])
+        llama.model(input_ids=A[:, 9 - back :], past_key_values=cache)
+    check(seen, range(9 - back, 9), expected[:, 9 - back :])
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing")
+def test_a_cache_that_layers_leave_empty(llama: LanguageModel) -> None:
+    """As transformers does where a model in train mode is checkpointed."""
+    model: Any = llama.model
+    model.train()
+    model.gradient_checkpointing_enable()
+    with attach(model, made(llama, SITE, name="c")) as seen, torch.no_grad():
+        model(input_ids=A, past_key_values=DynamicCache())
+    assert seen.positions == range(9) and seen.latents["c"].leading == (1, 9)
+
+
 def test_drafts_that_are_refused_leave_nothing(shared: Any) -> None:
     """Prompt lookup guesses several tokens a pass; what is read is of those that stay, the last one never run."""
     lm = load(LanguageModelConfig(path=str(shared / "models" / "stories260K"), device="cpu"))

@@ -76,6 +76,16 @@ def test_latents_however_they_are_given(latents: Any, llama: LanguageModel, toke
         torch.testing.assert_close(forward(llama, tokens), expected)
 
 
+@pytest.mark.parametrize("amount", [2, np.float32(2), torch.tensor(2.0), torch.tensor([2.0])])
+def test_amounts_however_they_are_given(amount: Any, llama: LanguageModel, tokens: Tokens) -> None:
+    coder = made(llama, SITE, name="c")
+    for edit in (Steer, Clamp):
+        with attach(llama, coder, edits=edit("c", 2, 2.0)):
+            expected = forward(llama, tokens)
+        with attach(llama, coder, edits=edit("c", 2, amount)):
+            assert torch.equal(forward(llama, tokens), expected)
+
+
 @pytest.mark.parametrize("architecture", ["topk", "jumprelu", "relu"])
 def test_no_latents_are_no_edit(architecture: str, llama: LanguageModel, tokens: Tokens) -> None:
     coder = made(llama, SITE, name="c", architecture=architecture)
@@ -89,9 +99,9 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a cube of bools": ([Ablate("c", 1, positions=torch.zeros(1, 2, 3).bool())], "mark places in the shape"),
     "halves": ([Ablate("c", 1, positions=torch.tensor([0.5]))], "positions are .*: give whole numbers"),
     "a name": ([Ablate("c", "1")], "latents are '1': give whole numbers"),  # pyright: ignore
-    "no number": ([Clamp("c", 1, float("nan"))], "amount is nan: give one finite number"),
+    "no number": ([Clamp("c", 1, float("nan"))], "value=nan.*: give one finite number"),
     "two amounts": ([Clamp("c", [1, 2], [1.0, 2.0])], "an edit for each amount"),  # pyright: ignore
-    "a text for an amount": ([Steer("c", 1, "2")], "amount is '2'"),  # pyright: ignore
+    "a text for an amount": ([Steer("c", 1, "two")], "give one finite number"),  # pyright: ignore
 }
 
 

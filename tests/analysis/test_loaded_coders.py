@@ -235,3 +235,6 @@ def test_a_plain_tensor_is_decoded_and_vectors_are_at_hand(llama: LanguageModel,
     assert coder.W_enc.shape == (coder.width, 24) and not coder.W_enc.requires_grad
     with pytest.raises(UserError, match="has 20 latents, but the codes are of 24"):
         coder.decode(x)
+    with pytest.raises(UserError, match="codes is one number"):
+        coder.decode(torch.tensor(1.0))
+    assert coder.encode(torch.zeros(0, 24)).of(3).shape == (0,)

@@ -134,7 +134,7 @@ def test_one_of_several_side_by_side(run: Path, monkeypatch: pytest.MonkeyPatch)
     ("address", "message"),
     [
         ("nobody/nothing:x", "is no folder here, and cannot be fetched from the hub: 404 Client Error. more lines$"),
-        ("some/one:L02", "'some/one' has no folder 'L02'"),
+        ("some/one:L02", "'some/one' has no folder 'L02': look at its files on the hub"),
         ("some/one:../../etc", r"names the folder '../../etc'"),
         ("some/one:/etc", "names the folder '/etc'"),
         ("some/one:a*", r"names the folder 'a\*'"),
@@ -143,6 +143,11 @@ def test_one_of_several_side_by_side(run: Path, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_addresses_that_lead_nowhere(run: Path, monkeypatch: pytest.MonkeyPatch, address: str, message: str) -> None:
+    class Api:
+        def list_repo_tree(self, repo: str, revision: str | None) -> list[Any]:
+            raise OSError("no network")
+
     monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", Hub(run / "coders"))
+    monkeypatch.setattr(hub.huggingface_hub, "HfApi", Api)
     with pytest.raises(UserError, match=message):
         load(address)

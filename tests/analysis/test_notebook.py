@@ -78,6 +78,14 @@ def test_a_request_as_a_dict(run: Path) -> None:
         api.evaluate(run, {"tokns": 3})
     with pytest.raises(UserError, match="the request: data: the key 'txt' is unknown; did you mean 'text'"):
         api.evaluate(run, {"label": "a", "data": {"txt": []}})
+    whole = api.evaluate(run, {"label": "whole", "tokens": 200, "data": {"text": ["panscope://demo"], "held_out": 0}})
+    assert whole is not None
+    suite = api.open_run(run).results("whole")
+    assert next(iter(whole.values()))["evaluated_on"]["context"] > 32 and len(suite) == 1  # the run's own
+    wrong = {"label": 5, "tokens": "many", "share": "1/2", "coder_dtype": "nope", "splice": "none", "data": "s.jsonl"}
+    for name, value in wrong.items():
+        with pytest.raises(UserError, match=f"the request: {name} is {value!r}: "):
+            api.evaluate(run, {"label": "a"} | {name: value})
     table: Any = text
     with pytest.raises(UserError, match="data or model is a dict: make it a DataConfig"):
         api.Request("a", data=table)

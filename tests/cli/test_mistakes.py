@@ -100,7 +100,7 @@ def test_what_flags_alone_need(refused):
 
 def test_a_text_needs_the_model_that_reads_it(refused, tiny: Tiny, tmp_path: Path):
     """The built-in model is for the built-in text alone, unless it is asked for."""
-    missing = "and the model that reads it is missing: give --model, or path under [model]; 'panscope://demo' is the"
+    missing = "and the model that reads it is missing: set path under [model] (or --model, where the command has it)"
     refused(f"text is {tiny.text} {missing}", "train", "--text", tiny.text, *CODER)
     (tmp_path / "s.toml").write_text(f"[data]\ntext = '{tiny.text}'\n[[coders]]\nwidth = 32\nsparsity = 4\n")
     refused(missing, "plan", "s.toml")

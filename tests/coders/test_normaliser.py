@@ -112,6 +112,17 @@ def test_per_row_kinds_are_undone_row_by_row(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", PER_ROW)
+@pytest.mark.parametrize("value", [0.1, 1e-4, 3e7])
+@pytest.mark.parametrize("width", [4, 8, 64, 100])
+def test_rows_that_are_constant_but_for_rounding_have_small_targets(kind: Kind, value: float, width: int) -> None:
+    """Their mean is not exactly their value, and the deviation of that is nothing to divide by."""
+    x = torch.full((3, width), value)
+    x[1, 0] *= 1 + 1e-7
+    inside, stats = plain(kind).input(x)
+    assert plain(kind).target(x, stats).abs().max() <= max(2.0 * width**0.5, float(inside.abs().max()))
+
+
+@pytest.mark.parametrize("kind", PER_ROW)
 def test_empty_and_constant_rows_stay_finite(kind: Kind) -> None:
     x = torch.stack([torch.zeros(D), torch.full((D,), 3.0)])
     inside, stats = plain(kind).input(x)

@@ -428,3 +428,16 @@ def test_sizes_must_agree() -> None:
         fit(where, {"a\nb": torch.zeros(1)}, {})
     with pytest.raises(UserError, match="shape"):
         fit(where, {"w": torch.zeros(0, 4)}, {"w": "DF"})
+
+
+def test_what_many_tables_share_is_no_bomb(tmp_path: Path) -> None:
+    """An optimiser's groups share their settings, tables a device: short tuples of numbers and names."""
+    layers = [torch.nn.Linear(2, 2) for _ in range(60)]
+    adam = torch.optim.Adam([{"params": layer.parameters()} for layer in layers])
+    sum(layer(torch.ones(2)).sum() for layer in layers).backward()  # pyright: ignore
+    adam.step()
+    betas, few = (0.9, 0.999), tuple(range(8))
+    saved = {"ae": layers[0].state_dict(), "optimizer": adam.state_dict()}
+    saved |= {f"table {n}": {"betas": betas, "few": few, "of": None} for n in range(60)}
+    torch.save(saved, tmp_path / "x.pt")
+    assert torch.equal(read_pt(tmp_path / "x.pt")["ae"]["weight"], layers[0].weight)

@@ -80,6 +80,12 @@ def test_hub_id_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch):
     assert "path 'no-such-owner/no-such-model' is not a folder that is here, and the Hugging Face hub" in message
 
 
+@pytest.mark.parametrize("name", ["my..model", "a--b/c", "foo.", "name-", "x" * 120, "été/modèle"])
+def test_names_that_no_hub_has(name: str, no_network: None):
+    with pytest.raises(UserError, match=r"cannot be loaded|is not a folder that exists"):
+        load(LanguageModelConfig(path=name))
+
+
 def test_the_hub_is_asked_once_where_it_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, caplog, capfd):
     """And nothing is said of it but the sentence."""
     asked: list[str] = []

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_run import Fake, write_run
@@ -109,5 +110,19 @@ def test_runs_that_were_measured_on_different_texts_are_not_compared(full: Path,
         content["evaluated_on"]["text"] = ["elsewhere/books.jsonl"]
         records.write_sealed(file, content)
     assert drawn(full, run) == HELD_OUT
-    with pytest.raises(UserError, match=r"is of stories.jsonl in the run 'full' and of books.jsonl in 'back', which"):
+    words = "is of text stories.jsonl in the run 'full' and of text books.jsonl in 'back', which cannot be compared"
+    with pytest.raises(UserError, match=words):
+        drawn(full, run, asked="text")
+
+
+@pytest.mark.parametrize(
+    ("key", "other"), [("sizes", ["stories.jsonl 3 bytes"]), ("context", 64), ("splice", "all"), ("as_trained", True)]
+)
+def test_nor_those_of_other_files_of_one_name_or_measured_otherwise(full: Path, tmp_path: Path, key: str, other: Any):
+    run = without(full, tmp_path / "back", "long")
+    for file in run.glob("coders/*/eval*.json"):
+        content = records.read_sealed(file)
+        content["evaluated_on"] |= {key: other, "model": "another/model"}
+        records.write_sealed(file, content)
+    with pytest.raises(UserError, match=rf"is of {key} .* in the run 'full' and of {key} .* in 'back', which"):
         drawn(full, run, asked="text")
