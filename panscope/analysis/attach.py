@@ -283,7 +283,7 @@ def named_coders(coders: Coders) -> dict[str, LoadedCoder]:
     """The coders by name; raises UserError where two have the same."""
     if isinstance(coders, Mapping):
         return dict(coders)
-    several = [coders] if isinstance(coders, LoadedCoder) else list(coders)
+    several = [coders] if isinstance(coders, LoadedCoder | str) else list(coders)
     for coder in several:
         if not isinstance(coder, LoadedCoder):
             raise UserError(f"a coder is {coder!r}: give coders that `load` or `open_run(...).coder` made")

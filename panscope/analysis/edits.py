@@ -63,7 +63,7 @@ class Clamp(Edit):
     @property
     def amount(self) -> float:
         """The value."""
-        return float(self.value)
+        return _number(self.value)
 
     def new(self, codes: Tensor) -> Tensor:
         """The value."""
@@ -80,7 +80,7 @@ class Steer(Edit):
     @property
     def amount(self) -> float:
         """What is added."""
-        return float(self.by)
+        return _number(self.by)
 
     def new(self, codes: Tensor) -> Tensor:
         """The sum."""
@@ -160,10 +160,17 @@ def check_amount(edit: Edit) -> None:
     """Raise UserError unless an edit is made with one finite number."""
     try:
         is_finite = math.isfinite(edit.amount)
-    except (TypeError, ValueError, RuntimeError):  # what arrays and texts say that are no number
+    except (TypeError, ValueError, RuntimeError):  # what arrays say that are no one number
         is_finite = False
     if not is_finite:
         raise UserError(f"{edit}: give one finite number as its amount, and an edit for each amount")
+
+
+def _number(value: Any) -> float:
+    """One number, of any kind of array; raises TypeError for a text, which `float` would read."""
+    if isinstance(value, str):
+        raise TypeError
+    return float(value)
 
 
 def _latents(edit: Edit, width: int) -> list[int]:

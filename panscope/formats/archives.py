@@ -121,8 +121,11 @@ def _check_parts(raw: bytes) -> None:
             unfolded += unfolded if parts is None else parts
         else:
             parts = _parts(opcode.name, atoms)
-        if opcode.name not in _KEEPING:
-            atoms = 0 if opcode.name == "MARK" else None if parts != 0 or atoms is None else atoms + 1
+        if opcode.name == "MARK":
+            atoms = 0
+        elif opcode.name not in _KEEPING:
+            # What stood before a mark is unknown again once a tuple has closed it.
+            atoms = None if parts != 0 or atoms is None or opcode.name == "TUPLE" else atoms + 1
         opcodes, unfolded = opcodes + 1, unfolded + 1
         if opcodes > _MOST_OPCODES or unfolded > _MOST_UNFOLDED:
             raise ValueError("its pickle makes more objects than any list of tensors")

@@ -63,11 +63,11 @@ def _runs(runs: list[Run]) -> str:
 
 
 def _check_one_text(results: Results) -> None:
-    """Raise UserError where the evaluation that is drawn is of one text in one run and of another in another."""
+    """Raise UserError where the evaluations that are drawn are not all of one text, measured in one way."""
     found: list[tuple[str, dict[str, object]]] = []
     for run in results.runs:
         drawn = [evaluation for coder in run.coders if (evaluation := results.drawn(coder))]
-        found += [(run.name, way) for way in map(_way, drawn)] if drawn else []
+        found += [(run.name, _way(evaluation)) for evaluation in drawn]
     for name, way in found[1:]:
         first, other = found[0]
         differ = [key for key in way if way[key] != other[key]]

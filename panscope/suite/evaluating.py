@@ -150,7 +150,7 @@ class Job:
         data = suite.data if request.data is None else request.data
         if data.context is None:
             data = data.replace(context=min(suite.data.context or lm.context, lm.context))
-        if data.context is not None and data.context > lm.context:
+        elif data.context > lm.context:
             raise UserError(
                 f"context is {data.context}, but the model reads at most {lm.context} tokens: give --context "
                 f"{lm.context} or less"

@@ -118,9 +118,8 @@ def test_drafts_that_are_refused_leave_nothing(shared: Any) -> None:
         assert seen.positions == range(length)
         with attach(lm, coder) as whole:
             forward(lm, (found[:, :-1], torch.ones_like(found[:, :-1])))
-        torch.testing.assert_close(
-            seen.latents["c"].tensor(), whole.latents["c"].tensor(), rtol=1e-3, atol=1e-4 * float(found.shape[1])
-        )
+        expected = whole.latents["c"].tensor()
+        torch.testing.assert_close(seen.latents["c"].tensor(), expected, rtol=1e-4, atol=1e-5 * float(expected.max()))
 
 
 @pytest.mark.parametrize("way", ["torch.compile", "compiled in place"])

@@ -101,7 +101,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a name": ([Ablate("c", "1")], "latents are '1': give whole numbers"),  # pyright: ignore
     "no number": ([Clamp("c", 1, float("nan"))], "value=nan.*: give one finite number"),
     "two amounts": ([Clamp("c", [1, 2], [1.0, 2.0])], "an edit for each amount"),  # pyright: ignore
-    "a text for an amount": ([Steer("c", 1, "two")], "give one finite number"),  # pyright: ignore
+    "a text for an amount": ([Steer("c", 1, "2")], "give one finite number"),  # pyright: ignore
 }
 
 
@@ -132,7 +132,7 @@ def test_names_and_sites_alone(llama: LanguageModel, tokens: Tokens) -> None:
     others: list[tuple[dict[str, Any], str]] = [
         ({"read": ["resid_post"]}, "site 'resid_post' is not understood"),
         ({"error_term": True}, "error_term is True, but nothing is spliced"),
-        ({"coders": "one"}, "a coder is 'o': give coders that `load`"),
+        ({"coders": "one"}, "a coder is 'one': give coders that `load`"),
     ]
     for options, message in others:
         given: dict[str, Any] = {"coders": one} | options

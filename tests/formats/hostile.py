@@ -168,6 +168,8 @@ def _saved_opcodes(opcodes: bytes) -> Attack:
 
 PAIRS_OF_PAIRS = b")" + b"q\x00h\x00\x86" * 60
 """A pickle's 2^60 empty tuples in 240 bytes, on top of its stack."""
+TUPLE_OF_TUPLES = b"(" + b"K\x01" * 50_000 + b"(ttq\x000" + b"(" + b"h\x00" * 50_000 + b"t"
+"""A pickle's 2.5 billion numbers: the inner tuple ends with an empty one, which has a mark of its own."""
 
 
 def _views_of_terabytes(file: Path, outside: Path) -> None:
@@ -309,6 +311,7 @@ STRUCTURAL: dict[str, Attack] = {
     "a pickle of 24 million tables": _saved_opcodes(b"}" * (24 << 20) + b"."),
     "a pickle of a million tables": _saved_opcodes(b"}" * 1_000_000 + b"."),
     "a key of 2^60 parts": _saved_opcodes(b"}" + PAIRS_OF_PAIRS + b"K\x01s."),
+    "a key of 50,000 tuples of 50,000": _saved_opcodes(b"}" + TUPLE_OF_TUPLES + b"K\x01s."),
     "a function of 2^60 parts": _saved_opcodes(PAIRS_OF_PAIRS + b")R."),
     "views of terabytes": _views_of_terabytes,
     "20,000 names": _many_names,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hostile import PAIRS_OF_PAIRS
+from hostile import PAIRS_OF_PAIRS, TUPLE_OF_TUPLES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -317,7 +317,13 @@ def test_names_that_are_no_text_and_numbers_beyond_any(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "opcodes",
-    [b"}" * 1_000_000 + b".", b"}" + PAIRS_OF_PAIRS + b"K\x01s.", PAIRS_OF_PAIRS + b")R.", b"]" * 250_000 + b"."],
+    [
+        b"}" * 1_000_000 + b".",
+        b"}" + PAIRS_OF_PAIRS + b"K\x01s.",
+        b"}" + TUPLE_OF_TUPLES + b"K\x01s.",
+        PAIRS_OF_PAIRS + b")R.",
+        b"]" * 250_000 + b".",
+    ],
 )
 def test_a_pickle_of_more_objects_than_bytes_is_not_unpickled(opcodes: bytes, tmp_path: Path) -> None:
     refused(read_pt, pt_file(tmp_path / "x.pt", b"\x80\x02" + opcodes, {}), "makes more objects")
