@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from panscope.lms.families import family_of
+from panscope.lms.hf_versions import cache_in_arguments, cache_in_output
 from panscope.lms.hooks import Tap, attached, before_each, watching
 from panscope.lms.norms import NormWithoutGain
 from panscope.lms.sites import KINDS
@@ -103,7 +104,7 @@ class Places:
         with (
             torch.compiler.set_stance("force_eager"),
             before_each(self._body, lambda args, options: begin(self._entry(args, options))),
-            watching(self._body, lambda output: end(getattr(output, "past_key_values", None))),
+            watching(self._body, lambda output: end(cache_in_output(output))),
             attached(taps),
         ):
             yield
@@ -112,6 +113,6 @@ class Places:
         """What a call of the body begins with."""
         if args:
             options = options | inspect.signature(self._body.forward).bind_partial(*args).arguments
-        cache, ids = options.get("past_key_values"), options.get("input_ids")
+        cache, ids = cache_in_arguments(options), options.get("input_ids")
         tokens = options["inputs_embeds"] if ids is None else ids
         return Entry(len(tokens), cache, 0 if cache is None else int(cache.get_seq_length()))

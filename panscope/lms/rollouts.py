@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from panscope.lms.hf_versions import cache_argument, cache_in_output
 from panscope.lms.model import LanguageModel
 from panscope.types import NonFiniteError
 
@@ -47,11 +48,12 @@ def roll_out(
     assert len(prompts) == len(draws)
     assert all(0 < len(prompt) < lm.context for prompt in prompts), "a prompt leaves room for a response"
     batch = _Batch(lm, prompts, draws, temperature)
+    cache_name = cache_argument(lm.model)
     cache, seen = None, 0
     while batch.is_going:
         given = batch.tokens[:, seen : batch.length]
-        output = lm.model(input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache, seen = output.past_key_values, batch.length
+        output = lm.model(input_ids=given, use_cache=True, logits_to_keep=1, **{cache_name: cache})
+        cache, seen = cache_in_output(output), batch.length
         batch.append(output.logits[:, -1])
     return batch.rollouts()
 

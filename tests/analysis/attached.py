@@ -15,6 +15,7 @@ from panscope import coders
 from panscope.analysis.loaded import LoadedCoder
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import UNIT, WiredCoder, Wiring
+from panscope.lms.hf_versions import cache_argument
 from panscope.lms.model import LanguageModel
 from panscope.types import SITE_KINDS, Site
 
@@ -85,6 +86,11 @@ def forward(lm: LanguageModel, tokens: tuple[Tensor, Tensor], **options: Any) ->
     """[N, T, V] the logits of a pass that the model's own code runs."""
     with torch.no_grad():
         return lm.model(input_ids=tokens[0], attention_mask=tokens[1], **options).logits
+
+
+def with_cache(lm: LanguageModel, cache: Any) -> dict[str, Any]:
+    """The keyword argument that gives a cache to the model, under the name that the installed transformers has."""
+    return {cache_argument(lm.model): cache}
 
 
 def hooks_on(model: nn.Module) -> int:

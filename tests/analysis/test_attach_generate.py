@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from attached import F, forward, made
+from attached import F, forward, made, with_cache
 from torch import Tensor
 
 from panscope.analysis.attach import Attached, attach
 from panscope.analysis.edits import Edit, Steer
+from panscope.lms.hf_versions import cache_in_output
 from panscope.lms.model import LanguageModel
 from panscope.types import Site
 
@@ -97,12 +98,12 @@ def test_passes_before_and_a_cache_that_was_cut(llama: LanguageModel) -> None:
     for architecture in ("topk", "jumprelu", "relu"):
         coder = made(llama, Site(1, "resid_post"), architecture=architecture, name="c")
         with torch.no_grad():
-            cache = llama.model(input_ids=ids[:, :2], use_cache=True).past_key_values
+            cache = cache_in_output(llama.model(input_ids=ids[:, :2], use_cache=True))
             with attach(llama, coder) as seen:
-                llama.model(input_ids=ids[:, 2:6], past_key_values=cache, use_cache=True)
+                llama.model(input_ids=ids[:, 2:6], **with_cache(llama, cache), use_cache=True)
                 assert seen.positions == range(2, 6)
                 cache.crop(-1)
-                llama.model(input_ids=ids[:, 5:], past_key_values=cache, use_cache=True)
+                llama.model(input_ids=ids[:, 5:], **with_cache(llama, cache), use_cache=True)
             assert seen.positions == range(2, 8)
             with attach(llama, coder) as whole:
                 llama.model(input_ids=ids)

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from attached import forward, made
+from attached import forward, made, with_cache
 from torch import Tensor
 from transformers import CompileConfig, DynamicCache
 
 from panscope.analysis.attach import Attached, attach
 from panscope.analysis.edits import Steer
+from panscope.lms.hf_versions import cache_in_output
 from panscope.lms.load import LanguageModelConfig, load
 from panscope.lms.model import LanguageModel
 from panscope.types import Site
@@ -39,19 +40,19 @@ def check(seen: Attached, positions: range, expected: Tensor) -> None:
 def test_two_caches_are_two_sequences(llama: LanguageModel) -> None:
     one, two, expected = DynamicCache(), DynamicCache(), alone(llama, A)[:, 6:]
     with attach(llama, made(llama, SITE, name="c")) as seen:
-        llama.model(input_ids=A[:, :6], past_key_values=one)
-        llama.model(input_ids=B, past_key_values=two)
-        llama.model(input_ids=A[:, 6:], past_key_values=one)
+        llama.model(input_ids=A[:, :6], **with_cache(llama, one))
+        llama.model(input_ids=B, **with_cache(llama, two))
+        llama.model(input_ids=A[:, 6:], **with_cache(llama, one))
         check(seen, range(6, 9), expected)
-        llama.model(input_ids=A[:, :2], past_key_values=one)
+        llama.model(input_ids=A[:, :2], **with_cache(llama, one))
         assert seen.positions == range(6, 11)
 
 
 @torch.no_grad()
 def test_a_cache_that_the_model_made_is_gone_on_with(llama: LanguageModel) -> None:
     with attach(llama, made(llama, SITE, name="c")) as seen:
-        cache = llama.model(input_ids=A[:, :6], use_cache=True).past_key_values
-        llama.model(input_ids=A[:, 6:], past_key_values=cache)
+        cache = cache_in_output(llama.model(input_ids=A[:, :6], use_cache=True))
+        llama.model(input_ids=A[:, 6:], **with_cache(llama, cache))
     check(seen, range(9), alone(llama, A))
 
 
@@ -60,9 +61,9 @@ def test_a_prompt_read_once_for_several_sequences(llama: LanguageModel) -> None:
     cache = DynamicCache()
     rest = torch.cat([A[:, 6:], A[:, 6:] + 1])
     with attach(llama, made(llama, SITE, name="c")) as seen:
-        llama.model(input_ids=A[:, :6], past_key_values=cache)
+        llama.model(input_ids=A[:, :6], **with_cache(llama, cache))
         cache.batch_repeat_interleave(2)
-        llama.model(input_ids=rest, past_key_values=cache)
+        llama.model(input_ids=rest, **with_cache(llama, cache))
     whole = torch.cat([A[:, :6].repeat(2, 1), rest], dim=1)
     check(seen, range(6, 9), alone(llama, whole)[:, 6:])
 
@@ -71,10 +72,10 @@ def test_a_prompt_read_once_for_several_sequences(llama: LanguageModel) -> None:
 def test_tokens_taken_back_after_the_last_pass(llama: LanguageModel) -> None:
     cache, expected = DynamicCache(), alone(llama, A)
     with attach(llama, made(llama, SITE, name="c")) as seen:
-        llama.model(input_ids=A, past_key_values=cache)
+        llama.model(input_ids=A, **with_cache(llama, cache))
         cache.crop(-2)
         check(seen, range(7), expected[:, :7])
-        llama.model(input_ids=A[:, 7:], past_key_values=cache)
+        llama.model(input_ids=A[:, 7:], **with_cache(llama, cache))
         cache.crop(-1)
     check(seen, range(8), expected[:, :8])
 
@@ -84,12 +85,12 @@ def test_tokens_taken_back_after_the_last_pass(llama: LanguageModel) -> None:
 def test_a_prefix_that_is_used_again(back: int, llama: LanguageModel) -> None:
     """What was read last stays, where the cache is cut to the prefix, or shorter, for the next continuation."""
     cache, expected = DynamicCache(), alone(llama, A)
-    llama.model(input_ids=A[:, :6], past_key_values=cache)
+    llama.model(input_ids=A[:, :6], **with_cache(llama, cache))
     with attach(llama, made(llama, SITE, name="c")) as seen:
-        llama.model(input_ids=A[:, 6:], past_key_values=cache)
+        llama.model(input_ids=A[:, 6:], **with_cache(llama, cache))
         cache.crop(-back)
         check(seen, range(6, 9), expected[:, 6:])
-        llama.model(input_ids=A[:, 9 - back :], past_key_values=cache)
+        llama.model(input_ids=A[:, 9 - back :], **with_cache(llama, cache))
     check(seen, range(9 - back, 9), expected[:, 9 - back :])
 
 
@@ -100,7 +101,7 @@ def test_a_cache_that_layers_leave_empty(llama: LanguageModel) -> None:
     model.train()
     model.gradient_checkpointing_enable()
     with attach(model, made(llama, SITE, name="c")) as seen, torch.no_grad():
-        model(input_ids=A, past_key_values=DynamicCache())
+        model(input_ids=A, **with_cache(llama, DynamicCache()))
     assert seen.positions == range(9) and seen.latents["c"].leading == (1, 9)
 
 
