@@ -34,15 +34,15 @@ from torch import Tensor
 from benchmarks import machine
 from benchmarks.other_load import OtherLoad
 from panscope import coders
-from panscope.analysis.attach import attach
-from panscope.analysis.loaded import LoadedCoder
 from panscope.coders.inference import KernelsName
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.formats import FORMATS
 from panscope.formats.base import Foreign
+from panscope.intervene.attach import attach
 from panscope.lms.load import LanguageModelConfig, load
 from panscope.lms.model import LanguageModel
-from panscope.records import JsonLines
+from panscope.loading.loaded_coder import LoadedCoder
+from panscope.storage.json_lines import JsonLines
 from panscope.types import Latents, Site, UserError
 
 _NEAR = 1e-4

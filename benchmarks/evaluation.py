@@ -35,7 +35,7 @@ from panscope.evals.question import Question
 from panscope.evals.run import evaluate
 from panscope.lms.load import LanguageModelConfig, load
 from panscope.lms.model import LanguageModel, Reading, Start
-from panscope.records import JsonLines
+from panscope.storage.json_lines import JsonLines
 from panscope.types import Site, UserError
 
 _NEAR = 1e-5

@@ -25,7 +25,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from panscope.records import RunFolder, read_sealed
+from panscope.runs.run import RunFolder
+from panscope.storage.sealed import read_sealed
 from panscope.types import Site
 
 Row = Mapping[str, Any]

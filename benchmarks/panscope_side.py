@@ -17,8 +17,8 @@ from panscope import __version__, coders
 from panscope.activations.norms import measure_norms
 from panscope.coders.wiring import Wiring
 from panscope.lms.facts import ModelFacts
-from panscope.suite.coder import PlannedCoder, plan_coder
-from panscope.suite.normalisers import normaliser_of
+from panscope.plan.coder import PlannedCoder, plan_coder
+from panscope.runs.normalisers import normaliser_of
 from panscope.train.trainee import Trainee
 from panscope.types import ActivationBatch, Site
 

@@ -29,7 +29,7 @@ from benchmarks.rows import Budget, Rows, make_rows
 from panscope.data.documents import DataConfig
 from panscope.lms.facts import ModelFacts, facts_of
 from panscope.lms.load import LanguageModelConfig, load
-from panscope.records import JsonLines
+from panscope.storage.json_lines import JsonLines
 from panscope.types import Site
 
 _K = (8, 16, 32)

@@ -33,16 +33,16 @@ from rich.table import Table
 
 from benchmarks import machine
 from benchmarks.other_load import OtherLoad
-from panscope.activations.server.allocator import keep_large_blocks
-from panscope.activations.server.client import ServedRows, Servers
-from panscope.activations.server.connection import Access
-from panscope.activations.server.server import ActivationServer, Door
-from panscope.activations.server.service import Limits, Service
 from panscope.activations.store.manifest import Manifest, Origin
 from panscope.activations.store.store import Store
 from panscope.activations.store.windows import Slice
 from panscope.activations.store.writer import StoreWriter
-from panscope.records import JsonLines
+from panscope.serving.allocator import keep_large_blocks
+from panscope.serving.client.connection import Access
+from panscope.serving.client.served_rows import ServedRows, Servers
+from panscope.serving.server.server import ActivationServer, Door
+from panscope.serving.server.service import Limits, Service
+from panscope.storage.json_lines import JsonLines
 from panscope.types import ActivationBatch, Site
 
 _SITE = Site(0, "resid_post")

@@ -27,7 +27,7 @@ from benchmarks.step_memory import beyond_bytes
 from benchmarks.step_race import Step, Timing, race
 from benchmarks.step_rows import make_rows
 from benchmarks.step_table import table, title
-from panscope.records import JsonLines
+from panscope.storage.json_lines import JsonLines
 from panscope.types import UserError
 
 

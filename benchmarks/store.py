@@ -39,7 +39,7 @@ from panscope.activations.store.store import Store
 from panscope.activations.store.stored import StoredRows
 from panscope.activations.store.windows import Windows
 from panscope.activations.store.writer import StoreWriter
-from panscope.records import JsonLines
+from panscope.storage.json_lines import JsonLines
 from panscope.types import ActivationBatch, Site
 
 BLOCK_ROWS = 4096

@@ -18,7 +18,9 @@ from benchmarks.train_task import RATE, SITES, Task, Window
 from panscope import __version__
 from panscope.cli.train import Train
 from panscope.config import write_toml
-from panscope.records import JsonLines, RunFolder, write_text
+from panscope.runs.run import RunFolder
+from panscope.storage.atomic import write_text
+from panscope.storage.json_lines import JsonLines
 
 VERSION = __version__
 

@@ -26,7 +26,7 @@ from rich.table import Table
 from benchmarks import machine
 from benchmarks.other_load import OtherLoad
 from benchmarks.train_task import Task, Window, tokens_per_second
-from panscope.records import JsonLines
+from panscope.storage.json_lines import JsonLines
 from panscope.types import UserError
 
 _REPOSITORY = Path(__file__).parent.parent

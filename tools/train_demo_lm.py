@@ -1,4 +1,4 @@
-"""Train the small language model that ships in `panscope/demo`, and sample the text file beside it.
+"""Train the small language model that ships in `panscope/builtin/demo`, and sample the text file beside it.
 
 Why it exists: every part of Panscope can be tried without a download, on a model whose making is fully known.
 

@@ -15,7 +15,7 @@ from panscope.cli.flags import flag
 from panscope.cli.suite_flags import suite_from
 from panscope.cli.units import in_bytes
 from panscope.config import expanded
-from panscope.suite.collecting import StoreOptions, collect
+from panscope.runs.collection import StoreOptions, collect
 from panscope.types import UserError
 
 _CACHE_BYTES = 16 << 30

@@ -3,9 +3,9 @@
 from rich.table import Table
 
 from panscope.cli.units import in_bytes, in_counts, in_hours
-from panscope.suite.cost import Cost, shardings
-from panscope.suite.disk import GEMMA_SCOPE_DAYS, Choice
-from panscope.suite.memory import Placement
+from panscope.cost.estimate import Cost, shardings
+from panscope.cost.memory import Placement
+from panscope.cost.storage import GEMMA_SCOPE_DAYS, Choice
 
 Lines = list[tuple[str, str]]
 _KINDS_SHOWN = 12

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from panscope.cli.units import counted
-from panscope.suite.plan import Plan
+from panscope.plan.plan import Plan
 
 _ROWS_SHOWN = 40
 _SECONDS_BETWEEN_LINES = 15.0

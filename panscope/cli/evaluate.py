@@ -15,11 +15,12 @@ from panscope.evals.passes import Splice
 from panscope.evals.question import Share
 from panscope.evals.table import results_table
 from panscope.lms.load import LanguageModelConfig, load
-from panscope.records import RunFolder, locked
-from panscope.suite import stages
-from panscope.suite.evaluating import HELD_OUT, CoderDtype, Request, check_has_text, check_precision, evaluate_run
-from panscope.suite.plan import SuiteConfig
-from panscope.suite.saebench import write_saebench
+from panscope.plan.plan import SuiteConfig
+from panscope.runs import stages
+from panscope.runs.evaluation import HELD_OUT, CoderDtype, Request, check_has_text, check_precision, evaluate_run
+from panscope.runs.run import RunFolder
+from panscope.runs.saebench import write_saebench
+from panscope.storage.locks import locked
 from panscope.types import UserError
 
 

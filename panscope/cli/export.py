@@ -10,7 +10,7 @@ from rich.console import Console
 from panscope.cli.flags import flag
 from panscope.cli.units import counted
 from panscope.config import expanded
-from panscope.suite.exporting import export
+from panscope.publish.export import export
 
 
 @dataclass(frozen=True)

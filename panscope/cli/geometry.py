@@ -13,8 +13,8 @@ from rich.table import Table
 
 from panscope.cli.flags import flag
 from panscope.geometry.neighbours import Counts
-from panscope.records import RunFolder
-from panscope.suite.geometries import Asked, Entry, look
+from panscope.runs.geometry import Asked, Entry, look
+from panscope.runs.run import RunFolder
 from panscope.types import UserError
 
 _Analysis = Literal["mmcs", "matching", "splitting", "neighbourhood", "tokens"]

@@ -11,7 +11,7 @@ from panscope.cli.flags import flag
 from panscope.cli.units import counted
 from panscope.formats.base import Asked
 from panscope.formats.hooks import site_of_lens_name
-from panscope.suite.importing import import_coders
+from panscope.publish.import_coders import import_coders
 from panscope.types import Site, UserError
 
 

@@ -14,11 +14,11 @@ from panscope.cli.plan_tables import grouped, listed
 from panscope.cli.suite_file import suite_file
 from panscope.cli.units import in_counts
 from panscope.config import read_toml
+from panscope.cost.estimate import Cost, assumptions, cost
+from panscope.cost.gpus import gpu_named
 from panscope.lms.facts import facts_of
-from panscope.suite.cost import Cost, assumptions, cost
-from panscope.suite.gpu import gpu_named
-from panscope.suite.penalties import far_above
-from panscope.suite.plan import SuiteConfig, plan
+from panscope.plan.plan import SuiteConfig, plan
+from panscope.plan.warnings import far_above
 from panscope.types import UserError
 
 _WIDEST = 1000

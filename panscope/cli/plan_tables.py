@@ -7,10 +7,10 @@ from rich.table import Table
 from panscope.cli.units import in_counts, ranges
 from panscope.coders.jumprelu import JumpReLUConfig
 from panscope.coders.topk import SelectingConfig
-from panscope.suite.coder import PlannedCoder
-from panscope.suite.names import short
-from panscope.suite.plan import Plan
-from panscope.suite.wirings import site_text
+from panscope.plan.coder import PlannedCoder
+from panscope.plan.names import short
+from panscope.plan.plan import Plan
+from panscope.plan.wirings import site_text
 
 _HEADINGS = ("sites", "layers", "latents", "architecture", "sparsity", "tokens", "coders")
 _ON_THE_RIGHT = ("latents", "tokens", "coders")

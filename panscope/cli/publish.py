@@ -10,19 +10,20 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from panscope import records
 from panscope.cli.flags import flag
 from panscope.config import expanded
-from panscope.records import RunFolder
+from panscope.publish.card import Figure, check_licence
+from panscope.publish.compose import Composed, compose
+from panscope.publish.export import check_free, new_folder
+from panscope.publish.hub_upload import check_repository, check_token, send
 from panscope.report.figure import Figure as Drawn
 from panscope.report.figures import FIGURES
 from panscope.report.runs import HELD_OUT, Results, read_runs
 from panscope.report.write import svg
-from panscope.suite.card import Figure, check_licence
-from panscope.suite.exporting import check_free, new_folder
-from panscope.suite.measured import label_to_publish
-from panscope.suite.publishing import Composed, compose
-from panscope.suite.uploading import check_repository, check_token, send
+from panscope.runs.eval_selection import label_to_publish
+from panscope.runs.run import RunFolder
+from panscope.storage.atomic import writing
+from panscope.storage.locks import locked
 
 _SHOWN = ("trade-off-delta-loss", "trade-off-fvu")
 """The figures of the report that the card shows: sparsity against fidelity."""
@@ -88,13 +89,13 @@ class Publish:
 def _folder_of_its_own(run: RunFolder) -> Iterator[Path]:
     """An empty folder within the run, gone at the end; what a killed process left in it is removed first."""
     place = run.path / ".publish.tmp"
-    with records.writing(place):
+    with writing(place):
         place.mkdir(exist_ok=True)
-    with records.locked(place):
+    with locked(place):
         files = place / "files"
         shutil.rmtree(files, ignore_errors=True)
         try:
-            with records.writing(files):
+            with writing(files):
                 files.mkdir()
             yield files
         finally:

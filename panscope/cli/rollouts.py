@@ -13,7 +13,7 @@ from panscope.cli.flags import flag
 from panscope.config import expanded
 from panscope.data.prompts import read_prompts
 from panscope.lms.load import LanguageModelConfig, load
-from panscope.suite.rollouts import RolloutConfig, Rollouts, check_new, make_rollouts
+from panscope.runs.rollouts import RolloutConfig, Rollouts, check_new, make_rollouts
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from panscope.activations.server.allocator import keep_large_blocks
-from panscope.activations.server.server import ActivationServer, Door, token_of_environment
-from panscope.activations.server.service import Limits, Service
 from panscope.activations.store.opening import open_store
 from panscope.activations.store.windows import Slice
 from panscope.cli.flags import flag
 from panscope.cli.units import in_bytes
-from panscope.suite.signals import StopRequest
+from panscope.runs.shutdown import StopRequest
+from panscope.serving.allocator import keep_large_blocks
+from panscope.serving.server.server import ActivationServer, Door, token_of_environment
+from panscope.serving.server.service import Limits, Service
 from panscope.types import Site, UserError
 
 _GIB = 2**30

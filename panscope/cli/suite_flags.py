@@ -5,7 +5,7 @@ from typing import Any
 
 from panscope.cli.suite_file import suite_file
 from panscope.config import read_toml
-from panscope.suite.plan import SuiteConfig
+from panscope.plan.plan import SuiteConfig
 from panscope.types import UserError
 
 _CODER_FLAGS = ("wiring", "sites", "layers", "recipe", "architecture", "width", "sparsity", "target_l0")

@@ -13,9 +13,10 @@ from panscope.cli.display import TerminalReporter
 from panscope.cli.flags import flag
 from panscope.cli.suite_flags import suite_from
 from panscope.evals.table import results_table
-from panscope.records import RunFolder, WriteError
-from panscope.suite import stages
-from panscope.suite.plan import SuiteConfig
+from panscope.plan.plan import SuiteConfig
+from panscope.runs import stages
+from panscope.runs.run import RunFolder
+from panscope.storage.atomic import WriteError
 from panscope.types import UserError
 
 

@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from panscope import coders, records
+from panscope import coders
 from panscope.coders.base import Coder
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.topk import SelectingConfig
 from panscope.coders.wiring import WiredCoder, Wiring
+from panscope.storage.atomic import checksum
+from panscope.storage.sealed import read_json, unsealed, write_sealed
+from panscope.storage.tensors import read_tensors, write_tensors
 from panscope.types import UserError
 
 FORMAT = 3
@@ -22,18 +25,18 @@ _CONFIG, _WEIGHTS, _TRAINING = "config.json", "weights.safetensors", "training.s
 
 def save(folder: Path, wired: WiredCoder, as_trained: Coder, provenance: dict[str, Any]) -> None:
     """Write a coder; `provenance` says where it came from and is stored under its own keys."""
-    records.write_tensors(folder / _TRAINING, as_trained.tensors())
-    records.write_tensors(folder / _WEIGHTS, wired.coder.tensors())
+    write_tensors(folder / _TRAINING, as_trained.tensors())
+    write_tensors(folder / _WEIGHTS, wired.coder.tensors())
     config: dict[str, Any] = {
         "format": FORMAT,
         "wiring": wired.wiring.model_dump(mode="json"),
         "coder": wired.coder.config.model_dump(mode="json"),
         "applies": wired.normaliser.model_dump(mode="json"),
         "training": {"coder": as_trained.config.model_dump(mode="json")},
-        "xxh3": {name: records.checksum(folder / name) for name in (_WEIGHTS, _TRAINING)},
+        "xxh3": {name: checksum(folder / name) for name in (_WEIGHTS, _TRAINING)},
     }
     assert not config.keys() & provenance.keys(), "provenance has keys of its own"
-    records.write_sealed(folder / _CONFIG, config | provenance)
+    write_sealed(folder / _CONFIG, config | provenance)
 
 
 def load(folder: Path) -> WiredCoder:
@@ -73,13 +76,13 @@ def knows_sparsity(config: Mapping[str, Any]) -> bool:
 def _config(folder: Path) -> dict[str, Any]:
     """What config.json says, once it has proved to be of this format and as it was written."""
     path = folder / _CONFIG
-    found = records.read_json(path)
+    found = read_json(path)
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         seen = found.get("format") if isinstance(found, dict) else None
         raise UserError(
             f"{str(path)!r} has format {seen!r}, expected {FORMAT}; give the folder of a coder of this version"
         )
-    config = records.unsealed(path, found)
+    config = unsealed(path, found)
     tables = ("coder", "wiring", "applies", "training", "xxh3")
     if not all(isinstance(config.get(name), dict) for name in tables):
         raise UserError(f"{str(path)!r} is damaged: {', '.join(tables)} must be tables; take an undamaged copy")
@@ -89,7 +92,7 @@ def _config(folder: Path) -> dict[str, Any]:
 def _coder(folder: Path, name: str, config: dict[str, Any], fields: dict[str, Any]) -> Coder:
     """The coder that `fields` describe, with the weights of file `name`."""
     coder = coders.build(coders.config_type(fields.get("architecture")).read(fields, str(folder / _CONFIG)))
-    weights = records.read_tensors(folder / name, xxh3=config["xxh3"].get(name, ""))
+    weights = read_tensors(folder / name, xxh3=config["xxh3"].get(name, ""))
     try:
         return coder.load_tensors(weights)
     except UserError as error:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from panscope import demo
+from panscope import builtin
 from panscope.config import Config, expanded
 from panscope.data.chats import ChatConfig
 from panscope.data.files import TextFile, open_file
@@ -140,7 +140,7 @@ def open_documents(config: DataConfig) -> LocalDocuments | Documents:
 
 
 def _open_local(config: DataConfig) -> LocalDocuments:
-    paths = [demo.TEXT if name == DEMO_TEXT else expanded(name) for name in config.text]
+    paths = [builtin.DEMO_TEXT if name == DEMO_TEXT else expanded(name) for name in config.text]
     response, responses = _response_of(config), None
     texts = [open_file(path, config.column) for path in paths]
     if response is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import xxhash
 
-from panscope import demo
+from panscope import builtin
 from panscope.config import expanded
 from panscope.data.documents import DEMO_TEXT, DataConfig
 from panscope.types import UserError
@@ -29,7 +29,7 @@ def text_sizes(config: DataConfig) -> tuple[str, ...]:
 
 
 def _path(name: str) -> Path:
-    return demo.TEXT if name == DEMO_TEXT else expanded(name)
+    return builtin.DEMO_TEXT if name == DEMO_TEXT else expanded(name)
 
 
 def _named(name: str, config: DataConfig) -> str:

@@ -42,8 +42,8 @@ import torch
 from torch import Tensor
 
 import panscope
-from panscope import records
 from panscope.config import Config
+from panscope.storage.sealed import write_json
 
 Columns = Mapping[str, Tensor]
 """[F] each: the columns of latents.parquet, and the three others that `DETAILS` and `_densities` name."""
@@ -204,7 +204,7 @@ def core_file_name(about: CoreAbout) -> str:
 
 def write_core(path: Path, document: dict[str, Any]) -> None:
     """Write what `core_output` made, in one piece and without a checksum, which SAEBench's schema has no place for."""
-    records.write_json(path, document)
+    write_json(path, document)
 
 
 def _config(numbers: Mapping[str, float | None], about: CoreAbout) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 from rich.table import Table
 
-from panscope import records
+from panscope.storage.atomic import replacing
 
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "L0": ("l0", "{:.1f}".format),
@@ -43,7 +43,7 @@ def write_results(path: Path, results: Mapping[str, Mapping[str, Any]], facts: M
     rows = [{"coder": name} | _disjoint(facts.get(name, {}), results[name]) for name in sorted(results)]
     names = dict.fromkeys(["coder"]) | {column: None for row in rows for column in row}
     table = pyarrow.table({column: [row.get(column) for row in rows] for column in names})
-    with records.replacing(path) as temporary:
+    with replacing(path) as temporary:
         pyarrow.parquet.write_table(table, temporary)
 
 

@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panscope import records
 from panscope.coders.base import Coder
 from panscope.coders.batchtopk import BatchTopKCoder
 from panscope.coders.wiring import WiredCoder
@@ -38,6 +37,8 @@ from panscope.formats.hooks import names_of
 from panscope.formats.shaping import bare, centred, check_raw, refuse, transposed, uncentred, whole_k
 from panscope.formats.untrusted import read_json, read_pt
 from panscope.formats.weights import made, threshold_of, weight_sizes, wiring_of
+from panscope.storage.atomic import replacing
+from panscope.storage.sealed import write_json
 from panscope.types import SITE_KINDS, Site, UserError
 
 _WEIGHTS, _CONFIG = "ae.pt", "config.json"
@@ -240,9 +241,9 @@ def write(foreign: Foreign, folder: Path) -> list[Path]:
     coder = bare(foreign.wired, "dictionary_learning")
     kind = _class_of(coder)
     state = _their_tensors(kind, coder, foreign.about)
-    with records.replacing(folder / _WEIGHTS) as temporary, temporary.open("wb") as file:
+    with replacing(folder / _WEIGHTS) as temporary, temporary.open("wb") as file:
         torch.save(state, file)
-    records.write_json(folder / _CONFIG, _config(foreign, kind, coder))
+    write_json(folder / _CONFIG, _config(foreign, kind, coder))
     return [folder / _WEIGHTS, folder / _CONFIG]
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from panscope import records
 from panscope.formats.base import Asked, Foreign, Format
 from panscope.formats.hooks import names_of, with_own
 from panscope.formats.untrusted import read_json, read_npz
 from panscope.formats.weights import AS_JUMPRELU, as_jumprelu, made, threshold_of, weight_sizes, wired_as, wiring_of
+from panscope.storage.atomic import replacing
+from panscope.storage.sealed import write_json
 from panscope.types import Site, UserError
 
 _WEIGHTS, _BESIDE = "params.npz", "panscope.json"
@@ -79,9 +80,9 @@ def _write(foreign: Foreign, folder: Path) -> list[Path]:
     tensors = coder.tensors() | {"threshold": threshold_of(coder)}
     tensors["W_enc"] = tensors["W_enc"].T.contiguous()
     arrays: dict[str, Any] = {name: tensors[name].cpu().numpy() for name in _DIMS}
-    with records.replacing(folder / _WEIGHTS) as temporary, temporary.open("wb") as file:
+    with replacing(folder / _WEIGHTS) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
-    records.write_json(folder / _BESIDE, names_of(foreign))
+    write_json(folder / _BESIDE, names_of(foreign))
     return [folder / _WEIGHTS, folder / _BESIDE]
 
 

@@ -12,13 +12,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from panscope import records
 from panscope.coders.base import Coder
 from panscope.formats.base import Asked, Foreign, Format
 from panscope.formats.hooks import family_in, family_named, names_of, paths_said, site_of_module_path, with_own
 from panscope.formats.untrusted import read_json, read_safetensors
 from panscope.formats.weights import AS_JUMPRELU, as_jumprelu, made, threshold_of, weight_sizes, wired_as, wiring_of
 from panscope.lms.families import family_of
+from panscope.storage.sealed import write_json
+from panscope.storage.tensors import write_tensors
 from panscope.types import Site, UserError
 
 _CONFIG, _WEIGHTS, _SKIP = "config.json", "params.safetensors", "affine_skip_connection"
@@ -110,8 +111,8 @@ def _write(foreign: Foreign, folder: Path) -> list[Path]:
     theirs = {ours: name for name, ours in _OURS.items()}
     for name in {"W_enc", "W_skip"} & tensors.keys():
         tensors[name] = tensors[name].T.contiguous()
-    records.write_tensors(folder / _WEIGHTS, {theirs.get(name, name): tensor for name, tensor in tensors.items()})
-    records.write_json(folder / _CONFIG, _config(foreign, coder))
+    write_tensors(folder / _WEIGHTS, {theirs.get(name, name): tensor for name, tensor in tensors.items()})
+    write_json(folder / _CONFIG, _config(foreign, coder))
     return [folder / _CONFIG, folder / _WEIGHTS]
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panscope import records
 from panscope.coders.base import Coder
 from panscope.coders.wiring import Wiring
 from panscope.formats.base import Asked, Foreign, Format
@@ -25,6 +24,8 @@ from panscope.formats.hooks import lens_name, names_of, site_of_lens_name
 from panscope.formats.shaping import whole_k
 from panscope.formats.untrusted import read_json, read_safetensors
 from panscope.formats.weights import AS_JUMPRELU, as_jumprelu, made, threshold_of, weight_sizes, wired_as, wiring_of
+from panscope.storage.sealed import write_json
+from panscope.storage.tensors import write_tensors
 from panscope.types import UserError
 
 _CONFIG, _MODEL, _WEIGHTS = "hyperparams.json", "lm_config.json", Path("checkpoints/final.safetensors")
@@ -177,9 +178,9 @@ def _write(foreign: Foreign, folder: Path) -> list[Path]:
         "strict_loading": True,
         **names_of(foreign),
     }
-    records.write_tensors(folder / _WEIGHTS, tensors)
-    records.write_json(folder / _CONFIG, config)
-    records.write_json(folder / _MODEL, {"model_name": config["model_name"]})
+    write_tensors(folder / _WEIGHTS, tensors)
+    write_json(folder / _CONFIG, config)
+    write_json(folder / _MODEL, {"model_name": config["model_name"]})
     return [folder / _CONFIG, folder / _MODEL, folder / _WEIGHTS]
 
 

@@ -15,7 +15,6 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from panscope import records
 from panscope.coders.base import Coder
 from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import WiredCoder, Wiring
@@ -25,6 +24,8 @@ from panscope.formats.hooks import names_of
 from panscope.formats.shaping import bare, centred, is_zero, refuse, transposed, whole_k
 from panscope.formats.untrusted import read_json, read_safetensors, safetensors_shapes
 from panscope.formats.weights import made, per_row, weight_sizes, wiring_of
+from panscope.storage.sealed import write_json
+from panscope.storage.tensors import write_tensors
 from panscope.types import Site, UserError
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
@@ -124,8 +125,8 @@ def write(foreign: Foreign, folder: Path) -> list[Path]:
         "decoder.weight": transposed(ours, "W_dec"),
         "pre_encoder_bias": ours["b_dec"],
     }
-    records.write_tensors(folder / _WEIGHTS, tensors, {"format": "pt"})
-    records.write_json(folder / _CONFIG, _config(foreign, coder))
+    write_tensors(folder / _WEIGHTS, tensors, {"format": "pt"})
+    write_json(folder / _CONFIG, _config(foreign, coder))
     return [folder / _CONFIG, folder / _WEIGHTS]
 
 

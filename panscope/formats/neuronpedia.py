@@ -20,8 +20,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from panscope import records
 from panscope.config import Config
+from panscope.storage.atomic import replacing, write_text
 from panscope.types import UserError
 
 Id = Annotated[str, StringConstraints(pattern=r"^c[a-z0-9]{24}$")]
@@ -283,7 +283,7 @@ def write_source(folder: Path, release: Release, model: Model, source_set: Sourc
     inside = source_folder(folder, source)
     lines: dict[str, Line] = {"release": release, "model": model, "sourceset": source_set, "source": source}
     for name, line in lines.items():
-        records.write_text(inside / f"{name}.jsonl", _text(line.row()))
+        write_text(inside / f"{name}.jsonl", _text(line.row()))
     return [inside / f"{name}.jsonl" for name in lines]
 
 
@@ -294,7 +294,7 @@ def write_batch(folder: Path, source: Source, kind: Folder, number: int, lines: 
     """
     path = source_folder(folder, source) / kind / f"batch-{number}.jsonl.gz"
     with (
-        records.replacing(path) as temporary,
+        replacing(path) as temporary,
         temporary.open("wb") as raw,
         gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as packed,
         io.TextIOWrapper(packed, "utf-8", newline="\n") as file,

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panscope import records
 from panscope.coders.base import Coder
 from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import WiredCoder
@@ -24,6 +23,8 @@ from panscope.formats.hooks import names_of, with_own
 from panscope.formats.shaping import bare, centred, refuse, transposed, whole_k
 from panscope.formats.untrusted import read_json, read_pt
 from panscope.formats.weights import made, per_row, weight_sizes, wiring_of
+from panscope.storage.atomic import replacing
+from panscope.storage.sealed import write_json
 from panscope.types import Site, UserError
 
 _SHAPES = {"pre_bias": "D", "latent_bias": "F", "encoder.weight": "FD", "decoder.weight": "DF"}
@@ -133,9 +134,9 @@ def write(foreign: Foreign, folder: Path) -> list[Path]:
         "activation_state_dict": {"k": int(config.sparsity), "postact_fn": "ReLU"} if activation == "TopK" else {},
     }
     file = folder / f"{wired.wiring.reads[0].layer}.pt"
-    with records.replacing(file) as temporary, temporary.open("wb") as stream:
+    with replacing(file) as temporary, temporary.open("wb") as stream:
         torch.save(state, stream)
-    records.write_json(file.with_suffix(_BESIDE), names_of(foreign))
+    write_json(file.with_suffix(_BESIDE), names_of(foreign))
     return [file, file.with_suffix(_BESIDE)]
 
 

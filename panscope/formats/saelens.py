@@ -16,7 +16,6 @@ from typing import Any
 
 from torch import Tensor
 
-from panscope import records
 from panscope.coders.base import Coder
 from panscope.coders.normaliser import PER_ROW
 from panscope.coders.topk import TopKConfig
@@ -35,6 +34,8 @@ from panscope.formats.weights import (
     wiring_of,
     without_pre_bias,
 )
+from panscope.storage.sealed import write_json
+from panscope.storage.tensors import write_tensors
 from panscope.types import UserError
 
 _CONFIG, _WEIGHTS, _SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
@@ -290,8 +291,8 @@ def _write(foreign: Foreign, folder: Path) -> list[Path]:
         config["d_out"] = coder.config.d_out
     if isinstance(coder.config, TopKConfig):
         config |= {"k": int(coder.config.sparsity), "rescale_acts_by_decoder_norm": coder.config.by_norm}
-    records.write_tensors(folder / _WEIGHTS, tensors)
-    records.write_json(folder / _CONFIG, config)
+    write_tensors(folder / _WEIGHTS, tensors)
+    write_json(folder / _CONFIG, config)
     return [folder / _CONFIG, folder / _WEIGHTS]
 
 

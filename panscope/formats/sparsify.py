@@ -15,7 +15,6 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from panscope import records
 from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.config import Config
@@ -24,6 +23,8 @@ from panscope.formats.hooks import family_in, family_named, hookpoint, names_of,
 from panscope.formats.shaping import bare, centred, check_raw, refuse, uncentred, whole_k
 from panscope.formats.untrusted import read_json, read_safetensors
 from panscope.formats.weights import made, weight_sizes, wiring_of
+from panscope.storage.sealed import write_json
+from panscope.storage.tensors import write_tensors
 from panscope.types import UserError
 
 _CONFIG, _WEIGHTS, _RUN = "cfg.json", "sae.safetensors", "config.json"
@@ -142,8 +143,8 @@ def write(foreign: Foreign, folder: Path) -> list[Path]:
     tensors = uncentred(coder) if transcodes else centred(coder)
     tensors = {"encoder.weight": tensors.pop("W_enc"), "encoder.bias": tensors.pop("b_enc"), **tensors}
     table = _config(foreign, config, tensors["W_dec"], transcodes=transcodes)
-    records.write_tensors(folder / _WEIGHTS, tensors, {"format": "pt"})
-    records.write_json(folder / _CONFIG, table)
+    write_tensors(folder / _WEIGHTS, tensors, {"format": "pt"})
+    write_json(folder / _CONFIG, table)
     return [folder / _CONFIG, folder / _WEIGHTS]
 
 

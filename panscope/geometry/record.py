@@ -14,7 +14,8 @@ import pyarrow
 import pyarrow.parquet
 from torch import Tensor
 
-from panscope import records
+from panscope.storage.atomic import checksum, replacing
+from panscope.storage.sealed import read_sealed, write_sealed
 
 SUMMARY = "summary.json"
 _AGAIN = "delete it, and make it again by `panscope geometry`"
@@ -49,7 +50,7 @@ class GeometryFolder:
 
     def read(self) -> list[dict[str, Any]]:
         """The analyses of the summary; none where there is no summary; raises UserError if it was damaged."""
-        return records.read_sealed(self.summary, then=_AGAIN)["analyses"] if self.summary.exists() else []
+        return read_sealed(self.summary, then=_AGAIN)["analyses"] if self.summary.exists() else []
 
     def forget_outdated(self, weights: Mapping[str, str]) -> int:
         """Take out what was made of other weights than the run's coders have now; how many analyses that were.
@@ -76,7 +77,7 @@ class GeometryFolder:
 
     def _write(self, entries: Sequence[dict[str, Any]]) -> None:
         ordered = sorted(entries, key=lambda entry: (_KINDS.index(entry["kind"]), min(entry["files"])))
-        records.write_sealed(self.summary, {"analyses": ordered})
+        write_sealed(self.summary, {"analyses": ordered})
 
 
 _KINDS = ("mmcs", "matching", "splitting", "neighbourhood", "tokens")
@@ -89,9 +90,9 @@ def _is_current(coders: Mapping[str, str], weights: Mapping[str, str]) -> bool:
 def write_table(path: Path, columns: Mapping[str, Any]) -> str:
     """Write a Parquet file in one piece; its checksum."""
     plain = {name: _plain(column) for name, column in columns.items()}
-    with records.replacing(path) as temporary:
+    with replacing(path) as temporary:
         pyarrow.parquet.write_table(pyarrow.table(plain), temporary)
-    return records.checksum(path)
+    return checksum(path)
 
 
 def _plain(column: Any) -> Any:

@@ -1,7 +1,7 @@
 """What a plan must know of a language model, found without reading a weight: widths, layers and parameter counts.
 
-Models of `panscope/facts/models.toml` need no network either; their counts follow from their shapes by formula. Any
-other model is built on torch's `meta` device, which has shapes and no memory, and counted.
+Models of `panscope/builtin/facts/models.toml` need no network either; their counts follow from their shapes by formula.
+Any other model is built on torch's `meta` device, which has shapes and no memory, and counted.
 
 Formula letters: L layers, D residual width, H width of all query heads, K width of all key heads, M hidden width of the
 MLP, V vocabulary. A block multiplies each token by D H + 2 D K + H D (attention) and by 2 D M, or 3 D M with a gate
@@ -14,14 +14,14 @@ import torch
 import transformers
 from pydantic import Field
 
-from panscope import facts
+from panscope import builtin
 from panscope.config import Config, expanded, read_toml
 from panscope.lms.families import family_of
 from panscope.lms.load import LanguageModelConfig, as_user_error, pretrained
 from panscope.lms.sites import KINDS
 from panscope.types import Site, UserError
 
-TABLE = facts.FOLDER / "models.toml"
+TABLE = builtin.MODEL_FACTS
 
 
 class ModelFacts(Config):

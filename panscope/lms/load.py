@@ -18,7 +18,7 @@ import transformers
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 
-from panscope import demo
+from panscope import builtin
 from panscope.config import Config, expanded
 from panscope.lms.families import family_of
 from panscope.lms.model import LanguageModel
@@ -115,7 +115,7 @@ def locate(config: LanguageModelConfig) -> tuple[str, bool]:
     if config.path.startswith(_BUILT_IN):
         if config.path != f"{_BUILT_IN}demo":
             raise UserError(f"path {config.path!r} is no built-in model: the only one is panscope://demo")
-        return _folder(config, demo.MODEL)
+        return _folder(config, builtin.DEMO_MODEL)
     folder = expanded(config.path)
     if os.path.isdir(folder):
         return _folder(config, folder)

@@ -13,9 +13,11 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from panscope import records
 from panscope.coders import store
 from panscope.config import Config
+from panscope.runs.run import RunFolder
+from panscope.storage.atomic import checksum
+from panscope.storage.sealed import read_sealed, read_sealed_toml
 from panscope.types import Site, UserError
 
 HELD_OUT = "held_out"
@@ -105,14 +107,14 @@ class Run:
     @cached_property
     def log(self) -> list[dict[str, Any]]:
         """The lines of train.jsonl."""
-        return records.RunFolder(self.folder).read_log()
+        return RunFolder(self.folder).read_log()
 
     @cached_property
     def geometry(self) -> dict[str, Any] | None:
         """What `panscope geometry` wrote of this run, or None."""
         path = self.folder / "geometry" / "summary.json"
         again = f"make it again by `panscope geometry {self.folder}`"
-        return records.read_sealed(path, then=again) if path.exists() else None
+        return read_sealed(path, then=again) if path.exists() else None
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def named(place: str) -> str:
 
 def read_runs(folders: Sequence[Path]) -> Results:
     """Read run folders; raises UserError for one that is none, has no finished coder, is given twice or is damaged."""
-    opened = [records.RunFolder.open(folder) for folder in folders]
+    opened = [RunFolder.open(folder) for folder in folders]
     places = [run.path.resolve() for run in opened]
     for place in places:
         if places.count(place) > 1:
@@ -177,7 +179,7 @@ def _names(places: list[Path]) -> list[str]:
     return ["/".join(part[-depth:]) for part in parts]
 
 
-def _read_run(folder: records.RunFolder, name: str) -> Run:
+def _read_run(folder: RunFolder, name: str) -> Run:
     names = folder.coder_names()
     if not names:
         raise UserError(
@@ -185,12 +187,12 @@ def _read_run(folder: records.RunFolder, name: str) -> Run:
             f"`panscope train --resume {folder.path}`"
         )
     coders = tuple(_read_coder(folder, coder, name) for coder in names)
-    return Run(name, folder.path, records.read_sealed_toml(folder.suite_file), coders)
+    return Run(name, folder.path, read_sealed_toml(folder.suite_file), coders)
 
 
-def _read_coder(folder: records.RunFolder, coder: str, run: str) -> Coder:
+def _read_coder(folder: RunFolder, coder: str, run: str) -> Coder:
     path = folder.coder(coder) / "config.json"
-    config = records.read_sealed(path)
+    config = read_sealed(path)
     try:
         facts = _facts(config, coder, run)
     except (KeyError, TypeError) as error:
@@ -234,7 +236,7 @@ def _meaning(trained: dict[str, Any]) -> str:
 
 def _read_evaluation(path: Path, coder: str, run: Path, weights: Any) -> Evaluation:
     again = f"measure again by `panscope eval {run}`"
-    content = records.read_sealed(path, then=again)
+    content = read_sealed(path, then=again)
     if content.get("coder") != coder:
         raise UserError(f"the file {str(path)!r} is not of this coder; {again}")
     if content.get("weights", weights) != weights:
@@ -248,7 +250,7 @@ def _read_evaluation(path: Path, coder: str, run: Path, weights: Any) -> Evaluat
 
 def read_table(path: Path, xxh3: str, then: str) -> list[dict[str, Any]]:
     """The rows of a Parquet file that must have this checksum; raises UserError, with what to do `then`."""
-    if records.checksum(path) != xxh3:
+    if checksum(path) != xxh3:
         raise UserError(f"the file {str(path)!r} is damaged: it does not match its checksum; {then}")
     try:
         return pyarrow.parquet.read_table(path).to_pylist()

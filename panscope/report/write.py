@@ -10,12 +10,12 @@ from pathlib import Path
 
 import vl_convert
 
-from panscope import records
 from panscope.report.figure import Figure, Missing, Plot, Row
 from panscope.report.figures import FIGURES
 from panscope.report.page import VEGA_LITE, chart, page
 from panscope.report.runs import Results
 from panscope.report.table import table_rows
+from panscope.storage.atomic import replacing_folder, write_text, writing
 from panscope.types import UserError
 
 PAGE, FOLDER = "index.html", "figures"
@@ -40,7 +40,7 @@ def write_report(results: Results, out: Path, plots: Sequence[Plot] = FIGURES) -
     check_place(out)
     drawn = [(plot, plot.draw(results)) for plot in plots]
     fresh = out.with_name(f".{out.name}.{os.getpid()}.new.tmp")
-    with records.replacing_folder(fresh) as folder:
+    with replacing_folder(fresh) as folder:
         _fill(folder, results, drawn)
     _take_place(fresh, out)
     return Written(
@@ -52,7 +52,7 @@ def write_report(results: Results, out: Path, plots: Sequence[Plot] = FIGURES) -
 
 def check_place(out: Path) -> None:
     """Raise UserError if something is at `out` that a report must not take the place of."""
-    with records.writing(out):
+    with writing(out):
         others = [path for path in out.rglob("*") if not _is_ours(path.relative_to(out))] if out.is_dir() else []
         taken = out.exists() and not out.is_dir()
     if taken or others:
@@ -71,16 +71,16 @@ def _fill(folder: Path, results: Results, drawn: Sequence[tuple[Plot, Figure | M
     (folder / FOLDER).mkdir()
     for plot, figure in drawn:
         if isinstance(figure, Figure):
-            records.write_text(folder / FOLDER / f"{plot.key}.svg", svg(plot, figure))
-            records.write_text(folder / FOLDER / f"{plot.key}.csv", as_csv(figure.rows))
-    records.write_text(folder / FOLDER / "results.csv", as_csv(table_rows(results)))
-    records.write_text(folder / PAGE, page(results, drawn))
+            write_text(folder / FOLDER / f"{plot.key}.svg", svg(plot, figure))
+            write_text(folder / FOLDER / f"{plot.key}.csv", as_csv(figure.rows))
+    write_text(folder / FOLDER / "results.csv", as_csv(table_rows(results)))
+    write_text(folder / PAGE, page(results, drawn))
 
 
 def _take_place(fresh: Path, out: Path) -> None:
     """Put `fresh` at `out`: two renames, so that there is no moment with half a report."""
     old = out.with_name(f".{out.name}.{os.getpid()}.old.tmp")
-    with records.writing(out):
+    with writing(out):
         try:
             if out.exists():
                 out.rename(old)

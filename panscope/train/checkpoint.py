@@ -12,7 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from panscope import records
+from panscope.storage.atomic import checksum, replacing_folder, writing
+from panscope.storage.sealed import read_json, unsealed, write_json, write_sealed
+from panscope.storage.tensors import read_tensors, write_tensors
 from panscope.types import UserError
 
 FORMAT = 2
@@ -36,19 +38,19 @@ class Checkpoints:
         """Write a checkpoint of `parts` (nested dicts of JSON values and tensors), then drop all but the newest two."""
         if step in self.steps():
             return
-        with records.replacing_folder(self._path(step)) as folder:
+        with replacing_folder(self._path(step)) as folder:
             checksums = {}
             for number, (name, state) in enumerate(parts.items()):
                 tensors: dict[str, Tensor] = {}
                 values = _split(state, "", tensors)
-                records.write_tensors(folder / f"{number:04d}.safetensors", tensors)
-                records.write_json(folder / f"{number:04d}.json", {"part": name, "state": values})
+                write_tensors(folder / f"{number:04d}.safetensors", tensors)
+                write_json(folder / f"{number:04d}.json", {"part": name, "state": values})
             for path in sorted(folder.iterdir()):
-                checksums[path.name] = records.checksum(path)
+                checksums[path.name] = checksum(path)
             manifest = {"format": FORMAT, "step": step, "checksums": checksums}
-            records.write_sealed(folder / "manifest.json", manifest)
+            write_sealed(folder / "manifest.json", manifest)
         for old in self.steps()[:-_KEPT]:
-            with records.writing(self._path(old)):
+            with writing(self._path(old)):
                 shutil.rmtree(self._path(old))
 
     def load(self, step: int) -> dict[str, dict[str, Any]]:
@@ -58,8 +60,8 @@ class Checkpoints:
         for name in self._verified(step):
             path = folder / name
             if path.suffix == ".json":
-                record = records.read_json(path)
-                tensors = records.read_tensors(path.with_suffix(".safetensors"))
+                record = read_json(path)
+                tensors = read_tensors(path.with_suffix(".safetensors"))
                 parts[record["part"]] = _join(record["state"], tensors)
         return parts
 
@@ -85,10 +87,10 @@ def _checksums(folder: Path, step: int) -> tuple[dict[str, str], str | None]:
     """The checksums in a manifest, or what is wrong with it."""
     path = folder / "manifest.json"
     try:
-        found = records.read_json(path)
+        found = read_json(path)
         if isinstance(found, dict) and found.keys() == {"step", "checksums"}:
             return {}, f"manifest.json is of an older version of panscope, without a checksum; format {FORMAT} has one"
-        manifest = records.unsealed(path, found)
+        manifest = unsealed(path, found)
         if (manifest["format"], manifest["step"]) != (FORMAT, step):
             return {}, f"manifest.json is of format {manifest['format']} and step {manifest['step']}"
         return manifest["checksums"], None
@@ -101,7 +103,7 @@ def _first_problem(folder: Path, checksums: dict[str, str]) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if records.checksum(path) != expected:
+        if checksum(path) != expected:
             return f"{name} does not match its checksum"
     return None
 

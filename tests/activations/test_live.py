@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from fake_lm import MLP, RESID, FakeLm, FakeReading, FakeTokens, all_tokens
 from torch import Tensor
 
 from panscope.activations.live import LiveActivations
 from panscope.types import ActivationBatch, NonFiniteError, TokenBatch
+from tests.support.fake_lm import MLP, RESID, FakeLm, FakeReading, FakeTokens, all_tokens
 
 
 def test_every_text_row_once_in_order_with_its_provenance() -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from fake_lm import MLP, RESID, FakeLm, FakeTokens, all_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from panscope.activations.live import LiveActivations
 from panscope.activations.shuffle import SHUFFLES, BucketShuffle, PoolShuffle
 from panscope.types import ActivationBatch, UserError
+from tests.support.fake_lm import MLP, RESID, FakeLm, FakeTokens, all_tokens
 
 KINDS = sorted(SHUFFLES)
 Shuffle = BucketShuffle | PoolShuffle

@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_lm import CALIBRATION_ROWS, Call, Command, Tiny, save_model, write_text
 
 from panscope.cli.main import main
-from panscope.suite import training
+from panscope.runs import training
+from tests.support.tiny_lm import CALIBRATION_ROWS, Call, Command, Tiny, save_model, write_text
 
 
 @pytest.fixture(scope="session")

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_lm import Call, Command, Tiny
 
 from panscope.activations.live import LiveActivations
 from panscope.activations.store.store import Store
 from panscope.data.documents import DataConfig, open_documents
 from panscope.data.tokens import TokenStream
 from panscope.lms.load import LanguageModelConfig, load
-from panscope.suite import collecting
+from panscope.runs import collection as collecting
 from panscope.types import Site
+from tests.support.tiny_lm import Call, Command, Tiny
 
 SITES = ["--sites", "resid_post", "mlp_out"]
 

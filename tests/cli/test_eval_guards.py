@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_lm import Command, Tiny
 
-from panscope import records
 from panscope.evals.question import Share
 from panscope.lms.load import load
-from panscope.records import RunFolder
-from panscope.suite import stages
-from panscope.suite.evaluating import Request, check_precision, evaluate_run
-from panscope.suite.reporter import Silent
+from panscope.runs import stages
+from panscope.runs.evaluation import Request, check_precision, evaluate_run
+from panscope.runs.reporter import Silent
+from panscope.runs.run import RunFolder
+from panscope.storage.atomic import checksum
+from panscope.storage.sealed import read_sealed, write_sealed
+from panscope.storage.tensors import read_tensors, write_tensors
 from panscope.types import UserError
+from tests.support.tiny_lm import Command, Tiny
 
 CODER = "L00R-2x-topk-k4"
 
@@ -113,12 +115,12 @@ def test_a_precision_asked_of_an_undefined_number(ends: list[float]):
 def test_numbers_of_weights_that_are_there_no_more_are_a_sentence(panscope: Command, run: Path):
     """As after a coder was trained again in its place."""
     folder = run / "coders" / CODER
-    assert records.read_sealed(folder / "eval.json")["weights"] == records.read_sealed(folder / "config.json")["xxh3"]
-    weights = records.read_tensors(folder / "weights.safetensors")
-    records.write_tensors(folder / "weights.safetensors", weights | {"b_dec": weights["b_dec"] + 1})
-    config = records.read_sealed(folder / "config.json")
-    config["xxh3"]["weights.safetensors"] = records.checksum(folder / "weights.safetensors")
-    records.write_sealed(folder / "config.json", config)
+    assert read_sealed(folder / "eval.json")["weights"] == read_sealed(folder / "config.json")["xxh3"]
+    weights = read_tensors(folder / "weights.safetensors")
+    write_tensors(folder / "weights.safetensors", weights | {"b_dec": weights["b_dec"] + 1})
+    config = read_sealed(folder / "config.json")
+    config["xxh3"]["weights.safetensors"] = checksum(folder / "weights.safetensors")
+    write_sealed(folder / "config.json", config)
     for verb in (("report", run), ("train", "--resume", run)):
         said = panscope(*verb).sentence()
         assert "is of other weights than the coder has now; measure again by `panscope eval" in said

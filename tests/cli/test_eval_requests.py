@@ -8,19 +8,21 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 import torch
-from tiny_lm import CONTEXT, Command, Tiny, save_model, write_text
 
-from panscope import records
 from panscope.coders import inference, store
 from panscope.data.source import is_in_part
 from panscope.evals.question import Share
 from panscope.lms.load import load
-from panscope.records import RunFolder
-from panscope.suite import stages
-from panscope.suite.evaluating import Request, evaluate_run
-from panscope.suite.reporter import Silent
-from panscope.suite.saebench import write_saebench
+from panscope.runs import stages
+from panscope.runs.evaluation import Request, evaluate_run
+from panscope.runs.reporter import Silent
+from panscope.runs.run import RunFolder
+from panscope.runs.saebench import write_saebench
+from panscope.storage.atomic import checksum
+from panscope.storage.sealed import read_sealed
+from panscope.storage.tensors import read_tensors, write_tensors
 from panscope.types import UserError
+from tests.support.tiny_lm import CONTEXT, Command, Tiny, save_model, write_text
 
 TOPK, RELU = "L00R-2x-topk-k4", "L01M-2x-relu-l0.1"
 
@@ -53,7 +55,7 @@ def evaluated(run: Path, request: Request, reporter: Silent | None = None) -> di
 
 
 def fields_of(run: Path, coder: str, suffix: str = "") -> dict[str, Any]:
-    return records.read_sealed(run / "coders" / coder / f"eval{suffix}.json")
+    return read_sealed(run / "coders" / coder / f"eval{suffix}.json")
 
 
 class Killed(BaseException):
@@ -187,7 +189,7 @@ def test_tables_belong_to_their_eval(run: Path):
         fields = fields_of(run, name)
         assert set(fields["files"]) == {"latents.parquet", "positions.parquet"}
         for file, xxh3 in fields["files"].items():
-            assert records.checksum(run / "coders" / name / file) == xxh3
+            assert checksum(run / "coders" / name / file) == xxh3
         latents = pyarrow.parquet.read_table(run / "coders" / name / "latents.parquet")
         assert latents["latent"].to_pylist() == list(range(32))
         assert sum(latents["firings"].to_pylist()) == pytest.approx(fields["l0"] * fields["tokens"])
@@ -282,8 +284,8 @@ def save_model_with(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]
     """The tiny model with every weight changed."""
     save_model(folder, spoilt=False)
     path = folder / "model.safetensors"
-    tensors = records.read_tensors(path)
-    records.write_tensors(path, {name: change(weight) for name, weight in tensors.items()}, {"format": "pt"})
+    tensors = read_tensors(path)
+    write_tensors(path, {name: change(weight) for name, weight in tensors.items()}, {"format": "pt"})
 
 
 def test_a_coder_of_other_weights_or_another_shape(panscope: Command, run: Path, tiny: Tiny, tmp_path: Path):

@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import pytest
-from tiny_lm import Command, Tiny
 
-from panscope import records
+from panscope.storage.sealed import read_sealed
+from tests.support.tiny_lm import Command, Tiny
 
 NAMES = ("L00R-2x-topk-k4", "L00R-4x-topk-k4", "L01R-2x-relu-l0.1")
 
 
 def kinds(run: Path) -> list[str]:
-    return [entry["kind"] for entry in records.read_sealed(run / "geometry" / "summary.json")["analyses"]]
+    return [entry["kind"] for entry in read_sealed(run / "geometry" / "summary.json")["analyses"]]
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_flags_choose(panscope: Command, run: Path, tiny: Tiny, tmp_path: Path):
     assert call.status == 0, call.err
     assert f"{NAMES[0]} latent 31" in call.out
     assert kinds(run) == ["mmcs", "neighbourhood", "neighbourhood", "tokens"]
-    entry = records.read_sealed(run / "geometry" / "summary.json")["analyses"][1]
+    entry = read_sealed(run / "geometry" / "summary.json")["analyses"][1]
     assert (entry["numbers"]["points"], entry["seed"]) == (13, 2)
 
     other = tiny.suite(tmp_path / "o.toml", {"width": 32, "sparsity": 4, "layers": 0}, tokens=640, seed=5)

@@ -10,16 +10,16 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 import torch
-from tiny_lm import Command, Tiny, save_model
 
-from panscope import records
+from panscope.api.verbs import evaluate
 from panscope.coders import store
 from panscope.formats import FORMATS
-from panscope.records import RunFolder
-from panscope.suite import importing
-from panscope.suite.exporting import export
-from panscope.suite.verbs import evaluate
+from panscope.publish import import_coders as importing
+from panscope.publish.export import export
+from panscope.runs.run import RunFolder
+from panscope.storage.sealed import write_json
 from panscope.types import UserError
+from tests.support.tiny_lm import Command, Tiny, save_model
 
 TOPK, JUMP = "L01R-2x-topk-k4", "L00M-2x-jumprelu-l1e-3"
 GPT2 = [(said, "openai-community/gpt2", 768) for said in ("gpt2", "gpt2-small", "GPT2-small")]
@@ -131,7 +131,7 @@ def strangers(run: Path, coder: str, out: str) -> Path:
     export(run / "coders" / coder, "saelens", folder)
     (folder / "panscope.json").unlink()
     fields = json.loads((folder / "cfg.json").read_text())
-    records.write_json(folder / "cfg.json", fields | {"metadata": fields["metadata"] | {"panscope": None}})
+    write_json(folder / "cfg.json", fields | {"metadata": fields["metadata"] | {"panscope": None}})
     return folder
 
 

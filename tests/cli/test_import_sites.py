@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tiny_lm import Command, Tiny
 
 from panscope.coders import store
-from panscope.records import RunFolder
+from panscope.runs.run import RunFolder
+from tests.support.tiny_lm import Command, Tiny
 
 
 def test_several_sites_are_one_coder_of_all(panscope: Command, tiny: Tiny):

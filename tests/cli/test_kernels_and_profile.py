@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numba
 import torch
-from tiny_lm import Command, Tiny
+
+from tests.support.tiny_lm import Command, Tiny
 
 
 def test_doctor_says_what_is_here_and_what_will_run(panscope: Command):

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_lm import Tiny, write_text
+
+from tests.support.tiny_lm import Tiny, write_text
 
 DRIVER = """
 import json, sys

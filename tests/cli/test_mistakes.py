@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_lm import Command, Tiny
+
+from tests.support.tiny_lm import Command, Tiny
 
 CODER = ("--width", 32, "--sparsity", 4)
 

@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_lm import Command, Tiny
 
-from panscope import suites
+from panscope import builtin
+from tests.support.tiny_lm import Command, Tiny
 
 JUMP = '[[coders]]\nrecipe = "gemma_scope"\nsparsity = [3e-4, 6e-4]\n'
 
@@ -73,7 +73,7 @@ def test_keeping_longer_needs_more_readings(panscope: Command, gemma: Path):
     assert many >= 50 * few
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in suites.FOLDER.glob("*.toml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in builtin.SUITES.glob("*.toml")))
 def test_every_built_in_suite_can_be_planned(panscope: Command, name: str):
     done = panscope("plan", name, "--gpus", 8)
     assert done.status == 0

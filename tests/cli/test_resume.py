@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_lm import CALIBRATION_ROWS, Command, Tiny
 
-from panscope import records
-from panscope.records import JsonLines
+from panscope.storage import atomic
+from panscope.storage.json_lines import JsonLines
+from tests.support.tiny_lm import CALIBRATION_ROWS, Command, Tiny
 
 TABLES: list[dict[str, Any]] = [
     {"layers": 0, "width": 32, "sparsity": 4, "recipe": "llama_scope"},
@@ -109,7 +109,7 @@ def test_a_polite_stop(
 
 def crash_at(monkeypatch: pytest.MonkeyPatch, flush: int) -> Callable[[], int]:
     """Crash when the n-th file or folder should reach the disk; returns a counter of those that did."""
-    real, calls = records._flush_to_disk, 0
+    real, calls = atomic.flush_to_disk, 0
 
     def counted(path: Path) -> None:
         nonlocal calls
@@ -118,7 +118,7 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, flush: int) -> Callable[[], int]:
             raise Crash
         real(path)
 
-    monkeypatch.setattr(records, "_flush_to_disk", counted)
+    monkeypatch.setattr(atomic, "flush_to_disk", counted)
     return lambda: calls
 
 
@@ -186,14 +186,14 @@ from panscope import records
 from panscope.cli.main import main
 from panscope.suite import training
 training.CALIBRATION_ROWS = CALIBRATION
-number, flush, calls, real = int(sys.argv[1]), int(sys.argv[2]), 0, records._flush_to_disk
+number, flush, calls, real = int(sys.argv[1]), int(sys.argv[2]), 0
 def counted(path):
     global calls
     calls += 1
     if calls == flush:
         os.kill(os.getpid(), number)
     real(path)
-records._flush_to_disk = counted
+_flush_to_disk = counted
 sys.argv = ["panscope", *sys.argv[3:]]
 main()
 """.replace("CALIBRATION\n", f"{CALIBRATION_ROWS}\n")

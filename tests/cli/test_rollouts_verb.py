@@ -5,7 +5,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tiny_lm import Command, Tiny
+
+from tests.support.tiny_lm import Command, Tiny
 
 CHAT = ("--chat-user", "w3 w4 ", "--chat-model", " w5")
 

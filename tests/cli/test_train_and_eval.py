@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
-from tiny_lm import CONTEXT, Command, Tiny, write_text
 
 from panscope import __version__ as panscope_version
-from panscope import suites
+from panscope import builtin
+from tests.support.tiny_lm import CONTEXT, Command, Tiny, write_text
 
 COMMANDS = ("", "train", "eval")
 
@@ -103,7 +103,7 @@ def test_a_folder_that_is_called_like_a_built_in_suite_is_not_in_its_way(
     built_in = tmp_path / "built-in"
     built_in.mkdir()
     tiny.suite(built_in / "small.toml", {"width": 32, "sparsity": 4, "layers": 0}, tokens=128)
-    monkeypatch.setattr(suites, "FOLDER", built_in)
+    monkeypatch.setattr(builtin, "SUITES", built_in)
     assert panscope("train", "small", "--out", "run").status == 0
 
 

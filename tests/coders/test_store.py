@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from panscope import coders, records
+from panscope import coders
 from panscope.coders import store
 from panscope.coders.base import Coder
 from panscope.coders.batchtopk import BatchTopKCoder
 from panscope.coders.normaliser import Normaliser, Part
 from panscope.coders.wiring import UNIT, WiredCoder, Wiring
+from panscope.storage.atomic import checksum
+from panscope.storage.sealed import write_sealed
+from panscope.storage.tensors import read_tensors, write_tensors
 from panscope.types import Site, UserError
 
 D, F = 5, 9
@@ -48,15 +51,15 @@ def folder(tmp_path: Path) -> Path:
 def resealed(path: Path, changes: dict[str, Any]) -> None:
     """Change a config.json as only a program would: with a checksum that fits."""
     config = {key: value for key, value in json.loads(path.read_text()).items() if key != "seal"}
-    records.write_sealed(path, config | changes)
+    write_sealed(path, config | changes)
 
 
 def rewritten(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write other weights, with a checksum in config.json that fits."""
-    records.write_tensors(path, tensors)
+    write_tensors(path, tensors)
     config = path.with_name("config.json")
     checksums = json.loads(config.read_text())["xxh3"]
-    resealed(config, {"xxh3": checksums | {path.name: records.checksum(path)}})
+    resealed(config, {"xxh3": checksums | {path.name: checksum(path)}})
 
 
 @pytest.mark.parametrize("architecture", coders.ARCHITECTURES)
@@ -175,7 +178,7 @@ def test_a_config_that_is_wrong_is_explained(folder: Path, change: Change, messa
     path = folder / "config.json"
     config = {key: value for key, value in json.loads(path.read_text()).items() if key != "seal"}
     change(config)
-    records.write_sealed(path, config)
+    write_sealed(path, config)
     with pytest.raises(UserError, match=message) as caught:
         store.load(folder)
     assert "\n" not in str(caught.value)
@@ -200,7 +203,7 @@ def test_weights_of_another_shape_are_explained(
     folder: Path, name: str, tensor: torch.Tensor | None, message: str
 ) -> None:
     path = folder / "weights.safetensors"
-    tensors = records.read_tensors(path)
+    tensors = read_tensors(path)
     del tensors[name]
     rewritten(path, tensors if tensor is None else tensors | {name: tensor})
     with pytest.raises(UserError, match=message):
@@ -209,7 +212,7 @@ def test_weights_of_another_shape_are_explained(
 
 def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
     path = folder / "weights.safetensors"
-    tensors = records.read_tensors(path)
+    tensors = read_tensors(path)
     tensors["W_dec"][0, 0] = float("nan")
     rewritten(path, tensors)
     with pytest.raises(UserError, match="W_dec"):

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from coder_cases import AUXK, D, F, assert_close, config_of, every_shape, random_coder, random_rows
 from torch import Tensor
 
 from panscope import coders
@@ -19,6 +18,7 @@ from panscope.coders.jumprelu import JumpReLUCoder
 from panscope.ops.base import Rows
 from panscope.ops.dense import DenseOps
 from panscope.types import Latents, UserError
+from tests.support.coder_cases import AUXK, D, F, assert_close, config_of, every_shape, random_coder, random_rows
 
 BATCHWIDE = ("batchtopk", "matryoshka")
 

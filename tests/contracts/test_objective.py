@@ -9,12 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from coder_cases import AUXK, SPARSITY, B, D, F, assert_close, every_case, every_option, random_coder, random_rows
-from oracle import Oracle
 
 from panscope import coders
 from panscope.ops.base import Rows
 from panscope.ops.dense import DenseOps
+from tests.support.coder_cases import (
+    AUXK,
+    SPARSITY,
+    B,
+    D,
+    F,
+    assert_close,
+    every_case,
+    every_option,
+    random_coder,
+    random_rows,
+)
+from tests.support.oracle import Oracle
 
 
 def test_the_contract_covers_every_architecture() -> None:

@@ -12,9 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from coder_cases import assert_close, every_case, every_option, random_coder, random_rows
-from oracle import Oracle
-from plain_kernels import PlainKernels, dense_gradient
 from torch import Tensor
 
 from panscope.coders.base import Coder, Objective
@@ -24,6 +21,9 @@ from panscope.kernels.cpu import CpuKernels
 from panscope.ops.base import Rows, TooDense
 from panscope.ops.dense import DenseOps
 from panscope.ops.sparse import SparseOps
+from tests.support.coder_cases import assert_close, every_case, every_option, random_coder, random_rows
+from tests.support.oracle import Oracle
+from tests.support.plain_kernels import PlainKernels, dense_gradient
 
 
 def guess_the_threshold(coder: Coder, rows: Rows, sparsity: float, factor: float) -> None:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from word_text import WordTokenizer, config
 
 from panscope.data import tokens as tokens_module
 from panscope.data.documents import DataConfig, LocalDocuments, open_documents
@@ -22,6 +21,7 @@ from panscope.data.hub import HubDocuments, open_hub
 from panscope.data.source import is_in_part
 from panscope.data.tokens import TokenStream
 from panscope.types import TokenBatch, UserError
+from tests.support.word_text import WordTokenizer, config
 
 USER, MODEL = "9001 9002 ", " 9003 "
 MARKS = ([9001, 9002], [9003])

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import xxhash
-from word_text import config
 
 from panscope.data import documents as documents_module
 from panscope.data.documents import DataConfig, LocalDocuments, open_documents
 from panscope.data.files import open_file
 from panscope.data.source import is_in_part
 from panscope.types import UserError
+from tests.support.word_text import config
 
 Write = Callable[[list[str]], LocalDocuments]
 
@@ -96,7 +96,7 @@ def test_one_text_may_stand_without_its_list() -> None:
 
 def test_the_demo_text_is_the_file_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "stories.jsonl").write_text('{"text": "once"}')
-    monkeypatch.setattr(documents_module.demo, "TEXT", tmp_path / "stories.jsonl")
+    monkeypatch.setattr(documents_module.builtin, "DEMO_TEXT", tmp_path / "stories.jsonl")
     assert [document.text for document in open_documents(DataConfig()).walk(0, 0)] == ["once"]
 
 

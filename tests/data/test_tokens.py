@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from word_text import WordTokenizer, config, words
 
 from panscope.data import tokens as tokens_module
 from panscope.data.documents import LocalDocuments
 from panscope.data.source import is_in_part
 from panscope.data.tokens import TokenStream
 from panscope.types import TokenBatch, UserError
+from tests.support.word_text import WordTokenizer, config, words
 
 Write = Callable[[list[str]], LocalDocuments]
 PACKINGS = ("documents", "stream")

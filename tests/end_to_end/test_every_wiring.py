@@ -20,10 +20,12 @@ from panscope.coders.normaliser import Normaliser
 from panscope.data.documents import open_documents
 from panscope.data.tokens import TokenStream
 from panscope.lms.load import load
-from panscope.records import JsonLines, RunFolder, read_tensors
-from panscope.suite import stages, training
-from panscope.suite.plan import SuiteConfig
-from panscope.suite.reporter import Silent
+from panscope.plan.plan import SuiteConfig
+from panscope.runs import stages, training
+from panscope.runs.reporter import Silent
+from panscope.runs.run import RunFolder
+from panscope.storage.json_lines import JsonLines
+from panscope.storage.tensors import read_tensors
 from panscope.types import ActivationBatch
 
 STEPS, BATCH, SHORT = 40, 128, 14

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from panscope.suite import stages
-from panscope.suite.plan import SuiteConfig
-from panscope.suite.reporter import Silent
+from panscope.plan.plan import SuiteConfig
+from panscope.runs import stages
+from panscope.runs.reporter import Silent
 
 pytestmark = pytest.mark.soak
 TOPK = {"width": 512, "sparsity": 16, "layers": 1, "precision": "float32"}

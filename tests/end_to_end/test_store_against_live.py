@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from panscope.suite import stages
-from panscope.suite.collecting import StoreOptions, collect
-from panscope.suite.plan import SuiteConfig
-from panscope.suite.reporter import Silent
+from panscope.plan.plan import SuiteConfig
+from panscope.runs import stages
+from panscope.runs.collection import StoreOptions, collect
+from panscope.runs.reporter import Silent
 
 NEAR = 0.01
 """Relative difference of the mean FVU that is asked for."""

@@ -19,10 +19,13 @@ from panscope.data.documents import open_documents
 from panscope.data.source import is_in_part
 from panscope.data.tokens import TokenStream
 from panscope.lms.load import LanguageModelConfig, load
-from panscope.records import JsonLines, RunFolder, read_tensors
-from panscope.suite import evaluating, stages, training
-from panscope.suite.plan import SuiteConfig
-from panscope.suite.reporter import Silent
+from panscope.plan.plan import SuiteConfig
+from panscope.runs import evaluation as evaluating
+from panscope.runs import stages, training
+from panscope.runs.reporter import Silent
+from panscope.runs.run import RunFolder
+from panscope.storage.json_lines import JsonLines
+from panscope.storage.tensors import read_tensors
 from panscope.types import ActivationBatch, TokenBatch
 
 RECIPES = {"saebench": 8, "llama_scope": 8, "gemma_scope": 3e-3, "anthropic_relu": 0.03}

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from definitions import differences
 from torch import Tensor
 
 from panscope import coders
@@ -17,6 +16,7 @@ from panscope.evals.run import evaluate
 from panscope.lms.load import LanguageModelConfig, load
 from panscope.lms.model import LanguageModel, Reading, Start
 from panscope.types import SITE_KINDS, Site
+from tests.support.definitions import differences
 
 
 class WholePasses:

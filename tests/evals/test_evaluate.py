@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from averaging_lm import (
+from torch import Tensor
+
+from panscope.evals.question import EvalConfig, Question, Share
+from panscope.evals.run import evaluate
+from panscope.evals.tally import Result
+from panscope.types import NonFiniteError, Site, TokenBatch, UserError
+from tests.support.averaging_lm import (
     BOS,
     EOS,
     MLP_IN,
@@ -31,13 +37,7 @@ from averaging_lm import (
     over,
     wired,
 )  # fmt: skip
-from definitions import differences
-from torch import Tensor
-
-from panscope.evals.question import EvalConfig, Question, Share
-from panscope.evals.run import evaluate
-from panscope.evals.tally import Result
-from panscope.types import NonFiniteError, Site, TokenBatch, UserError
+from tests.support.definitions import differences
 
 SUBSETS: dict[str, Any] = {"subsets": ("even", "odd"), "subset_of": lambda document: document % 2}
 

@@ -10,12 +10,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from outcomes import an_outcome, moments_of
 from torch import Tensor
 
 from panscope.evals.firing import Firing
 from panscope.evals.outcome import Losses, Outcome, Places, Span
 from panscope.types import Latents
+from tests.support.outcomes import an_outcome, moments_of
 
 DOUBLE = torch.float64
 Z = 1.959963984540054

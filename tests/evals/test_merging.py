@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from averaging_lm import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from panscope.coders.wiring import WiredCoder
+from panscope.evals import firing
+from panscope.evals.outcome import Losses, Outcome, Places, Span, Uniformity
+from panscope.evals.question import Question, Share
+from panscope.evals.run import Evaluation, batches_of, evaluate, first_look
+from panscope.evals.tally import Result, Shape, Tally
+from panscope.types import Site, TokenBatch
+from tests.support.averaging_lm import (
     BOS,
     CONTEXT,
     EOS,
@@ -23,18 +33,8 @@ from averaging_lm import (
     in_batches,
     over,
 )  # fmt: skip
-from definitions import differences
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from outcomes import an_outcome, tally_of
-
-from panscope.coders.wiring import WiredCoder
-from panscope.evals import firing
-from panscope.evals.outcome import Losses, Outcome, Places, Span, Uniformity
-from panscope.evals.question import Question, Share
-from panscope.evals.run import Evaluation, batches_of, evaluate, first_look
-from panscope.evals.tally import Result, Shape, Tally
-from panscope.types import Site, TokenBatch
+from tests.support.definitions import differences
+from tests.support.outcomes import an_outcome, tally_of
 
 LONGER = [
     *SEQUENCES,

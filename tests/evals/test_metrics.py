@@ -9,7 +9,6 @@ from fractions import Fraction
 
 import pytest
 import torch
-from outcomes import E, F, an_outcome, tally_of, with_rows
 from torch import Tensor
 
 from panscope.evals.metrics import METRICS
@@ -18,6 +17,7 @@ from panscope.evals.moments import BY_POSITION, LAYOUT
 from panscope.evals.outcome import Losses
 from panscope.evals.probes import uniformity_of
 from panscope.types import Latents
+from tests.support.outcomes import E, F, an_outcome, tally_of, with_rows
 
 DOUBLE = torch.float64
 

@@ -8,11 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import definitions as defined
 import numpy as np
 import pytest
 import torch
-from averaging_lm import (
+from torch import Tensor
+
+import tests.support.definitions as defined
+from panscope import coders
+from panscope.coders.wiring import WiredCoder
+from panscope.evals import firing
+from panscope.evals.question import Question
+from panscope.evals.run import evaluate
+from panscope.evals.tally import Result
+from panscope.lms.load import LanguageModelConfig, load
+from panscope.lms.model import LanguageModel
+from panscope.types import Site, TokenBatch
+from tests.support.averaging_lm import (
     BOS,
     EOS,
     LAYERS,
@@ -30,17 +41,6 @@ from averaging_lm import (
     measure,
     wired,
 )  # fmt: skip
-from torch import Tensor
-
-from panscope import coders
-from panscope.coders.wiring import WiredCoder
-from panscope.evals import firing
-from panscope.evals.question import Question
-from panscope.evals.run import evaluate
-from panscope.evals.tally import Result
-from panscope.lms.load import LanguageModelConfig, load
-from panscope.lms.model import LanguageModel
-from panscope.types import Site, TokenBatch
 
 LONGER = [
     *SEQUENCES,

@@ -6,11 +6,17 @@ Shape letters: D width of a site, S sites, F latents.
 from collections.abc import Callable
 from typing import Any
 
-import definitions as defined
 import numpy as np
 import pytest
 import torch
-from averaging_lm import (
+
+import tests.support.definitions as defined
+from panscope.coders.normaliser import Normaliser
+from panscope.coders.wiring import WiredCoder, Wiring
+from panscope.evals.tally import Result
+from panscope.types import Site
+from tests.evals.test_oracle import TEXT, forward, row_of_relu, rows_of
+from tests.support.averaging_lm import (
     MLP_IN,
     MLP_OUT,
     RESID0,
@@ -25,12 +31,6 @@ from averaging_lm import (
     measure,
     over,
 )  # fmt: skip
-from test_oracle import TEXT, forward, row_of_relu, rows_of
-
-from panscope.coders.normaliser import Normaliser
-from panscope.coders.wiring import WiredCoder, Wiring
-from panscope.evals.tally import Result
-from panscope.types import Site
 
 SITES = [RESID0, MLP_OUT, RESID1]
 STANDARDISE = Normaliser(kind="standardise", scale_in=1, scale_out=1)

@@ -18,16 +18,21 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import CALIBRATION_ROWS, same, seen, small_suite, timeless, write_text
 
-from panscope import records
 from panscope.cli.main import main
 from panscope.config import write_toml
-from panscope.records import JsonLines, RunFolder, WriteError
-from panscope.suite import stages, training
-from panscope.suite.plan import SuiteConfig
-from panscope.suite.reporter import Silent
+from panscope.plan.plan import SuiteConfig
+from panscope.runs import stages, training
+from panscope.runs.reporter import Silent
+from panscope.runs.run import RunFolder
+from panscope.storage import atomic
+from panscope.storage.atomic import WriteError
+from panscope.storage.json_lines import JsonLines
+from panscope.storage.locks import locked
+from panscope.storage.sealed import read_json, write_json
+from panscope.storage.tensors import write_tensors
 from panscope.types import UserError
+from tests.support.small_runs import CALIBRATION_ROWS, same, seen, small_suite, timeless, write_text
 
 ANSWERS = {
     errno.ENOSPC: ("No space left on device", "make room there"),
@@ -86,8 +91,8 @@ class Refusing:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int, number: int) -> None:
         self.calls, self.after, self.number = 0, after, number
-        self._real = records._flush_to_disk
-        monkeypatch.setattr(records, "_flush_to_disk", self)
+        self._real = atomic.flush_to_disk
+        monkeypatch.setattr(atomic, "flush_to_disk", self)
 
     def __call__(self, path: Path) -> None:
         self.calls += 1
@@ -232,7 +237,7 @@ def test_a_log_that_is_refused_half_a_line_keeps_whole_lines(tmp_path: Path, mon
 def test_weights_that_do_not_fit_are_a_sentence(tmp_path: Path, small_disk: Path):
     """What safetensors tells in words of its own."""
     with pytest.raises(WriteError, match=r"a\.safetensors' cannot be written: No space left on device") as caught:
-        records.write_tensors(small_disk / "a.safetensors", {"a": torch.zeros(1_000_000)})
+        write_tensors(small_disk / "a.safetensors", {"a": torch.zeros(1_000_000)})
     assert caught.value.errno == errno.ENOSPC
     assert list(small_disk.iterdir()) == []
 
@@ -294,7 +299,7 @@ def test_a_disk_that_is_really_read_only(suite: SuiteConfig, undisturbed: dict[s
     assert same(folder.status()["stage"], "done")
     with pytest.raises(UserError, match=r"disk/other' cannot be made .*Read-only file system.*choose another --out"):
         stages.start(suite, small_disk / "other", Silent())
-    with pytest.raises(WriteError, match=r"run/\.lock' cannot be written: Read-only file system"), records.locked(run):
+    with pytest.raises(WriteError, match=r"run/\.lock' cannot be written: Read-only file system"), locked(run):
         pass
 
 
@@ -305,10 +310,10 @@ def attempts(folder: Path, uid: int, answers: Any) -> None:
     for name, attempt in {
         "create": lambda: RunFolder.create(folder / "new"),
         "open": lambda: RunFolder.open(folder / "closed"),
-        "write": lambda: records.write_json(folder / "a.json", {}),
+        "write": lambda: write_json(folder / "a.json", {}),
         "append": lambda: JsonLines(folder / "train.jsonl").append([{}]),
-        "read": lambda: records.read_json(folder / "secret.json"),
-        "lock": lambda: records.locked(folder).__enter__(),
+        "read": lambda: read_json(folder / "secret.json"),
+        "lock": lambda: locked(folder).__enter__(),
     }.items():
         try:
             attempt()

@@ -10,21 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-from kills import begun, live, nothing
 from rich.console import Console
 
-from panscope import records
-from panscope.activations.server.client import ServedRows, Servers
-from panscope.activations.server.standing import Standing
 from panscope.activations.store.layout import Column
 from panscope.activations.store.store import Store
 from panscope.activations.store.windows import Slice, Windows
 from panscope.cli.serve import Serve
-from panscope.suite import collecting
-from panscope.suite.collecting import StoreOptions, collect
-from panscope.suite.plan import SuiteConfig
-from panscope.suite.reporter import Silent
+from panscope.plan.plan import SuiteConfig
+from panscope.runs import collection as collecting
+from panscope.runs.collection import StoreOptions, collect
+from panscope.runs.reporter import Silent
+from panscope.serving.client.progress import Standing
+from panscope.serving.client.served_rows import ServedRows, Servers
+from panscope.storage.sealed import write_json
 from panscope.types import Site
+from tests.support.kills import begun, live, nothing
 
 KILLS = 72
 ROWS, BATCH, WINDOW_ROWS, SEED = 30_720, 128, 512, 1
@@ -61,7 +61,7 @@ def learn(notes: Path, enough: Path, addresses: list[str]) -> None:
         for batch in itertools.islice(rows, 5):
             places = zip(batch.document_ids.tolist(), batch.positions.tolist(), strict=True)
             seen.update(f"{document} {position}" for document, position in places)
-        records.write_json(notes, {"seen": seen, "state": rows.state_dict()})
+        write_json(notes, {"seen": seen, "state": rows.state_dict()})
     rows.close()
 
 

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from kills import assert_same_files, live, live_killed
 
-from panscope.records import RunFolder
-from panscope.suite import collecting, stages, training
-from panscope.suite.collecting import StoreOptions, collect
-from panscope.suite.plan import SuiteConfig
-from panscope.suite.reporter import Silent
+from panscope.plan.plan import SuiteConfig
+from panscope.runs import collection as collecting
+from panscope.runs import stages, training
+from panscope.runs.collection import StoreOptions, collect
+from panscope.runs.reporter import Silent
+from panscope.runs.run import RunFolder
+from tests.support.kills import assert_same_files, live, live_killed
 
 KILLS = 8
 SUITE: dict[str, Any] = {

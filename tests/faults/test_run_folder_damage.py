@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_runs import CALIBRATION_ROWS, Doing, same, seen, small_suite, timeless, write_text
 
-from panscope.records import RunFolder
-from panscope.suite import stages, training
-from panscope.suite.reporter import Silent
+from panscope.runs import stages, training
+from panscope.runs.reporter import Silent
+from panscope.runs.run import RunFolder
 from panscope.types import UserError
+from tests.support.small_runs import CALIBRATION_ROWS, Doing, same, seen, small_suite, timeless, write_text
 
 READ_BY_NOBODY = ("results.parquet", ".lock")
 """Written for other tools, or empty: whatever happens to them is harmless."""

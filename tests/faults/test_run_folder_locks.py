@@ -5,20 +5,21 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import CALIBRATION_ROWS, Doing, same, seen, small_suite, timeless, write_text
 
-from panscope import records
 from panscope.cli.main import main
-from panscope.records import RunFolder
-from panscope.suite import stages, training
-from panscope.suite.reporter import Silent
+from panscope.runs import stages, training
+from panscope.runs.reporter import Silent
+from panscope.runs.run import RunFolder
+from panscope.storage.locks import LOCK, locked
 from panscope.types import UserError
+from tests.support.small_runs import CALIBRATION_ROWS, Doing, same, seen, small_suite, timeless, write_text
 
 HELD = "is in use by another process of panscope: wait until that has ended, or stop it"
 
@@ -42,7 +43,7 @@ def run(stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFo
 
 def hold(folder: Path, held: Any) -> None:
     """The work of the other process: hold the folder, say so, and never end."""
-    with records.locked(folder):
+    with locked(folder):
         held.send(True)
         held.recv()
 
@@ -51,7 +52,7 @@ def hold(folder: Path, held: Any) -> None:
 def holding(folder: Path) -> Iterator[Any]:
     """Another process that holds the folder until it is killed or this is over."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["panscope.cli.main", "panscope.suite.stages"])
+    context.set_forkserver_preload(["panscope.cli.main", "panscope.runs.stages"])
     here, there = context.Pipe()
     process = context.Process(target=hold, args=(folder, there))
     process.start()
@@ -86,7 +87,7 @@ def test_a_killed_owner_lets_go_at_once(run: RunFolder):
         os.kill(owner.pid, signal.SIGKILL)
         owner.join(60)
         assert owner.exitcode == -signal.SIGKILL
-        assert (run.path / records.LOCK).is_file()
+        assert (run.path / LOCK).is_file()
         assert stages.resume(run, Silent()) is not None
 
 
@@ -114,7 +115,7 @@ def test_a_run_is_held_from_its_first_file_to_its_last(
     suite = small_suite(shared, stopped.parent / "text.jsonl")
     assert stages.start(suite, tmp_path / "run", Doing(2, lambda: try_to_resume(tmp_path / "run"))) is not None
     assert refused == ["train_suite", "save_coders", "evaluate_run"]
-    with records.locked(tmp_path / "run"):
+    with locked(tmp_path / "run"):
         pass
 
 
@@ -157,7 +158,7 @@ def test_what_killed_processes_left_is_swept_away(run: RunFolder):
     (left[1] / "0000.json").write_text("{half")
     left[2].write_bytes(b"half")
     assert stages.resume(run, Silent()) is not None
-    assert [path.name for path in run.path.rglob(".*")] == [records.LOCK]
+    assert [path.name for path in run.path.rglob(".*")] == [LOCK]
 
 
 def test_a_clock_that_goes_backwards_changes_nothing(run: RunFolder, stopped: Path, monkeypatch: pytest.MonkeyPatch):
@@ -171,12 +172,12 @@ def test_a_clock_that_goes_backwards_changes_nothing(run: RunFolder, stopped: Pa
         return clock["now"]
 
     written: list[str] = []
-    write, strftime, gmtime = RunFolder.write_status, records.time.strftime, records.time.gmtime
+    write, strftime, gmtime = RunFolder.write_status, time.strftime, time.gmtime
     with monkeypatch.context() as patch:
-        patch.setattr(records.time, "time", back)
-        patch.setattr(records.time, "time_ns", lambda: int(back() * 1e9))
-        patch.setattr(records.time, "localtime", lambda *_: gmtime(back()))
-        patch.setattr(records.time, "strftime", lambda form, *_: strftime(form, gmtime(back())))
+        patch.setattr(time, "time", back)
+        patch.setattr(time, "time_ns", lambda: int(back() * 1e9))
+        patch.setattr(time, "localtime", lambda *_: gmtime(back()))
+        patch.setattr(time, "strftime", lambda form, *_: strftime(form, gmtime(back())))
         patch.setattr(RunFolder, "write_status", lambda folder, *a, **b: (write(folder, *a, **b), note(folder)))
 
         def note(folder: RunFolder) -> None:

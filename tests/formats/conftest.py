@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from made_coders import D_IN, ROWS, MakeCoder, make
 from torch import Tensor
+
+from tests.support.made_coders import D_IN, ROWS, MakeCoder, make
 
 
 @pytest.fixture

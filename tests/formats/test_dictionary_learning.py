@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from making import (
+from torch import Tensor
+
+from panscope.coders.base import Coder
+from panscope.formats import FORMATS, Asked
+from panscope.formats.dictionary_learning import SHAPES
+from panscope.transforms.to_jumprelu import frozen
+from panscope.types import Site, UserError
+from tests.support.making import (
     AT_RESID,
     RESID,
     D,
@@ -24,14 +31,7 @@ from making import (
     save_rows,
     through_a_run,
 )
-from peers import peers_python, run_in_peers
-from torch import Tensor
-
-from panscope.coders.base import Coder
-from panscope.formats import FORMATS, Asked
-from panscope.formats.dictionary_learning import SHAPES
-from panscope.transforms.to_jumprelu import frozen
-from panscope.types import Site, UserError
+from tests.support.peers import peers_python, run_in_peers
 
 FORMAT = FORMATS["dictionary_learning"]
 STUBS = """

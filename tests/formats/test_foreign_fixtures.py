@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import AT_RESID, assert_equal, assert_near
 
 from panscope.formats import FORMATS
 from panscope.types import UserError
+from tests.support.making import AT_RESID, assert_equal, assert_near
 
 
 @pytest.mark.parametrize(("name", "d", "f"), [("ae1.pt", 48, 192), ("ae2.pt", 120, 1920)])

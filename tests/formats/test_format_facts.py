@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from hostile import read_tensors, write_tensors
-from making import RESID, STANDARDISE, foreign, random_coder
 
 from panscope import coders
 from panscope.coders.base import Coder
 from panscope.coders.wiring import UNIT
 from panscope.formats import FORMATS, Asked
 from panscope.types import UserError
+from tests.support.hostile import read_tensors, write_tensors
+from tests.support.making import RESID, STANDARDISE, foreign, random_coder
 
 
 def suited(format: str, architecture: str) -> tuple[Coder, Any]:

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from made_coders import MakeCoder
 
 from panscope.config import read_toml
 from panscope.formats import Foreign
@@ -22,6 +21,7 @@ from panscope.formats.hooks import (
 from panscope.lms.facts import TABLE
 from panscope.lms.families import FAMILIES, Family, family_of
 from panscope.types import SITE_KINDS, Site
+from tests.support.made_coders import MakeCoder
 
 GPT2, NEOX, LLAMA, GEMMA = (family_of(name) for name in ("gpt2", "gpt_neox", "llama", "gemma2"))
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_coders import D_IN, D_OUT, PREDICTS, make
 from safetensors.torch import load_file, save_file
 
 from panscope.formats import FORMATS, Asked, Foreign
 from panscope.types import UserError
+from tests.support.made_coders import D_IN, D_OUT, PREDICTS, make
 
 CONFIGS = {
     "saelens": ("cfg.json", "sae_weights.safetensors"),

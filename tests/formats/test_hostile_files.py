@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from attacking import Original, assert_the_same, attacked, imported_again, written
-from hostile import STRUCTURAL, TENSORS, VALUES, holds_tensors, read_tensors, write_tensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from making import K, reconstruct, rows
 
 from panscope.formats import FORMATS, Foreign
+from tests.support.attacking import Original, assert_the_same, attacked, imported_again, written
+from tests.support.hostile import STRUCTURAL, TENSORS, VALUES, holds_tensors, read_tensors, write_tensors
+from tests.support.making import K, reconstruct, rows
 
 EXAMPLES = 130
 EVERY_KIND = ("saelens", "gemma_scope", "dictionary_learning")

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from made_coders import D_IN, D_OUT, PREDICTS, WIDTH, MakeCoder, reconstructed
-from peers import run_in_peers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from panscope.formats import FORMATS, Asked, Foreign
 from panscope.types import Site, UserError
+from tests.support.made_coders import D_IN, D_OUT, PREDICTS, WIDTH, MakeCoder, reconstructed
+from tests.support.peers import run_in_peers
 
 LLAMA_SCOPE = FORMATS["llama_scope"]
 SAE = {"hook_point_in": "blocks.15.hook_resid_post", "hook_point_out": "blocks.15.hook_resid_post"}

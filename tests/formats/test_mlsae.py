@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from making import (
+from torch import Tensor
+
+from panscope.coders.normaliser import Normaliser
+from panscope.coders.wiring import UNIT, WiredCoder, Wiring
+from panscope.formats import FORMATS, Asked, Foreign
+from panscope.transforms.fold_norm import fold_norm
+from panscope.types import Site, UserError
+from tests.support.making import (
     AT_RESID,
     MLP_IN,
     MLP_OUT,
@@ -29,14 +36,7 @@ from making import (
     save_rows,
     through_a_run,
 )
-from peers import peers_python, run_in_peers
-from torch import Tensor
-
-from panscope.coders.normaliser import Normaliser
-from panscope.coders.wiring import UNIT, WiredCoder, Wiring
-from panscope.formats import FORMATS, Asked, Foreign
-from panscope.transforms.fold_norm import fold_norm
-from panscope.types import Site, UserError
+from tests.support.peers import peers_python, run_in_peers
 
 FORMAT = FORMATS["mlsae"]
 CLASS = """

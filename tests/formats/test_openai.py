@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from making import (
+from torch import Tensor
+
+from panscope.formats import FORMATS, Asked, Foreign
+from panscope.publish.import_coders import find
+from panscope.types import Site, UserError
+from tests.support.making import (
     AT_RESID,
     MLP_IN,
     MLP_OUT,
@@ -27,11 +32,6 @@ from making import (
     rows,
     through_a_run,
 )
-from torch import Tensor
-
-from panscope.formats import FORMATS, Asked, Foreign
-from panscope.suite.importing import find
-from panscope.types import Site, UserError
 
 FORMAT = FORMATS["openai"]
 WEIGHTS = ("pre_bias", "latent_bias", "encoder.weight", "decoder.weight")

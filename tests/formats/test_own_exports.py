@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import holds_tensors, read_tensors, write_tensors
-from made_coders import MakeCoder
-from making import STANDARDISE, assert_equal, through_a_run
 from torch import Tensor
 
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.formats import FORMATS, Asked, Foreign
 from panscope.types import SITE_KINDS, Site, UserError
+from tests.support.hostile import holds_tensors, read_tensors, write_tensors
+from tests.support.made_coders import MakeCoder
+from tests.support.making import STANDARDISE, assert_equal, through_a_run
 
 MODELS = ("meta-llama/Llama-3.1-8B", "Qwen/Qwen3-8B", "google/gemma-3-4b-pt", "EleutherAI/pythia-70m", "a/b", None)
 ARCHITECTURES = {

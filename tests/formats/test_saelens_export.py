@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from made_coders import D_OUT, PREDICTS, MakeCoder, filled, reconstructed
-from peers import run_in_peers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -16,6 +14,8 @@ from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.formats import FORMATS, Asked, Foreign
 from panscope.types import Site, UserError
+from tests.support.made_coders import D_OUT, PREDICTS, MakeCoder, filled, reconstructed
+from tests.support.peers import run_in_peers
 
 SAELENS = FORMATS["saelens"]
 Z = Site(2, "attn_z")

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from made_coders import MakeCoder, reconstructed
-from making import through_a_run
-from peers import run_in_peers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from panscope.formats import FORMATS, Asked, Foreign
 from panscope.types import Site, UserError
+from tests.support.made_coders import MakeCoder, reconstructed
+from tests.support.making import through_a_run
+from tests.support.peers import run_in_peers
 
 SAELENS = FORMATS["saelens"]
 SAVE = """

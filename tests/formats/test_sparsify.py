@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from making import (
+from torch import Tensor
+
+from panscope.formats import FORMATS, Asked, Foreign
+from panscope.types import Site, UserError
+from tests.support.making import (
     AT_RESID,
     MLP_IN,
     MLP_OUT,
@@ -28,11 +32,7 @@ from making import (
     save_rows,
     through_a_run,
 )
-from peers import peers_python, run_in_peers
-from torch import Tensor
-
-from panscope.formats import FORMATS, Asked, Foreign
-from panscope.types import Site, UserError
+from tests.support.peers import peers_python, run_in_peers
 
 FORMAT = FORMATS["sparsify"]
 LOAD = """

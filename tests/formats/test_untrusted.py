@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hostile import PAIRS_OF_PAIRS, TUPLE_OF_TUPLES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from panscope.formats.untrusted import fit, inside, read_json, read_npz, read_pt, read_safetensors, safetensors_shapes
 from panscope.types import UserError
+from tests.support.hostile import PAIRS_OF_PAIRS, TUPLE_OF_TUPLES
 
 MATRIX = torch.arange(12.0).view(3, 4)
 Reader = Callable[[Path], Any]

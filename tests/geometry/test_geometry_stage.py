@@ -6,16 +6,18 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 import torch
-from planted_dictionaries import orthogonal, planted_split, random_dictionary
-from planted_run import Heard, plant, planted_run
 
-from panscope import records
 from panscope.geometry.neighbours import Counts
 from panscope.lms.load import LanguageModelConfig, load
-from panscope.records import RunFolder
-from panscope.suite.decoders import Decoders, known_coders
-from panscope.suite.geometries import Asked, look
+from panscope.runs.decoders import Decoders, known_coders
+from panscope.runs.geometry import Asked, look
+from panscope.runs.run import RunFolder
+from panscope.storage.atomic import checksum
+from panscope.storage.locks import locked
+from panscope.storage.sealed import read_sealed
 from panscope.types import Site, UserError
+from tests.support.planted_dictionaries import orthogonal, planted_split, random_dictionary
+from tests.support.planted_run import Heard, plant, planted_run
 
 SPLIT = planted_split(0)
 PAIRWISE = ("mmcs", "matching", "splitting")
@@ -30,7 +32,7 @@ def table(run: RunFolder, name: str) -> dict[str, list[Any]]:
 
 
 def summary(run: RunFolder) -> list[dict[str, Any]]:
-    return records.read_sealed(run.path / "geometry" / "summary.json")["analyses"]
+    return read_sealed(run.path / "geometry" / "summary.json")["analyses"]
 
 
 def the(run: RunFolder, kind: str) -> dict[str, Any]:
@@ -88,8 +90,8 @@ def test_the_summary_lists_every_file_with_its_checksum_and_weights(run: RunFold
     written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {"summary.json"}
     assert set(listed) == written and len(written) == 6
     for name, xxh3 in listed.items():
-        assert records.checksum(folder / name) == xxh3
-    weights = {name: records.checksum(run.coder(name) / "weights.safetensors") for name in run.coder_names()}
+        assert checksum(folder / name) == xxh3
+    weights = {name: checksum(run.coder(name) / "weights.safetensors") for name in run.coder_names()}
     assert the(run, "splitting")["coders"] == {name: weights[name] for name in ("narrow", "wide")}
     assert the(run, "mmcs")["coders"] == weights
     assert the(run, "matching")["place"] == "sae L01.resid_post -> L01.resid_post"
@@ -295,7 +297,7 @@ def test_a_damaged_summary_or_coder_is_a_sentence(run: RunFolder):
 
 
 def test_a_run_in_use_is_left_alone(run: RunFolder):
-    with records.locked(run.path), pytest.raises(UserError, match="is in use by another process"):
+    with locked(run.path), pytest.raises(UserError, match="is in use by another process"):
         look(run, Asked(("mmcs",)), Heard())
 
 

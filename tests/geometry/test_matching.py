@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from planted_dictionaries import cosine_matrix, orthogonal, quiet, random_dictionary, rotated
 
 from panscope.geometry.baselines import Baselines, random_rows
 from panscope.geometry.dictionary import Dictionary
 from panscope.geometry.matching import Matching, match
+from tests.support.planted_dictionaries import cosine_matrix, orthogonal, quiet, random_dictionary, rotated
 
 
 def matched(a: Dictionary, b: Dictionary, seed: int = 0) -> Matching:

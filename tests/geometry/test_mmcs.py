@@ -9,12 +9,12 @@ import statistics
 import numpy as np
 import pytest
 import torch
-from planted_dictionaries import cosine_matrix, orthogonal, quiet, random_dictionary, rotated
 
 from panscope.geometry.baselines import Baselines
 from panscope.geometry.dictionary import Dictionary
 from panscope.geometry.mmcs import mmcs, upper
 from panscope.kernels.cosines import itself, nearest
+from tests.support.planted_dictionaries import cosine_matrix, orthogonal, quiet, random_dictionary, rotated
 
 
 def numbers_of(dictionary: Dictionary, seed: int = 0) -> dict:

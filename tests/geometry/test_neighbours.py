@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from planted_dictionaries import cosine_matrix, orthogonal, random_dictionary, rotated
 
 from panscope.geometry.dictionary import Dictionary
 from panscope.geometry.neighbours import Counts, densest, neighbourhood
 from panscope.kernels.cosines import itself, nearest
 from panscope.types import UserError
+from tests.support.planted_dictionaries import cosine_matrix, orthogonal, random_dictionary, rotated
 
 OWN, OTHER, WIDE = (
     random_dictionary(name, n, 16, seed) for name, n, seed in (("a", 30, 1), ("b", 30, 2), ("c", 90, 3))

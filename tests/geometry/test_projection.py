@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from planted_dictionaries import orthogonal
 
 import panscope
 from panscope.geometry.projection import project
 from panscope.types import UserError
+from tests.support.planted_dictionaries import orthogonal
 
 
 def clusters() -> torch.Tensor:

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from planted_dictionaries import cosine_matrix, quiet
 
 from panscope.geometry.baselines import Baselines, johnson_lindenstrauss, pair_probability, random_rows
+from tests.support.planted_dictionaries import cosine_matrix, quiet
 
 CPU = torch.device("cpu")
 

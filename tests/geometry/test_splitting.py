@@ -6,7 +6,12 @@ Shape letters: F latents of the wide coder, G of the narrow one, D width, K vect
 import numpy as np
 import pytest
 import torch
-from planted_dictionaries import (
+
+from panscope.geometry.baselines import Baselines
+from panscope.geometry.combination import combined, explained
+from panscope.geometry.dictionary import Dictionary
+from panscope.geometry.splitting import Splitting, split
+from tests.support.planted_dictionaries import (
     WIDTH,
     cosine_matrix,
     orthogonal,
@@ -14,11 +19,6 @@ from planted_dictionaries import (
     quiet,
     random_dictionary,
 )
-
-from panscope.geometry.baselines import Baselines
-from panscope.geometry.combination import combined, explained
-from panscope.geometry.dictionary import Dictionary
-from panscope.geometry.splitting import Splitting, split
 
 
 def splitting(narrow: Dictionary, wide: Dictionary) -> Splitting:

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from panscope import facts
+from panscope import builtin
 from panscope.lms.facts import ModelFacts, facts_of, tabled
 from panscope.lms.load import LanguageModelConfig
 from panscope.lms.model import LanguageModel
@@ -91,7 +91,7 @@ def transformers_config(shape: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("name", [name for name in sorted(tabled()) if "-deduped" not in name and "-it" not in name])
 def test_counts_are_those_of_transformers_modules(name: str):
     """Built on the meta device; the text model alone, where there is an image encoder beside it."""
-    shape = tomllib.loads((facts.FOLDER / "models.toml").read_text())["models"][name]
+    shape = tomllib.loads((builtin.MODEL_FACTS).read_text())["models"][name]
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(transformers_config(shape))
     found = facts_at(name)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from panscope import demo
+from panscope import builtin
 from panscope.lms.load import LanguageModelConfig, load, memory_bytes, pretrained
 from panscope.lms.model import LanguageModel
 from panscope.types import Site, UserError
@@ -60,7 +60,7 @@ def test_dtype_and_attention_are_the_asked_ones(folder: Path, tokens: Any):
 
 
 def test_built_in_model_is_the_demo_folder(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(demo, "MODEL", folder)
+    monkeypatch.setattr(builtin, "DEMO_MODEL", folder)
     assert load(LanguageModelConfig(device="cpu")).n_layers == 3
     assert "panscope://other" in refusal(config("panscope://other"))
 

@@ -1,15 +1,15 @@
 """The stand-in of the hub, with huggingface_hub pointed at it, and other tools' interpreter."""
 
-import importlib.util
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
-from stand_in_hub import TOKEN, StandInHub, start
+
+from tests.support.stand_in_hub import TOKEN, StandInHub, start
 
 
 @pytest.fixture
@@ -31,14 +31,3 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandInHub]
     close_session()
     server.shutdown()
     server.server_close()
-
-
-@pytest.fixture
-def run_in_peers() -> Callable[..., str]:
-    """Runs a script in the interpreter that has other tools (tests/formats/peers.py)."""
-    path = Path(__file__).parent.parent / "formats" / "peers.py"
-    spec = importlib.util.spec_from_file_location("peers_of_formats", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.run_in_peers

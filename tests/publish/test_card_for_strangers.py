@@ -3,24 +3,24 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from made_run import made, write_made_run, write_model
 from safetensors.torch import save_file
 
 import panscope
-from panscope import records
 from panscope.coders import store
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.lms.load import load as load_model
-from panscope.records import RunFolder
-from panscope.suite.origins import opened
-from panscope.suite.publishing import compose
+from panscope.publish.compose import compose
+from panscope.publish.provenance import opened
+from panscope.runs.run import RunFolder
+from panscope.storage.sealed import read_sealed_toml, write_sealed_toml
 from panscope.types import Site
+from tests.support.made_run import made, write_made_run, write_model
+from tests.support.peers import run_in_peers
 
 CODER = "L00R-2x-topk-k4"
 OTHER = "L00R-2x-jumprelu-l1e-3"
@@ -61,9 +61,9 @@ def forget_bos(lm: Path) -> None:
 
 
 def say_in_suite(run: Path, table: str, **fields: Any) -> None:
-    suite = records.read_sealed_toml(run / "suite.toml")
+    suite = read_sealed_toml(run / "suite.toml")
     suite[table] = suite.get(table, {}) | fields
-    records.write_sealed_toml(run / "suite.toml", suite)
+    write_sealed_toml(run / "suite.toml", suite)
 
 
 def one_coder(folder: Path, model: dict[str, Any], kind: str = "resid_post") -> Path:
@@ -72,7 +72,7 @@ def one_coder(folder: Path, model: dict[str, Any], kind: str = "resid_post") -> 
     wiring = Wiring.read({"wiring": "sae", "reads": [f"L01.{kind}"], "predicts": [f"L01.{kind}"]}, "")
     coder = made("relu", {}, 0)
     store.save(run.coder("L01-one"), WiredCoder(wiring, coder), coder, {"model": model, "name": "L01-one"})
-    records.write_sealed_toml(run.suite_file, {"coders": [{}], "data": {"text": ["x"], "packing": "documents"}})
+    write_sealed_toml(run.suite_file, {"coders": [{}], "data": {"text": ["x"], "packing": "documents"}})
     return run.path
 
 
@@ -135,7 +135,7 @@ except ValueError as error:
 """
 
 
-def test_saelens_asks_for_what_is_left_out(run_in_peers: Callable[..., str], run: Path, tmp_path: Path):
+def test_saelens_asks_for_what_is_left_out(run: Path, tmp_path: Path):
     shutil.rmtree(tmp_path / "alice")
     written(run, tmp_path / "out")
     assert run_in_peers(ASKS, tmp_path / "out" / CODER).split("\n")[-2] == "prepend_bos is required"
@@ -159,7 +159,7 @@ def test_of_imported_coders_nobody_says_how_they_were_trained(run: Path, tmp_pat
     provenance = {"model": {"path": str(tmp_path / "alice" / "lm")}, "origin": {"format": "sparsify"}}
     shutil.rmtree(run / "coders" / OTHER)
     store.save(run / "coders" / OTHER, coder, coder.coder, provenance)
-    records.write_sealed_toml(run / "suite.toml", {"coders": [], "data": {"packing": "documents"}})
+    write_sealed_toml(run / "suite.toml", {"coders": [], "data": {"packing": "documents"}})
     text = written(run, tmp_path / "out", None)
     assert "is their makers' to say." in text and "numbers below" not in text and "to cite" not in text
     assert "ids = tokenizer(" in text and "sparsity coefficient" not in text
@@ -231,9 +231,7 @@ print(float((y - load_file(sys.argv[2])["y"]).abs().max()))
 """
 
 
-def test_heads_apart_for_saelens(
-    run_in_peers: Callable[..., str], run: Path, card: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_heads_apart_for_saelens(run: Path, card: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Where others are at attn_z the card says how they are fed; where all are, its own lines feed one so."""
     assert "# at attn_z, SAELens wants the heads apart, [tokens, heads, d_head], which is\n# x.unflatten(-1," in card
     only(run, "L01Z-2x-jumprelu-l1e-3")

@@ -9,23 +9,25 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
-from made_run import FOR_SAELENS, NOT_FOR_SAELENS, NOT_MEASURED, D, made, write_made_run
 from safetensors.torch import save_file
-from stand_in_hub import StandInHub
 
-from panscope import records
 from panscope.cli.publish import _figures
 from panscope.coders import store
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.formats import FORMATS, Asked
-from panscope.records import RunFolder
+from panscope.publish.card import check_licence
+from panscope.publish.compose import Composed, compose
+from panscope.publish.hub_upload import send
+from panscope.publish.provenance import public
 from panscope.report.runs import read_runs
-from panscope.suite.card import check_licence
-from panscope.suite.evaluating import HELD_OUT
-from panscope.suite.origins import public
-from panscope.suite.publishing import Composed, compose
-from panscope.suite.uploading import send
+from panscope.runs.evaluation import HELD_OUT
+from panscope.runs.run import RunFolder
+from panscope.storage.atomic import checksum
+from panscope.storage.sealed import read_sealed, write_sealed_toml
 from panscope.types import UserError
+from tests.support.made_run import FOR_SAELENS, NOT_FOR_SAELENS, NOT_MEASURED, D, made, write_made_run
+from tests.support.peers import run_in_peers
+from tests.support.stand_in_hub import StandInHub
 
 NAME = "me/coders"
 Peers = Callable[..., str]
@@ -111,12 +113,12 @@ def test_of_a_path_the_last_part_is_published(said: str, shown: str):
 
 def test_our_files_keep_their_seals_and_numbers(run: Path, out: Path):
     for name in FOR_SAELENS:
-        config = records.read_sealed(out / name / "config.json")
+        config = read_sealed(out / name / "config.json")
         weights = out / name / "sae_weights.safetensors"
-        assert config["xxh3"] == {weights.name: records.checksum(weights)}
+        assert config["xxh3"] == {weights.name: checksum(weights)}
         assert config["coder"] == store.origin(run / "coders" / name)["coder"]
         if name != NOT_MEASURED:
-            theirs, ours = (records.read_sealed(place / name / "eval.json") for place in (out, run / "coders"))
+            theirs, ours = (read_sealed(place / name / "eval.json") for place in (out, run / "coders"))
             assert {key: theirs[key] for key in ("fvu", "l0", "intervals")} == {
                 key: ours[key] for key in ("fvu", "l0", "intervals")
             }
@@ -194,12 +196,11 @@ def check_close(said: str) -> None:
         assert difference < 1e-6, (name, difference)
 
 
-def test_saelens_loads_every_folder_from_disk(run_in_peers: Peers, out: Path, cases: Path):
+def test_saelens_loads_every_folder_from_disk(out: Path, cases: Path):
     check_close(run_in_peers(COMPARE, out, cases, ""))
 
 
 def test_saelens_loads_every_coder_by_its_name_from_the_hub(
-    run_in_peers: Peers,
     hub: StandInHub,
     out: Path,
     cases: Path,
@@ -217,7 +218,7 @@ def blocks(out: Path) -> list[str]:
 
 
 def test_the_cards_own_lines_run_in_three_tools(
-    places, run_in_peers: Peers, hub: StandInHub, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    places, hub: StandInHub, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """All three load the same coder of the hub, and agree on the same rows."""
     send(out, NAME, private=False, say=print)
@@ -247,7 +248,7 @@ def test_the_header_is_what_the_hub_reads(out: Path):
 def test_models_and_texts_of_the_hub_are_named_to_the_hub(run: Path, tmp_path: Path):
     copy, out = tmp_path / "copy", tmp_path / "out"
     out.mkdir()
-    records.write_sealed_toml(copy / "suite.toml", {"data": {"text": ["org/stories"]}, "coders": [{}]})
+    write_sealed_toml(copy / "suite.toml", {"data": {"text": ["org/stories"]}, "coders": [{}]})
     coder = copy / "coders" / "L00R-2x-topk-k4"
     wired = store.load(run / "coders" / coder.name)
     store.save(coder, wired, wired.coder, {"model": {"path": "google/gemma-2-2b"}, "name": coder.name})
@@ -270,7 +271,7 @@ def test_a_strangers_words_are_no_markdown(run: Path, tmp_path: Path):
     """An imported file says what its model is called."""
     copy, out = tmp_path / "copy", tmp_path / "out"
     out.mkdir()
-    records.write_sealed_toml(copy / "suite.toml", {"coders": []})
+    write_sealed_toml(copy / "suite.toml", {"coders": []})
     coder = copy / "coders" / "L00R-2x-topk-k4"
     wired = store.load(run / "coders" / coder.name)
     bad = "m`\n\n<script>x</script> | [a](http://b) \nlicense: none"
@@ -289,7 +290,7 @@ def test_the_table_has_the_numbers_of_eval_json(run: Path, out: Path):
         if name == NOT_MEASURED:
             assert cells[3:8] == ["-"] * 5
             continue
-        found = records.read_sealed(run / "coders" / name / "eval.json")
+        found = read_sealed(run / "coders" / name / "eval.json")
         assert cells[3] == f"{found['l0']:.1f}"
         assert cells[4] == f"{found['fvu']:.4f} ± 0.0150"
         assert cells[5] == f"{found['delta_loss']:+.4f}"
@@ -329,7 +330,7 @@ def test_every_site_of_a_coder_is_named_where_it_is_loaded(tmp_path: Path):
     wiring = Wiring.read({"wiring": "multilayer", "reads": sites, "predicts": sites}, "")
     coder = made("topk", {"sparsity": 4}, 0)
     store.save(run.coder("L01-02-R"), WiredCoder(wiring, coder), coder, {"model": {"path": "org/lm"}})
-    records.write_sealed_toml(run.suite_file, {"coders": []})
+    write_sealed_toml(run.suite_file, {"coders": []})
     out = tmp_path / "out"
     out.mkdir()
     compose(run, out, repository=NAME, licence="mit", label=None, figures={})

@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_run import FOR_SAELENS, write_made_run
-from stand_in_hub import TOKEN, Fault, Repository, StandInHub
 
 from panscope.cli.main import main
-from panscope.records import locked
+from panscope.storage.locks import locked
+from tests.support.made_run import FOR_SAELENS, write_made_run
+from tests.support.stand_in_hub import TOKEN, Fault, Repository, StandInHub
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
-from stand_in_hub import TOKEN, Fault, Repository, StandInHub
-from stand_in_xet import PLAIN, StandInXet
 
-from panscope.suite import uploading
-from panscope.suite.uploading import Sent, check_repository, send
+from panscope.publish import hub_upload as uploading
+from panscope.publish.hub_upload import Sent, check_repository, send
 from panscope.types import UserError
+from tests.support.stand_in_hub import TOKEN, Fault, Repository, StandInHub
+from tests.support.stand_in_xet import PLAIN, StandInXet
 
 # huggingface_hub's own way to send a file is one that its HTTP client would rather not see.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

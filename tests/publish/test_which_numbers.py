@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_run import NOT_MEASURED, write_made_run
 
-from panscope import records
 from panscope.cli.publish import _figures
-from panscope.records import RunFolder
+from panscope.publish.compose import compose
+from panscope.publish.provenance import opened
 from panscope.report.runs import read_runs
-from panscope.suite.evaluating import HELD_OUT
-from panscope.suite.measured import label_to_publish
-from panscope.suite.origins import opened
-from panscope.suite.publishing import compose
+from panscope.runs.eval_selection import label_to_publish
+from panscope.runs.evaluation import HELD_OUT
+from panscope.runs.run import RunFolder
+from panscope.storage.sealed import read_sealed, write_sealed
 from panscope.types import UserError
+from tests.support.made_run import NOT_MEASURED, write_made_run
 
 CODER = "L00R-2x-topk-k4"
 
@@ -30,11 +30,11 @@ def measure(run: RunFolder, label: str, fvu: float, **on: Any) -> None:
     """Another evaluation of every coder, as that on held-out text was but for what is said."""
     for name in run.coder_names():
         if name != NOT_MEASURED:
-            fields = records.read_sealed(run.coder(name) / "eval.json")
+            fields = read_sealed(run.coder(name) / "eval.json")
             fields.pop("files")
             fields |= {"fvu": fvu, "l0": 100 * fvu}
             fields["evaluated_on"] |= {"label": label, "part": "all", "text": [f"{label}.jsonl"]} | on
-            records.write_sealed(run.coder(name) / f"eval-{label}.json", fields)
+            write_sealed(run.coder(name) / f"eval-{label}.json", fields)
 
 
 def forget_held_out(run: RunFolder) -> None:
@@ -105,9 +105,9 @@ def test_numbers_of_two_texts_are_in_no_table(run: RunFolder, card: Callable[...
     """As an evaluation leaves them that was killed while it wrote over one of the same label."""
     measure(run, "books", 0.25)
     file = run.coder(CODER) / "eval-books.json"
-    fields = records.read_sealed(file)
+    fields = read_sealed(file)
     fields["evaluated_on"]["text"] = ["other.jsonl"]
-    records.write_sealed(file, fields)
+    write_sealed(file, fields)
     with pytest.raises(UserError, match=rf"the evaluations 'books' of .* and '{CODER}' are not of one text"):
         card("books")
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from fake_run import Fake, write_run
 
 from panscope.report.runs import Results, read_runs
 from panscope.report.write import Written, write_report
+from tests.support.fake_run import Fake, write_run
 
 SMALL = Fake(
     layers=2, kinds=("resid_post", "mlp_out"), widths=(64, 128), sparsities=(8, 16), architectures=("topk", "jumprelu")

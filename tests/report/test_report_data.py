@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from panscope import records
 from panscope.report import figures
 from panscope.report.figure import Figure, Missing, Plot
 from panscope.report.rows import coder_rows, identity, site_rows, tag
 from panscope.report.runs import Facts, Results, read_runs
+from panscope.storage.sealed import read_sealed, write_sealed
 from panscope.types import UserError
 
 
@@ -153,9 +153,9 @@ def test_another_definition_or_two_changes_at_once_are_no_transfer(run: Path, tm
     copy = shutil.copytree(run, tmp_path / "run")
     for folder in (copy / "coders").iterdir():
         for label, changes in (("splice", {"splice": "all"}), ("both", {"coder_dtype": "bfloat16", "part": "all"})):
-            content = records.read_sealed(folder / "eval.json")
+            content = read_sealed(folder / "eval.json")
             about = content["evaluated_on"] | {"label": label} | changes
-            records.write_sealed(folder / f"eval-{label}.json", content | {"evaluated_on": about})
+            write_sealed(folder / f"eval-{label}.json", content | {"evaluated_on": about})
     results = read_runs([copy])
     for key in ("transfer", "inference", "precision"):
         assert not {"splice", "both"} & {row["label"] for row in drawn(key, results).rows}
@@ -164,9 +164,9 @@ def test_another_definition_or_two_changes_at_once_are_no_transfer(run: Path, tm
 def test_subsets_that_are_files_go_by_the_name_of_the_file(bare: Path, tmp_path: Path):
     run = shutil.copytree(bare, tmp_path / "run")
     (coder,) = (run / "coders").iterdir()
-    content = records.read_sealed(coder / "eval.json")
+    content = read_sealed(coder / "eval.json")
     subsets = {"/far/away/books.jsonl": {"delta_loss": 0.25}, "news.jsonl": {"delta_loss": 0.5}}
-    records.write_sealed(coder / "eval.json", content | {"subsets": subsets})
+    write_sealed(coder / "eval.json", content | {"subsets": subsets})
     rows = drawn("subsets", read_runs([run])).rows
     assert [(row["text"], row["subset"]) for row in rows] == [
         ("books.jsonl", "/far/away/books.jsonl"),
@@ -284,7 +284,7 @@ def test_a_damaged_file_is_a_sentence_and_never_a_number(name: str, run: Path, t
 def test_an_evaluation_of_another_coder_is_refused(bare: Path, tmp_path: Path):
     run = shutil.copytree(bare, tmp_path / "run")
     (coder,) = (run / "coders").iterdir()
-    content = records.read_sealed(coder / "eval.json")
-    records.write_sealed(coder / "eval.json", content | {"coder": "another"})
+    content = read_sealed(coder / "eval.json")
+    write_sealed(coder / "eval.json", content | {"coder": "another"})
     with pytest.raises(UserError, match="is not of this coder; measure again by"):
         read_runs([run])

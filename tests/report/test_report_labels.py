@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import Fake, write_run
 
-from panscope import records
 from panscope.report.figure import Figure
 from panscope.report.figures import FIGURES
 from panscope.report.label import drawing
 from panscope.report.page import page
 from panscope.report.runs import HELD_OUT, read_runs
 from panscope.report.table import table_rows
+from panscope.storage.sealed import read_sealed, read_sealed_toml, write_sealed, write_sealed_toml
 from panscope.types import UserError
+from tests.support.fake_run import Fake, write_run
 
 _FAKE = Fake(
     layers=1,
@@ -42,8 +42,8 @@ def without(full: Path, out: Path, *labels: str) -> Path:
         suffix = "" if label == HELD_OUT else f"-{label}"
         for file in out.glob(f"coders/*/eval{suffix}.json"):
             file.unlink()
-    suite = records.read_sealed_toml(out / "suite.toml")
-    records.write_sealed_toml(out / "suite.toml", suite | {"coders": []})
+    suite = read_sealed_toml(out / "suite.toml")
+    write_sealed_toml(out / "suite.toml", suite | {"coders": []})
     return out
 
 
@@ -106,9 +106,9 @@ def test_runs_that_were_measured_on_different_texts_are_not_compared(full: Path,
     """Their held-out texts are each one's own, and were always drawn beside each other."""
     run = without(full, tmp_path / "back", "long")
     for file in run.glob("coders/*/eval*.json"):
-        content = records.read_sealed(file)
+        content = read_sealed(file)
         content["evaluated_on"]["text"] = ["elsewhere/books.jsonl"]
-        records.write_sealed(file, content)
+        write_sealed(file, content)
     assert drawn(full, run) == HELD_OUT
     words = "is of text stories.jsonl in the run 'full' and of text books.jsonl in 'back', which cannot be compared"
     with pytest.raises(UserError, match=words):
@@ -121,8 +121,8 @@ def test_runs_that_were_measured_on_different_texts_are_not_compared(full: Path,
 def test_nor_those_of_other_files_of_one_name_or_measured_otherwise(full: Path, tmp_path: Path, key: str, other: Any):
     run = without(full, tmp_path / "back", "long")
     for file in run.glob("coders/*/eval*.json"):
-        content = records.read_sealed(file)
+        content = read_sealed(file)
         content["evaluated_on"] |= {key: other, "model": "another/model"}
-        records.write_sealed(file, content)
+        write_sealed(file, content)
     with pytest.raises(UserError, match=rf"is of {key} .* in the run 'full' and of {key} .* in 'back', which"):
         drawn(full, run, asked="text")

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
-from browser import Page, chromium, opened
-from fake_run import Fake, write_run
 
 from panscope.report.figures import FIGURES
 from panscope.report.runs import read_runs
 from panscope.report.write import Written, write_report
+from tests.support.browser import Page, chromium, opened
+from tests.support.fake_run import Fake, write_run
 
 DRAWN = """new Promise((done) => {
   const look = () => document.documentElement.dataset.drawn === "all" ? done(true) : setTimeout(look, 20);

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_run import Fake, write_run
 
 from panscope.cli.main import main
 from panscope.report.figure import Figure
@@ -17,6 +16,7 @@ from panscope.report.runs import Results, read_runs
 from panscope.report.table import table_rows
 from panscope.report.write import Written, as_csv, write_report
 from panscope.types import UserError
+from tests.support.fake_run import Fake, write_run
 
 
 @pytest.fixture

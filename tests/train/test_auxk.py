@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from planted import WIDER, sparse_batch, trainee, wired
 
 from panscope.coders.normaliser import Normaliser
 from panscope.train.trainee import Trainee
+from tests.support.planted import WIDER, sparse_batch, trainee, wired
 
 AS_THEY_COME = Normaliser(kind="none", scale_in=1, scale_out=1)
 WINDOW, ROWS, WIDTH, ALIVE, STEPS = 256, 64, 32, 8, 300

@@ -1,6 +1,7 @@
 """Checkpoints: what goes in comes out, damage is always noticed, the one before is never touched."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from panscope import records
+from panscope.storage import atomic
 from panscope.train.checkpoint import Checkpoints
 from panscope.types import UserError
 
@@ -176,7 +177,7 @@ def test_a_save_that_fails_at_any_write_leaves_the_one_before(
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, parts(1))
     checkpoints.save(2, parts(2))
-    flush, calls = records._flush_to_disk, 0
+    flush, calls = atomic.flush_to_disk, 0
 
     def full(path: Path) -> None:
         nonlocal calls
@@ -186,7 +187,7 @@ def test_a_save_that_fails_at_any_write_leaves_the_one_before(
         flush(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(records, "_flush_to_disk", full)
+        patch.setattr(atomic, "flush_to_disk", full)
         with pytest.raises(OSError, match="no space left"):
             checkpoints.save(3, parts(3))
     assert checkpoints.steps() == [1, 2]
@@ -198,11 +199,8 @@ def test_a_save_that_fails_at_any_write_leaves_the_one_before(
 
 def test_the_manifest_is_the_last_file_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     written: list[str] = []
-    write_text, write_tensors = records.write_text, records.write_tensors
-    monkeypatch.setattr(records, "write_text", lambda path, text: (written.append(path.name), write_text(path, text)))
-    monkeypatch.setattr(
-        records, "write_tensors", lambda path, tensors: (written.append(path.name), write_tensors(path, tensors))
-    )
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: (written.append(new.name), replace(old, new)))
     Checkpoints(tmp_path).save(1, parts())
     manifest = json.loads((tmp_path / "step_00000001" / "manifest.json").read_text())
     assert written[-1] == "manifest.json"

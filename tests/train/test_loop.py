@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from planted import STEPS, batches, trainee
 
 from panscope.train.loop import train
 from panscope.types import NonFiniteError, StoppedWaiting
+from tests.support.planted import STEPS, batches, trainee
 
 
 class Spy:

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from planted import ARCHITECTURES, STEPS, WIDER, WIDTH, batch, sparse_batch, trainee, wired
 from torch import Tensor
 
 from panscope.coders.normaliser import Normaliser
 from panscope.train.checkpoint import Checkpoints
 from panscope.train.trainee import Trainee
 from panscope.types import ActivationBatch
+from tests.support.planted import ARCHITECTURES, STEPS, WIDER, WIDTH, batch, sparse_batch, trainee, wired
 
 AS_THEY_COME = Normaliser(kind="none", scale_in=1, scale_out=1)
 every_kind = pytest.mark.parametrize("kind", ARCHITECTURES)

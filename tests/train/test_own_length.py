@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from planted import batch, batches, trainee
-from test_loop import Spy
 from torch import Tensor
 
 from panscope.train.checkpoint import Checkpoints
 from panscope.train.loop import train
 from panscope.train.trainee import Trainee
 from panscope.types import ActivationBatch
+from tests.support.planted import batch, batches, trainee
+from tests.train.test_loop import Spy
 
 SHORT, LONG, LOG, SAVE = 7, 20, 5, 3
 TRAINING: dict[str, Any] = {"lr_warmup_steps": 2, "lr_decay_steps": 3, "sparsity_from": 12, "sparsity_warmup_steps": 4}

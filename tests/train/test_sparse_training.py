@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from planted import ARCHITECTURES, TRAINING, WIDER, sparse_batch, wired
 
 from panscope import coders
 from panscope.coders.normaliser import Normaliser
@@ -16,6 +15,7 @@ from panscope.kernels.choose import sparse_kernels
 from panscope.train.schedule import TrainingConfig
 from panscope.train.trainee import Trainee
 from panscope.types import ActivationBatch, Site
+from tests.support.planted import ARCHITECTURES, TRAINING, WIDER, sparse_batch, wired
 
 LATENTS, STEPS = 160, 200
 SITE = wired("sae", 0)

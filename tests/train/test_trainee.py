@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from planted import ARCHITECTURES, PREDICTS, READS, SCALES, STEPS, TRAINING, WIDTH, batch, trainee
 from torch import Tensor
 
 from panscope.coders.batchtopk import BatchTopKConfig
@@ -21,6 +20,7 @@ from panscope.train.checkpoint import Checkpoints
 from panscope.train.meters import DeadClock
 from panscope.train.trainee import Trainee
 from panscope.types import ActivationBatch, NonFiniteError
+from tests.support.planted import ARCHITECTURES, PREDICTS, READS, SCALES, STEPS, TRAINING, WIDTH, batch, trainee
 
 every_architecture = pytest.mark.parametrize("kind", ARCHITECTURES)
 

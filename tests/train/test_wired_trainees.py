@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from planted import TRAINING, WIDTH, D, batch, trainee, wired
 from torch import Tensor
 
 from panscope.coders.normaliser import Normaliser, Part
 from panscope.train.median import geometric_median
 from panscope.train.trainee import Trainee
 from panscope.types import ActivationBatch, Site
+from tests.support.planted import TRAINING, WIDTH, D, batch, trainee, wired
 
 S, B = 3, 16
 LAYERS = tuple(range(S))

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_same_function import assert_near, assert_same, compute
 from torch import Tensor
 
 from panscope import coders
@@ -21,6 +20,7 @@ from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.transforms.fold_norm import fold_norm
 from panscope.transforms.unit_decoder import keeps_selection, unit_decoder
 from panscope.types import Site
+from tests.transforms.test_same_function import assert_near, assert_same, compute
 
 B, WIDTHS, SCALES, F = 64, (3, 4, 2), (0.05, 8.0, 0.7), 30
 D = sum(WIDTHS)

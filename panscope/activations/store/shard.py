@@ -22,9 +22,9 @@ import xxhash
 from pydantic import Field
 from torch import Tensor
 
-from panscope import records
 from panscope.activations.store.layout import PAGE, Column
 from panscope.config import Config
+from panscope.storage.atomic import replacing
 from panscope.types import UserError
 
 _PIECE_NUMBERS, _PIECE_ROWS = 1 << 18, 512
@@ -121,7 +121,7 @@ def writing_shard(path: Path, column: Column) -> Iterator[ShardWriter]:
     """A writer of the shard at `path`, which is there only once everything was written and `finish` was called."""
     with (
         ThreadPoolExecutor(1, "panscope-shard") as aside,
-        records.replacing(path) as temporary,
+        replacing(path) as temporary,
         temporary.open("wb", buffering=0) as file,
     ):
         yield ShardWriter(file, column, aside)  # type: ignore[arg-type]

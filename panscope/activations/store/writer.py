@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panscope import records
 from panscope.activations.source import RowSource
 from panscope.activations.store.layout import Column
 from panscope.activations.store.manifest import FILE, Manifest, StoredSite, check_same
 from panscope.activations.store.shard import ShardRecord, ShardWriter, writing_shard
+from panscope.storage.atomic import WriteError
+from panscope.storage.sealed import read_sealed, write_sealed
 from panscope.types import ActivationBatch, Site, UserError
 
 _TENSOR = "int64"
@@ -48,7 +49,7 @@ class StoreWriter:
         with saying_what_failed(self._folder):
             if self._folder.exists() and not self._is_free():
                 raise UserError(f"{str(self._folder)!r} exists and is no store: choose another --out")
-            records.write_sealed(path, manifest.model_dump(mode="json"))
+            write_sealed(path, manifest.model_dump(mode="json"))
         return manifest
 
     def _is_free(self) -> bool:
@@ -141,7 +142,7 @@ class StoreWriter:
             )
 
     def _write_record(self, column: Column, shard: int, record: ShardRecord) -> None:
-        records.write_sealed(self._folder / column.record(shard), record.model_dump(mode="json"))
+        write_sealed(self._folder / column.record(shard), record.model_dump(mode="json"))
 
     def _record(self, column: Column, shard: int) -> ShardRecord:
         return read_record(self._folder / column.record(shard))
@@ -160,7 +161,7 @@ class StoreWriter:
         for site, column in self._columns.items():
             sites[str(site)] = summed([self._record(column, shard) for shard in range(shards)])
         self.manifest = self.manifest.replace(rows=rows, sites=dict(sorted(sites.items())))
-        records.write_sealed(self._folder / FILE, self.manifest.model_dump(mode="json"))
+        write_sealed(self._folder / FILE, self.manifest.model_dump(mode="json"))
         return self.manifest
 
 
@@ -183,12 +184,12 @@ def name_of(manifest: Manifest, column: Column, number: int) -> str:
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a store; raises UserError if it is missing, damaged or of another format."""
-    return Manifest.read(records.read_sealed(path), str(path))
+    return Manifest.read(read_sealed(path), str(path))
 
 
 def read_record(path: Path) -> ShardRecord:
     """The record of a shard; raises UserError if it is missing or damaged."""
-    return ShardRecord.read(records.read_sealed(path), str(path))
+    return ShardRecord.read(read_sealed(path), str(path))
 
 
 def checked_record(path: Path, manifest: Manifest, column: Column, number: int) -> ShardRecord:
@@ -213,7 +214,7 @@ def saying_what_failed(folder: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             why = "the disk is full; make room and give the same command again, it goes on where it was"
         else:
-            reason = error.reason if isinstance(error, records.WriteError) else error.strerror or error
+            reason = error.reason if isinstance(error, WriteError) else error.strerror or error
             why = f"{reason}; make the folder writable, or choose another --out"
         raise UserError(f"the store {str(folder)!r} cannot be written: {why}") from error
 

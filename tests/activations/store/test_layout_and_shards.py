@@ -8,12 +8,12 @@ import safetensors
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_maker import MLP, RESID, WIDTHS, make_store, row_of, tokens_of
 
 from panscope.activations.store import shard as shard_module
 from panscope.activations.store.layout import PAGE, Column, Cut, cut_for
 from panscope.activations.store.shard import Shard, ShardRecord, check_header, writing_shard
 from panscope.types import UserError
+from tests.support.store_maker import MLP, RESID, WIDTHS, make_store, row_of, tokens_of
 
 
 def _blocks(rows: int, size: int) -> list[torch.Tensor]:

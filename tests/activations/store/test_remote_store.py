@@ -17,8 +17,6 @@ from typing import Any
 import obstore
 import pytest
 import torch
-from s3_standin import Fault, S3StandIn
-from store_maker import MLP, RESID, WIDTHS, make_store
 
 from panscope.activations.store import remote
 from panscope.activations.store.opening import open_store
@@ -27,6 +25,8 @@ from panscope.activations.store.store import Store
 from panscope.activations.store.stored import StoredRows
 from panscope.activations.store.windows import Windows
 from panscope.types import ActivationBatch, UserError
+from tests.support.s3_standin import Fault, S3StandIn
+from tests.support.store_maker import MLP, RESID, WIDTHS, make_store
 
 ROWS, BATCH, WINDOW = 500, 10, 64
 PREFIX = "team/store"

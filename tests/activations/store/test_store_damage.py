@@ -18,17 +18,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_maker import Boom, NumberedRows, make_store, tree, write_store
 from torch import Tensor
 
-from panscope import records
 from panscope.activations.store.files import LocalFiles
 from panscope.activations.store.layout import PAGE
 from panscope.activations.store.store import Store
 from panscope.activations.store.stored import StoredRows
 from panscope.activations.store.verify import verify
 from panscope.activations.store.windows import Windows
+from panscope.storage.sealed import write_sealed
 from panscope.types import UserError
+from tests.support.store_maker import Boom, NumberedRows, make_store, tree, write_store
 
 ROWS = 74
 SHARD_ROWS = 32
@@ -206,7 +206,7 @@ def test_a_file_that_grew_or_was_muddled(
 
 
 def _sealed(tmp_path: Path, value: dict[str, object]) -> bytes:
-    records.write_sealed(tmp_path / "sealed.json", value)
+    write_sealed(tmp_path / "sealed.json", value)
     return (tmp_path / "sealed.json").read_bytes()
 
 

@@ -13,7 +13,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_maker import (
+
+from panscope.activations.shuffle import BucketShuffle
+from panscope.activations.store.store import Store
+from panscope.activations.store.writer import StoreWriter
+from panscope.storage.locks import LOCK, locked
+from panscope.types import ActivationBatch, UserError
+from tests.support.store_maker import (
     BLOCK,
     MLP,
     RESID,
@@ -26,12 +32,6 @@ from store_maker import (
     tree,
     write_store,
 )
-
-from panscope import records
-from panscope.activations.shuffle import BucketShuffle
-from panscope.activations.store.store import Store
-from panscope.activations.store.writer import StoreWriter
-from panscope.types import ActivationBatch, UserError
 
 ROWS = 150  # two shards of four blocks, and one of 22 rows
 
@@ -156,11 +156,12 @@ def test_a_kill_between_two_files_loses_nothing(
         assert tree(folder) == undisturbed
 
 
+REPOSITORY = Path(__file__).parents[3]
 _ON_A_SMALL_DISK = """
 import subprocess, sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
-from store_maker import write_store
+from tests.support.store_maker import write_store
 from panscope.types import UserError
 disk = Path({disk!r})
 try:
@@ -177,7 +178,7 @@ def test_a_disk_that_is_full_is_one_sentence_and_gone_on_with(tmp_path: Path, un
     disk, out = tmp_path / "disk", tmp_path / "out"
     disk.mkdir()
     mount = 'mount -t tmpfs -o size=32k none "$1" || exit 77; shift; exec "$@"'
-    script = _ON_A_SMALL_DISK.format(here=str(Path(__file__).parent), disk=str(disk), rows=ROWS, out=str(out))
+    script = _ON_A_SMALL_DISK.format(here=str(REPOSITORY), disk=str(disk), rows=ROWS, out=str(out))
     command = ["unshare", "-rm", "sh", "-c", mount, "sh", str(disk), sys.executable, "-c", script]
     if shutil.which("unshare") is None:
         pytest.skip("a disk of its own needs unshare")
@@ -224,9 +225,9 @@ def test_a_manifest_that_is_a_folder_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_or_one_with_a_lock_is_free(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
-    with records.locked(tmp_path):
+    with locked(tmp_path):
         write_store(tmp_path, ROWS)
-    assert {name: data for name, data in tree(tmp_path).items() if name != records.LOCK} == undisturbed
+    assert {name: data for name, data in tree(tmp_path).items() if name != LOCK} == undisturbed
 
 
 def test_sites_that_are_added_later_get_the_same_rows(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:

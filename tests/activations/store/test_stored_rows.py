@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_maker import MLP, RESID, WIDTHS, make_store, row_of, tokens_of
 
 from panscope.activations.store.files import LocalFiles
 from panscope.activations.store.layout import Column
@@ -16,6 +15,7 @@ from panscope.activations.store.store import Store
 from panscope.activations.store.stored import StoredRows
 from panscope.activations.store.windows import Slice, Windows
 from panscope.types import ActivationBatch, Site, UserError
+from tests.support.store_maker import MLP, RESID, WIDTHS, make_store, row_of, tokens_of
 
 ROWS = 210
 

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import pytest
-from store_maker import make_store, manifest_of, tree, write_store
 
-from panscope import records
 from panscope.activations.store.files import LocalFiles
 from panscope.activations.store.layout import PAGE
 from panscope.activations.store.store import Store
 from panscope.activations.store.verify import verify
 from panscope.activations.store.writer import read_manifest, read_record
+from panscope.storage.sealed import write_sealed
+from tests.support.store_maker import make_store, manifest_of, tree, write_store
 
 ROWS = 150
 ROW = 24  # bytes, of L03.resid_post and of tokens
@@ -85,7 +85,7 @@ def test_norms_that_are_not_those_of_the_records_are_found(folder: Path) -> None
     manifest = read_manifest(folder / "manifest.json")
     sites = dict(manifest.sites)
     sites["L01.mlp_out"] = sites["L01.mlp_out"].replace(mean_norm=1.0)
-    records.write_sealed(folder / "manifest.json", manifest.replace(sites=sites).model_dump(mode="json"))
+    write_sealed(folder / "manifest.json", manifest.replace(sites=sites).model_dump(mode="json"))
     (sentence,) = verify(LocalFiles(folder))
     assert "manifest.json" in sentence
     assert "norms of site 'L01.mlp_out'" in sentence
@@ -93,7 +93,7 @@ def test_norms_that_are_not_those_of_the_records_are_found(folder: Path) -> None
 
 def test_a_whole_checksum_that_is_wrong_is_found(folder: Path) -> None:
     path = folder / "tokens/00001.json"
-    records.write_sealed(path, read_record(path).replace(xxh3="0" * 16).model_dump(mode="json"))
+    write_sealed(path, read_record(path).replace(xxh3="0" * 16).model_dump(mode="json"))
     (sentence,) = verify(LocalFiles(folder))
     assert f"{str(path)!r} is damaged: its checksum of the whole shard" in sentence
 
@@ -101,7 +101,7 @@ def test_a_whole_checksum_that_is_wrong_is_found(folder: Path) -> None:
 def test_a_store_that_is_not_finished_or_none_is_one_sentence(tmp_path: Path) -> None:
     (sentence,) = verify(LocalFiles(tmp_path))
     assert "manifest.json' is missing" in sentence
-    records.write_sealed(tmp_path / "manifest.json", manifest_of(10).model_dump(mode="json"))
+    write_sealed(tmp_path / "manifest.json", manifest_of(10).model_dump(mode="json"))
     (sentence,) = verify(LocalFiles(tmp_path))
     assert "is not complete: give the panscope collect command again" in sentence
     write_store(tmp_path, 10)

@@ -5,12 +5,12 @@ Shape letters: B rows, D input width, F latents.
 
 import pytest
 import torch
-from cpu_oracle import DTYPES, PROPERTY, Case, above, cases, check_above, draw, kernels
 from hypothesis import given
 from hypothesis import strategies as st
 
 from panscope.kernels.cpu import above as above_file  # the module: the package exports no function of that name
 from panscope.kernels.cpu.threads import Threads
+from tests.support.cpu_oracle import DTYPES, PROPERTY, Case, above, cases, check_above, draw, kernels
 
 
 @given(cases(), st.floats(0, 1), st.integers(0, 99))

@@ -10,7 +10,6 @@ import numba
 import numpy as np
 import pytest
 import torch
-from cpu_oracle import DTYPES, PROPERTY, Case, cases, draw, kernels
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -19,6 +18,7 @@ from panscope.kernels.cpu.arithmetic import kth_largest, widen
 from panscope.kernels.cpu.arrays import Buffers, array
 from panscope.kernels.cpu.bound import GROUP, can_screen, highest, lift, lowest, row_bound
 from panscope.kernels.cpu.product import Question, place, screen
+from tests.support.cpu_oracle import DTYPES, PROPERTY, Case, cases, draw, kernels
 
 OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract"}, "error_model": "numpy", "_nrt": False}
 

@@ -6,12 +6,12 @@ Shape letters: B rows, E output width, F latents, N entries, P prefixes.
 from dataclasses import dataclass
 
 import torch
-from cpu_oracle import PROPERTY, draw, kernels
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from panscope.kernels.backend import Entries, Reconstruction
+from tests.support.cpu_oracle import PROPERTY, draw, kernels
 
 RELATIVE = 2e-5
 """Of the largest number a result is summed from: float32 sums of up to a hundred terms."""

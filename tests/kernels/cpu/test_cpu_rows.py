@@ -5,10 +5,11 @@ Shape letters: B rows, D width.
 
 import pytest
 import torch
-from cpu_oracle import DTYPES, KINDS, PROPERTY, draw, kernels
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+
+from tests.support.cpu_oracle import DTYPES, KINDS, PROPERTY, draw, kernels
 
 SIZES = st.tuples(st.integers(0, 40), st.integers(1, 90))
 

@@ -7,13 +7,13 @@ import time
 
 import pytest
 import torch
-from cpu_oracle import DTYPES, draw, kernels
 from torch import Tensor
 
 from panscope.kernels.backend import AdamStep, Contribution, Entries, Finish, Gradient, Kernels
 from panscope.kernels.cpu import CpuKernels, build
 from panscope.kernels.cpu.implementation import multiplies_bfloat16
 from panscope.kernels.cpu.threads import Threads
+from tests.support.cpu_oracle import DTYPES, draw, kernels
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

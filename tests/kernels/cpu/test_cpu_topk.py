@@ -5,7 +5,6 @@ Shape letters: B rows, D input width, F latents, K codes a row.
 
 import pytest
 import torch
-from cpu_oracle import DTYPES, PROPERTY, Case, cases, check_topk, draw, kernels, topk
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,6 +13,7 @@ from panscope.kernels.backend import Screen
 from panscope.kernels.cpu import CpuKernels, product
 from panscope.kernels.cpu.arrays import Buffers
 from panscope.kernels.cpu.product import Question, Screened
+from tests.support.cpu_oracle import DTYPES, PROPERTY, Case, cases, check_topk, draw, kernels, topk
 
 
 @given(cases(), st.data(), st.booleans())

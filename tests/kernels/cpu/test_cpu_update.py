@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from cpu_oracle import DTYPES, PROPERTY, draw, kernels
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from panscope.kernels.backend import AdamStep, Contribution, Finish, Gradient
 from panscope.kernels.cpu import CpuKernels
+from tests.support.cpu_oracle import DTYPES, PROPERTY, draw, kernels
 
 YES, ONE = torch.tensor(True), torch.tensor(1.0)
 

@@ -1,7 +1,6 @@
 """Triton's kernels: on a GPU where there is one, else on the CPU in Triton's interpreter.
 
-The interpreter has to be asked for before triton is imported by anything in this process. The folder is not called
-`triton`: pytest puts the folder above it on the path, where it would pass for the library if that is missing.
+The interpreter has to be asked for before triton is imported by anything in this process.
 """
 
 import importlib

@@ -11,9 +11,9 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from triton_oracle import EPS, exact
 
 from panscope.kernels.backend import Entries
+from tests.support.triton_oracle import EPS, exact
 
 QUIET = settings(
     deadline=None,

@@ -21,7 +21,7 @@ MOST_LOCAL = 64
 
 @pytest.mark.parametrize("architecture", [80, 90])
 def test_every_kernel_compiles(device: torch.device, tmp_path: Path, architecture: int) -> None:
-    script = Path(__file__).parent / "compile_for_gpu.py"
+    script = Path(__file__).parents[2] / "support" / "compile_for_gpu.py"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, script, str(architecture)],

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from triton_oracle import rounded, unscaled
 
 from panscope.kernels.backend import InputRows, Screen
+from tests.support.triton_oracle import rounded, unscaled
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 

@@ -11,9 +11,9 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from triton_oracle import EPS, check_topk, exact
 
 from panscope.kernels.backend import Screen
+from tests.support.triton_oracle import EPS, check_topk, exact
 
 QUIET = settings(
     deadline=None,

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from triton_oracle import contribution, dense, rounded, unscaled
 
 from panscope.kernels.backend import AdamStep, Finish, Gradient
+from tests.support.triton_oracle import contribution, dense, rounded, unscaled
 
 F, D, M = 7, 37, 5
 

@@ -1,0 +1,1 @@
+"""What a plan costs: FLOPs, memory, step time, storage and GPU hours."""

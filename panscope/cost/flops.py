@@ -1,0 +1,143 @@
+"""How many floating-point operations training takes: of the coders, step by step, and of the language model they read.
+
+A multiplication with an addition counts as two. Two counts are given for a coder. *Dense* is what the reference kernels
+do: every product over all latents. *Sparse* is the least that exact training needs: the encoder over all latents, since
+which are active must be found, and everything after it over the active ones only.
+
+Per step, product by product:
+
+                          dense     sparse
+    encode                2 B D F   2 B D F
+    decode                2 B E F   2 B k E
+    gradient of codes     2 B E F   2 B k E
+    gradient of W_dec     2 B E F   2 B k E
+    gradient of W_enc     2 B D F   2 B k D
+    gradient of b_dec     2 B D F   2 D F       only with a pre-encoder bias, whose gradient goes through W_enc
+
+which for D = E is 10 or 12 B D F against 2 B D F + 8 B k D (+ 2 D F).
+
+Shape letters: B rows, D input width, E output width, F latents, k active latents a row, T tokens a sequence.
+"""
+
+from collections.abc import Sequence
+
+from panscope.coders.base import CoderConfig
+from panscope.coders.jumprelu import JumpReLUConfig
+from panscope.coders.topk import SelectingConfig, TopKConfig
+from panscope.lms.facts import ModelFacts
+from panscope.plan.coder import PlannedCoder
+from panscope.plan.plan import Plan
+
+ASSUMED_L0 = 100.0
+"""Active latents a row where only a penalty is given: about the middle of Gemma Scope's ladders (10 to 400)."""
+
+
+def dense_flops(coder: CoderConfig, rows: int) -> float:
+    """One step's FLOPs over all latents; Multi-TopK and the gate's own reconstruction each decode once more.
+
+    Multi-TopK: 6 B E F. Gated: 4 B E F, since that decoder is frozen (Rajamanoharan et al. 2024a). An affine skip:
+    4 B D E. Matryoshka's nested reconstructions are sums of the same products and cost nothing more. AuxK computes the
+    dead latents only; it is left out, since there should be few.
+    """
+    into, out = rows * coder.d_in * coder.width, rows * coder.d_out * coder.width
+    encoder = 6 * into if coder.pre_encoder_bias else 4 * into
+    decoders = 6 * out * (1 + _multi(coder)) + 4 * out * (coder.architecture == "gated")
+    return float(encoder + decoders + _skip(coder, rows))
+
+
+def sparse_flops(coder: CoderConfig, rows: int, active: float) -> float:
+    """One step's FLOPs where only `active` latents a row are touched after the encoder.
+
+    Multi-TopK's second code has `multi_factor` times as many. AuxK is left out as above. A JumpReLU's latents just
+    below their threshold, which the estimator's window also reaches, are left out too: their number is not known.
+    """
+    d_in, d_out = coder.d_in, coder.d_out
+    codes, wide = active, active
+    if isinstance(coder, TopKConfig) and _multi(coder):
+        wide = min(coder.width, active * coder.multi_factor)
+        codes = active + wide
+    encoder = 2 * rows * d_in * coder.width + 2 * rows * wide * d_in
+    decoders = 6 * rows * codes * d_out + 4 * rows * active * d_out * (coder.architecture == "gated")
+    bias = 2 * d_in * coder.width if coder.pre_encoder_bias else 0
+    return float(encoder + decoders + bias + _skip(coder, rows))
+
+
+def active_latents(planned: PlannedCoder) -> float:
+    """Active latents a row, averaged over the run.
+
+    The TopK family: K, with K-annealing's greater K while it falls. JumpReLU with a target: the target. Otherwise L0 is
+    what training makes of the penalty: ASSUMED_L0.
+    """
+    coder, training = planned.coder, planned.training
+    if isinstance(coder, SelectingConfig):
+        warm, start = training.sparsity_warmup_steps, training.sparsity_from
+        if warm <= planned.steps:
+            return coder.sparsity + (start - coder.sparsity) * warm / (2 * planned.steps)
+        return start + (coder.sparsity - start) * planned.steps / (2 * warm)
+    if isinstance(coder, JumpReLUConfig) and coder.target_l0 is not None:
+        return coder.target_l0
+    return min(ASSUMED_L0, coder.width)
+
+
+def l0_is_assumed(planned: PlannedCoder) -> bool:
+    """Whether `active_latents` had nothing to go by."""
+    coder = planned.coder
+    return not isinstance(coder, SelectingConfig) and getattr(coder, "target_l0", None) is None
+
+
+def rows_of_a_step(planned: PlannedCoder, batch: int) -> int:
+    """B: the batch, once for each site that a multi-layer coder stacks."""
+    return batch * planned.wiring.stacks
+
+
+def coder_flops(planned: PlannedCoder, batch: int) -> tuple[float, float]:
+    """Dense and sparse FLOPs of all steps of one coder."""
+    rows = rows_of_a_step(planned, batch)
+    dense = dense_flops(planned.coder, rows)
+    return planned.steps * dense, planned.steps * sparse_flops(planned.coder, rows, active_latents(planned))
+
+
+def token_flops(facts: ModelFacts, layers: int, context: int) -> float:
+    """One token's share of a forward pass through the first `layers` blocks of full sequences of `context` tokens.
+
+    Two for each weight of the blocks' matrices, and 2 (T + 1) H for attention, H the width of all heads: scores and
+    mixing are 2 H each for a pair of tokens, and a token sees (T + 1) / 2 on average. No unembedding: a pass ends at
+    the deepest site, here taken as the end of its block. Local attention windows below the context would cost less.
+    """
+    blocks = facts.matmul_parameters - facts.vocabulary * facts.d_model
+    return layers * (2 * blocks / facts.n_layers + 2 * (context + 1) * facts.heads_width)
+
+
+def lm_flops(plan: Plan, facts: ModelFacts) -> float:
+    """The language model's FLOPs: one pass for all coders, to the deepest site that a coder still learns from."""
+    total, done = 0.0, 0
+    for end in sorted({coder.steps for coder in plan.coders}):
+        learning = [coder for coder in plan.coders if coder.steps >= end]
+        total += pass_flops(plan, facts, learning, end - done)
+        done = end
+    return total
+
+
+def pass_flops(plan: Plan, facts: ModelFacts, coders: Sequence[PlannedCoder], steps: int) -> float:
+    """The language model's FLOPs for `steps` batches of what these coders need."""
+    layers = 1 + max(site.layer for coder in coders for site in coder.wiring.sites())
+    context = plan.suite.data.context
+    assert context is not None, "a plan's context is settled"
+    return steps * plan.batch * tokens_per_row(plan) * token_flops(facts, layers, context)
+
+
+def tokens_per_row(plan: Plan) -> float:
+    """Tokens read for each token learned from, with full sequences: BOS opens each one and is not learned from."""
+    context = plan.suite.data.context
+    assert context is not None, "a plan's context is settled"
+    return context / (context - 1) if plan.suite.data.packing == "documents" else 1.0
+
+
+def _multi(coder: CoderConfig) -> bool:
+    return isinstance(coder, TopKConfig) and coder.multi_coefficient > 0
+
+
+def _skip(coder: CoderConfig, rows: int) -> int:
+    """Forward and gradient of W_skip for each learned decoding, forward alone for the gate's frozen one."""
+    each = 4 * (1 + _multi(coder)) + 2 * (coder.architecture == "gated")
+    return each * rows * coder.d_in * coder.d_out if coder.skip else 0

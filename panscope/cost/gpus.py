@@ -1,0 +1,63 @@
+"""Accelerators by name: how much they hold and how fast they are at best, from `panscope/builtin/facts/gpus.toml`."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from panscope import builtin
+from panscope.config import Config, read_toml
+from panscope.types import UserError
+
+TABLE = builtin.GPU_FACTS
+GIB = 2**30
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+
+
+class Gpu(Config):
+    """One kind of accelerator; the table says what the figures are and where they come from."""
+
+    name: str
+    memory_gb: float = Field(gt=0)
+    """Capacity in GiB."""
+    bfloat16: float = Field(gt=0)
+    """Peak of dense matrix products in TFLOP/s, as of the next three."""
+    float16: float = Field(gt=0)
+    tf32: float = Field(gt=0)
+    float32: float = Field(gt=0)
+    bandwidth_gb_s: float = Field(gt=0)
+    """Of its own memory, 10^9 bytes a second."""
+    host_gb_s: float = Field(gt=0)
+    """From the host to one device, 10^9 bytes a second."""
+    source: str
+
+    @property
+    def memory_bytes(self) -> int:
+        """Its capacity in bytes."""
+        return round(self.memory_gb * GIB)
+
+    def flops(self, precision: Precision) -> float:
+        """Peak FLOP/s of a matrix product. float32 means float32, not tf32."""
+        return getattr(self, precision) * 1e12
+
+
+def gpus() -> dict[str, Gpu]:
+    """Every accelerator of the table, by name."""
+    return {name: Gpu.read({"name": name} | fields, name) for name, fields in read_toml(TABLE).items()}
+
+
+def gpu_named(name: str) -> Gpu:
+    """The accelerator of that name or of that unique beginning of a name; case, spaces and dashes do not matter.
+
+    Raises UserError naming the known ones.
+    """
+    known = gpus()
+    exact = [gpu for key, gpu in known.items() if _plain(key) == _plain(name)]
+    found = exact or [gpu for key, gpu in known.items() if _plain(name) and _plain(key).startswith(_plain(name))]
+    if len(found) != 1:
+        what = "is unknown" if not found else "could be any of several"
+        raise UserError(f"gpu {name!r} {what}: use one of {', '.join(known)}")
+    return found[0]
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())

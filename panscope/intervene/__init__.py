@@ -1,0 +1,1 @@
+"""Coders attached to a running language model: latents recorded, edited and attributed."""

@@ -1,0 +1,1 @@
+"""Load any coder from anywhere, and the results of a run."""

@@ -1,0 +1,201 @@
+"""A finished coder in a notebook's hands: raw activations of any leading shape in, codes out, and back.
+
+Shape letters: ... any leading shape, B its rows in order, D width of what is read, E width of what is predicted,
+F latents.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from panscope.coders.inference import KernelsName, gathered, way_for
+from panscope.coders.normaliser import RowStats
+from panscope.coders.wiring import UNIT, WiredCoder, Wiring
+from panscope.lms.load import named_device
+from panscope.loading.codes import Codes
+from panscope.types import Latents, UserError
+
+
+class LoadedCoder:
+    """A coder that works on raw activations: f = encode(x), y_hat = decode(f) (Cunningham et al. 2023; Bricken et al.
+    2023; transcoders: Dunefsky et al. 2024).
+
+    `load` makes one. Its weights are frozen; gradients reach rows and codes. `kernels` says how it computes: `sparse`
+    touches active latents only (topk, batchtopk, matryoshka and jumprelu in float32), `reference` all of them, `auto`
+    takes the former for coders of at least 4,096 latents where this machine has them. Both give the same numbers but
+    for the order of float32 sums, and show a row with NaN as codes with NaN.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        wired: WiredCoder,
+        about: Mapping[str, Any] | None = None,
+        *,
+        kernels: KernelsName = "auto",
+        path: Path | None = None,
+    ) -> None:
+        self.name = name
+        self.wired = wired
+        self.about = dict(about or {})
+        """Where it came from, as its files say."""
+        self.path = path
+        """Its folder or file."""
+        self._kernels: KernelsName = kernels
+        wired.coder.eval().requires_grad_(False)
+        self._way = way_for(wired.coder, kernels)
+        self._is_raw = wired.normaliser == UNIT
+
+    def __repr__(self) -> str:
+        config, wiring = self.wired.coder.config, self.wiring
+        sites = " -> ".join(dict.fromkeys(" + ".join(map(str, each)) for each in (wiring.reads, wiring.predicts)))
+        return f"LoadedCoder({self.name!r}: {config.architecture}, {config.width:,} latents, {sites}, {self.kernels})"
+
+    @property
+    def wiring(self) -> Wiring:
+        """The sites it reads and predicts."""
+        return self.wired.wiring
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return self.wired.coder.config.width
+
+    @property
+    def kernels(self) -> str:
+        """How it computes: `sparse` or `reference`."""
+        return self._way.name
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.wired.coder.W_enc.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision it computes in, whatever that of the rows, under torch.autocast too."""
+        return self.wired.coder.W_enc.dtype
+
+    @property
+    def W_enc(self) -> Tensor:
+        """[F, D] what rows are multiplied with, folded so that they are raw (a normaliser that differs from row to row
+        excepted: then rows as it makes them)."""
+        return self.wired.coder.W_enc.detach()
+
+    @property
+    def W_dec(self) -> Tensor:
+        """[F, E] the direction that each latent writes, in raw units for each unit of its code (as `W_enc`)."""
+        return self.wired.coder.W_dec.detach()
+
+    @property
+    def b_dec(self) -> Tensor:
+        """[E] the bias of the decoder, as `W_dec`."""
+        return self.wired.coder.b_dec.detach()
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move it, in place; returns itself.
+
+        Raises UserError for a device that is not here, and if `kernels` was "sparse" and cannot be had there.
+        """
+        self.wired.coder.to(device=None if device is None else named_device(device), dtype=dtype)
+        self._way = way_for(self.wired.coder, self._kernels)
+        return self
+
+    def encode(self, x: Tensor) -> Codes:
+        """The codes of raw activations x [..., D], any floating dtype, as the model gives them; no unit is changed.
+
+        Differentiable by x where x asks for gradients (then by the reference). Raises UserError for another width or
+        type.
+        """
+        rows = self._rows(x)
+        with self._own_precision():
+            inside, _ = self._inside(rows)
+            return Codes.shaped(self._way.encode(self.wired.coder, inside), x.shape[:-1])
+
+    def decode(self, codes: Latents | Tensor, x: Tensor | None = None) -> Tensor:
+        """The raw activations [..., E] that codes of any dtype stand for, in the coder's; differentiable by the codes,
+        once (no second derivative) where `kernels` is "sparse".
+
+        `codes` are those of `encode`, or a tensor [..., F] of every latent. `x` [..., D], the rows they are codes of,
+        is needed by a coder with an affine skip, or whose normaliser differs from row to row. Raises UserError where
+        such a coder is not given it, for codes of another width, and for another number of rows.
+        """
+        if isinstance(codes, Tensor):
+            if codes.dim() == 0:
+                raise UserError(f"coder {self.name!r} decodes codes of {self.width} latents, but codes is one number")
+            codes = Codes.dense_of(codes)
+        leading = codes.leading if isinstance(codes, Codes) else (len(codes),)
+        if codes.width != self.width:
+            raise UserError(
+                f"coder {self.name!r} has {self.width} latents, but the codes are of {codes.width}: decode them with "
+                "the coder that made them"
+            )
+        if x is None and self.needs_rows:
+            raise UserError(f"coder {self.name!r} needs the rows to decode: call decode(codes, x)")
+        coder, stats, base = self.wired.coder, None, self.wired.coder.b_dec
+        with self._own_precision():
+            if x is not None:
+                inside, stats = self._inside(self._rows_of(codes, x))
+                base = coder.base(inside)
+            y_hat = self._way.decode(coder, codes.with_values(codes.values.to(self.dtype))) + base
+            return self._undone(y_hat, stats).view(*leading, y_hat.shape[1])
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether decoding takes the rows too."""
+        return self.wired.coder.config.skip or self.wired.normaliser.left_after_folding().kind != "none"
+
+    def change(self, latents: Tensor, by: Tensor, x: Tensor) -> Tensor:
+        """[B, E] by how much the reconstruction of rows x [B, D] changes where latents [n] do by so much [B, n]."""
+        with self._own_precision():
+            codes = Codes.of_columns(by.to(self.dtype), latents, self.width)
+            return self._grown(gathered(codes, self.wired.coder.W_dec.detach()), x)
+
+    def part(self, codes: Latents, x: Tensor) -> Tensor:
+        """[B, E] what codes add to the reconstruction of rows x [B, D] beside what is there without any."""
+        with self._own_precision():
+            return self._grown(self._way.decode(self.wired.coder, codes), x)
+
+    def _own_precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, enabled=False)
+
+    def _grown(self, inside: Tensor, x: Tensor) -> Tensor:
+        """A difference [B, E] in the coder's space as one of raw rows."""
+        _, stats = self._inside(x)
+        sizes = None if stats is None else replace(stats, centre=torch.zeros_like(stats.centre))
+        return self._undone(inside, sizes)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        wanted = self.wired.coder.config.d_in
+        if not isinstance(x, Tensor):
+            raise UserError(
+                f"coder {self.name!r} reads tensors, but x is a {type(x).__name__}: make it one, such as by "
+                "torch.from_numpy(x)"
+            )
+        if x.dim() == 0 or x.shape[-1] != wanted or not x.is_floating_point():
+            raise UserError(
+                f"coder {self.name!r} reads rows of {wanted} numbers, but x is {tuple(x.shape)} {x.dtype}: "
+                f"give activations at {' '.join(map(str, self.wiring.reads))}"
+            )
+        return x.reshape(-1, wanted)
+
+    def _rows_of(self, codes: Latents, x: Tensor) -> Tensor:
+        rows = self._rows(x)
+        if len(rows) != len(codes):
+            raise UserError(
+                f"coder {self.name!r} is given codes of {len(codes)} rows, but x has {len(rows)}: give the rows that "
+                "they are codes of"
+            )
+        return rows
+
+    def _inside(self, rows: Tensor) -> tuple[Tensor, RowStats | None]:
+        rows = rows.to(self.dtype)
+        return (rows, None) if self._is_raw else self.wired.normaliser.input(rows)
+
+    def _undone(self, y_hat: Tensor, stats: RowStats | None) -> Tensor:
+        return y_hat if self._is_raw else self.wired.normaliser.undo(y_hat, stats)

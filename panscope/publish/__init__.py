@@ -1,0 +1,1 @@
+"""Coders for others: cards, exported and imported formats, and uploads to a hub."""

@@ -1,0 +1,87 @@
+"""Our coders in other tools' formats: a folder each, written whole or not at all.
+
+Beside the tool's own files stands `panscope.json`: the sites by TransformerLens' and by Hugging Face's names, what was
+folded, and where the coder comes from; so also formats with no place for any of it carry it.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from panscope.config import expanded
+from panscope.formats import FORMATS, Format
+from panscope.formats.hooks import names_of
+from panscope.publish.provenance import opened
+from panscope.runs.run import RunFolder
+from panscope.storage.atomic import replacing_folder, writing
+from panscope.storage.sealed import write_json
+from panscope.types import UserError
+
+ABOUT = "panscope.json"
+
+
+def format_named(name: str) -> Format:
+    """A format of the table; raises UserError naming those that there are."""
+    if name not in FORMATS:
+        raise UserError(f"format {name!r} is unknown: use one of {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def export(source: Path, name: str, out: Path) -> list[Path]:
+    """Write the coder in `source`, or every coder of the run `source`, into the new folder `out`; the folders written.
+
+    Raises UserError for a coder that the format has no place for; then nothing is written.
+    """
+    format, source, out = format_named(name), expanded(source), expanded(out)
+    folders = _coders(source)
+    check_free(out, "out")
+    several = folders != [source]
+    with new_folder(out) as fresh:
+        for folder in folders:
+            _write(folder, format, fresh / folder.name if several else fresh)
+    return [out / folder.name for folder in folders] if several else [out]
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `out` at the end, and is gone where anything fails."""
+    with replacing_folder(out) as fresh:
+        try:
+            yield fresh
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+
+
+def check_free(out: Path, flag: str) -> None:
+    """Raise UserError unless `out` is new, or an empty folder: nothing is ever written over."""
+    with writing(out):
+        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if taken:
+        raise UserError(f"{flag}: {str(out)!r} exists already and nothing is written over: choose another --{flag}")
+
+
+def _coders(source: Path) -> list[Path]:
+    """The folders of the coders that are meant."""
+    if (source / "config.json").is_file():
+        return [source]
+    if not (source / "suite.toml").is_file():
+        raise UserError(
+            f"{str(source)!r} is neither the folder of a coder, such as RUN/coders/NAME, nor a run: give one of these"
+        )
+    run = RunFolder.open(source)
+    names = run.coder_names()
+    if not names:
+        raise UserError(f"the run {str(source)!r} has no finished coder yet: go on with `panscope train --resume`")
+    return [run.coder(name) for name in names]
+
+
+def _write(folder: Path, format: Format, out: Path) -> None:
+    foreign = opened(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        format.write(foreign, out)
+    except UserError as error:
+        raise UserError(f"{folder.name}: {error}") from None
+    write_json(out / ABOUT, names_of(foreign))

@@ -1,0 +1,1 @@
+"""Runs: training, evaluation and every other stage that reads or writes a run folder."""

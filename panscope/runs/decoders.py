@@ -1,0 +1,79 @@
+"""The decoders of a run's finished coders: what they are without reading a weight, and their vectors when asked for.
+
+Those of a large run do not fit into memory together, so only the few used last are kept.
+"""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+
+from panscope import coders
+from panscope.coders import store
+from panscope.coders.wiring import Wiring
+from panscope.geometry.dictionary import Dictionary
+from panscope.geometry.pairs import Known
+from panscope.runs.run import RunFolder
+from panscope.types import UserError
+
+_KEPT = 4
+"""Decoders in memory at a time."""
+_WEIGHTS = "weights.safetensors"
+
+
+def known_coders(run: RunFolder, tag: str = "") -> list[Known]:
+    """Every finished coder of a run, `tag` at the end of its name; raises UserError if there is none."""
+    names = run.coder_names()
+    if not names:
+        raise UserError(f"the run {str(run.path)!r} has no finished coder yet: go on with `panscope train --resume`")
+    return [_known(run.coder(name), name + tag) for name in names]
+
+
+def _known(folder: Path, name: str) -> Known:
+    path, config = str(folder / "config.json"), store.origin(folder)
+    fields, wiring = config["coder"], Wiring.read(config["wiring"], path)
+    coder = coders.config_type(fields.get("architecture")).read(fields, path)
+    return Known(
+        name=name,
+        folder=folder,
+        place=f"{wiring.wiring} {' '.join(map(str, wiring.reads))} -> {' '.join(map(str, wiring.predicts))}",
+        architecture=coder.architecture,
+        sparsity=coder.sparsity,
+        latents=coder.width,
+        width=coder.d_out,
+        xxh3=config["xxh3"].get(_WEIGHTS, ""),
+        pieces=tuple(map(str, wiring.predicts)) if wiring.wiring == "crosscoder" else (str(wiring.predicts[0]),),
+        in_residual=all(site.kind != "attn_z" for site in wiring.predicts),
+    )
+
+
+def chosen(known: list[Known], names: tuple[str, ...]) -> list[Known]:
+    """The coders of these names, all if none is named; raises UserError for a name that is not there."""
+    there = {coder.name: coder for coder in known}
+    for name in names:
+        if name not in there:
+            raise UserError(f"--coder {name!r} is not in this run: choose from {_listed(sorted(there))}")
+    return [there[name] for name in dict.fromkeys(names)] or known
+
+
+def _listed(names: list[str], most: int = 20) -> str:
+    left = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + left
+
+
+class Decoders:
+    """The decoder vectors of coders, on one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._kept: OrderedDict[str, Dictionary] = OrderedDict()
+
+    def get(self, coder: Known) -> Dictionary:
+        """Those of one coder; raises UserError if its weights are damaged."""
+        if coder.name not in self._kept:
+            while len(self._kept) >= _KEPT:
+                self._kept.popitem(last=False)
+            rows = store.load(coder.folder).coder.W_dec.detach().to(self.device, torch.float32)
+            self._kept[coder.name] = Dictionary(coder.name, rows)
+        self._kept.move_to_end(coder.name)
+        return self._kept[coder.name]

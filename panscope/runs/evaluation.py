@@ -1,0 +1,395 @@
+"""Measuring the coders of a run, on its held-out text or any other, with its own model or another.
+
+An evaluation has a label, which is in the names of the files it writes: `eval.json`, `latents.parquet`,
+`positions.parquet` beside each coder and `results.parquet` for the held-out text; for any other `eval-<label>.json`
+and so on. One that was killed goes on where it last saved its sums; with `share` several processes measure a part each,
+and the last to end writes the results of all.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import xxhash
+from torch import Tensor
+
+from panscope.coders import store
+from panscope.coders.inference import way_for
+from panscope.coders.wiring import WiredCoder
+from panscope.data.documents import DataConfig, LocalDocuments, open_documents
+from panscope.data.identity import text_identity, text_sizes
+from panscope.data.source import Part
+from panscope.data.tokens import TokenStream
+from panscope.evals.passes import Splice
+from panscope.evals.question import WHOLE, Question, Share, one_subset
+from panscope.evals.run import Evaluation, Stand, batches_of, first_look
+from panscope.lms.load import LanguageModelConfig, memory_bytes
+from panscope.lms.model import LanguageModel
+from panscope.runs.run import RunFolder
+from panscope.storage.locks import locked
+from panscope.runs.eval_files import Results, write_all
+from panscope.plan.plan import SuiteConfig
+from panscope.runs.reporter import Reporter
+from panscope.runs.eval_checkpoint import SavedSums, forget
+from panscope.types import Site, UserError
+
+HELD_OUT = "held_out"
+SAVE_SECONDS = 60.0
+"""How long an evaluation goes on before it saves its sums again."""
+_LONGEST_LABEL = 60
+_MOST_TOGETHER = 8
+"""Altered passes run as one, at most."""
+_NAMED = 20
+"""Parts that one line names."""
+CoderDtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be measured, where it is not the held-out text with the run's own model.
+
+    The numbers are those of docs/reference.md, with `saebench` those of Karvonen et al. 2025 (SAEBench). Raises
+    UserError for a label that cannot name files, and for fields that do not go together.
+    """
+
+    label: str = HELD_OUT
+    """What the files are named after; letters, digits and dashes."""
+    data: DataConfig | None = None
+    """Text to measure on, all of it unless it has a held-out share; None for that of the run."""
+    tokens: int | None = None
+    """Content tokens at least; None for the suite's number on held-out text, else for all of it."""
+    model: LanguageModelConfig | None = None
+    """A model other than the run's; None for that."""
+    coder_dtype: CoderDtype | None = None
+    """The precision the coders are computed in; None for that of their files."""
+    as_trained: bool = False
+    """Whether the coders are those of training, before they were folded and turned into JumpReLU."""
+    splice: Splice = "content"
+    """Which tokens are replaced."""
+    saebench: bool = False
+    """Whether SAEBench's own definitions are measured; then every token is replaced."""
+    share: Share = WHOLE
+    """Which part of the text this process measures."""
+    save_seconds: float = SAVE_SECONDS
+    """How long it goes on before it saves its sums again."""
+
+    def __post_init__(self) -> None:
+        plain = self.label == HELD_OUT or (self.label.replace("-", "").isalnum() and self.label.isascii())
+        if not plain or len(self.label) > _LONGEST_LABEL:
+            raise UserError(
+                f"label is {self.label!r}: it names files, so write it with letters, digits and dashes, at most "
+                f"{_LONGEST_LABEL}"
+            )
+        if isinstance(self.data, dict) or isinstance(self.model, dict):
+            raise UserError(
+                "data or model is a dict: make it a DataConfig or LanguageModelConfig, or all of the request a dict"
+            )
+        if self.tokens is not None and self.tokens < 1:
+            raise UserError(f"tokens is {self.tokens}: give 1 or more, or leave it out")
+        others = (self.data, self.model, self.coder_dtype, self.as_trained, self.splice != "content", self.saebench)
+        if self.label == HELD_OUT and any(others):
+            raise UserError(
+                f"label is {HELD_OUT!r}, which is that of the run's own model and held-out text as they are: what is "
+                "asked for differs, so give it another label"
+            )
+
+    @property
+    def suffix(self) -> str:
+        """What the names of its files end with."""
+        return "" if self.label == HELD_OUT else f"-{self.label}"
+
+
+HELD_OUT_REQUEST = Request()
+
+
+def evaluate_run(
+    run: RunFolder,
+    suite: SuiteConfig,
+    lm: LanguageModel,
+    reporter: Reporter,
+    request: Request = HELD_OUT_REQUEST,
+) -> Results | None:
+    """Measure every coder of a run and write what came out; None where other processes have not ended their parts.
+
+    `lm` is the run's model, or that of the request. Raises UserError where there is nothing to measure or a coder is
+    not of this model.
+    """
+    if request.data is None:
+        check_has_text(run, suite)
+    coders = _coders(run, lm, request)
+    job = Job(run, suite, lm, reporter, request)
+    folder = run.path / "evaluation" / request.label
+    part = SavedSums.of_part(folder, job.key(), request.share)
+    part.folder.mkdir(parents=True, exist_ok=True)
+    with locked(part.folder):
+        evaluation = _measured(job, coders, part)
+    if request.share.of == 1:
+        return _finish(job, coders, evaluation, folder)
+    with locked(run.path, wait=True):
+        return _finish(job, coders, evaluation, folder) if _add_others(job, coders, evaluation, folder) else None
+
+
+def check_has_text(run: RunFolder, suite: SuiteConfig) -> None:
+    """Raise UserError for an imported run, of which no text is known."""
+    if suite.is_imported:
+        raise UserError(f"the run {str(run.path)!r} was imported and has no text of its own: give --text FILE")
+
+
+class Job:
+    """One request to one run: its text, and what identifies it."""
+
+    def __init__(
+        self, run: RunFolder, suite: SuiteConfig, lm: LanguageModel, reporter: Reporter, request: Request
+    ) -> None:
+        self.run, self.lm, self.reporter, self.request = run, lm, reporter, request
+        self._suite = suite
+        data = suite.data if request.data is None else request.data
+        if data.context is None:
+            data = data.replace(context=min(suite.data.context or lm.context, lm.context))
+        elif data.context > lm.context:
+            raise UserError(
+                f"context is {data.context}, but the model reads at most {lm.context} tokens: give --context "
+                f"{lm.context} or less"
+            )
+        self._memory = memory_bytes(suite.model.replace(device=str(lm.device)))
+        self._data = _in_small_batches(data, lm, self._memory)
+        self._documents = open_documents(self._data)
+
+    @property
+    def context(self) -> int:
+        """The longest sequence."""
+        assert self._data.context is not None
+        return self._data.context
+
+    @property
+    def tokens(self) -> int | None:
+        """Content tokens to measure on at least; None for all of the text."""
+        return self.request.tokens or (None if self._whole else self._suite.eval.tokens)
+
+    def open_tokens(self) -> TokenStream:
+        """The text from its start."""
+        whole, seed = self._whole, self._suite.seed
+        part: Part = "all" if whole else "held_out"
+        return TokenStream(
+            self._documents, self.lm.tokenizer, self._data, part=part, seed=seed, epochs=1, keep_rest=whole
+        )
+
+    def question(self, coders: Mapping[str, WiredCoder]) -> Question:
+        """What is asked of it."""
+        asked, (subsets, subset_of) = self.request, self._subsets()
+        return Question(
+            tokens=self.tokens,
+            subsets=subsets,
+            subset_of=subset_of,
+            splice="all" if asked.saebench else asked.splice,
+            judged="input" if asked.saebench else "target",
+            probes=self._suite.eval.probes,
+            saebench=asked.saebench,
+            together=self._together(coders),
+            share=asked.share,
+        )
+
+    def about(self) -> dict[str, Any]:
+        """What eval.json says of it, under `evaluated_on`."""
+        asked, data = self.request, self._data
+        return {
+            "text": list(data.text),
+            "sizes": list(text_sizes(data)),
+            "part": "all" if self._whole else "held_out",
+            "packing": data.packing,
+            "context": data.context,
+            "chat": None if data.chat is None else data.chat.model_dump(mode="json"),
+            "sequences": data.sequences,
+            "model": (asked.model or self._suite.model).path,
+            "dtype": str(self.lm.dtype).removeprefix("torch."),
+            "label": asked.label,
+            "splice": "all" if asked.saebench else asked.splice,
+            "coder_dtype": asked.coder_dtype or "float32",
+            "as_trained": asked.as_trained,
+        }
+
+    def key(self) -> str:
+        """A hash of all that the sums depend on: coders, text, model and what is asked."""
+        names = self.run.coder_names()
+        depends = {
+            "coders": {name: store.origin(self.run.coder(name))["xxh3"] for name in names},
+            "text": text_identity(self._data),
+            "column": self._data.column,
+            "held_out": self._data.held_out,
+            "seed": self._suite.seed,
+            "model": self.lm.weights_hash(),
+            "about": self.about(),
+            "tokens": self.tokens,
+            "probes": self._suite.eval.probes,
+            "saebench": self.request.saebench,
+            "parts": self.request.share.of,
+        }
+        return xxhash.xxh3_64_hexdigest(json.dumps(depends, sort_keys=True).encode())
+
+    @property
+    def _whole(self) -> bool:
+        """Whether it is about all of a text, and not about what a run has kept from training."""
+        return self.request.data is not None and self.request.data.held_out == 0
+
+    def _subsets(self) -> tuple[tuple[str, ...], Callable[[int], int]]:
+        """The names of the text's subsets, which are its files, and which of them a document is of."""
+        documents, names = self._documents, tuple(dict.fromkeys(self._data.text))
+        if len(names) == 1 or not isinstance(documents, LocalDocuments):
+            return ("",), one_subset
+        of_file = [names.index(name) for name in self._data.text]
+        return names, lambda document: of_file[documents.file_of(document)]
+
+    def _together(self, coders: Mapping[str, WiredCoder]) -> int:
+        """How many altered passes make one: as many batches of logits and codes as fit into an eighth of the memory."""
+        codes = 4 * self.context * max(one.coder.config.width for one in coders.values())
+        one = (_logits_bytes(self.context, self.lm) + codes) * self._data.sequences
+        return max(1, min(_MOST_TOGETHER, self._memory // 8 // one))
+
+
+def _coders(run: RunFolder, lm: LanguageModel, request: Request) -> dict[str, WiredCoder]:
+    """Every finished coder of a run, on the model's device; raises UserError if one does not fit the model."""
+    names = run.coder_names()
+    if not names:
+        raise UserError(f"the run {str(run.path)!r} has no finished coder yet: go on with `panscope train --resume`")
+    coders = {}
+    for name in names:
+        folder = run.coder(name)
+        wired = store.load_trained(folder) if request.as_trained else store.load(folder)
+        _check_model(name, wired, store.origin(folder), lm, request)
+        wired.coder.to(lm.device)
+        if request.coder_dtype is not None:
+            wired.coder.to(getattr(torch, request.coder_dtype))
+        coders[name] = WiredCoder(wired.wiring, wired.coder, wired.normaliser, way_for(wired.coder, "auto"))
+    return coders
+
+
+def _check_model(name: str, wired: WiredCoder, origin: Mapping[str, Any], lm: LanguageModel, request: Request) -> None:
+    """Raise UserError unless the coder is of this model, or of one as wide where another model was asked for."""
+    wiring, config = wired.wiring, wired.coder.config
+    for sites, width in ((wiring.reads, config.d_in), (wiring.predicts, config.d_out)):
+        parts = width // len(sites) if wiring.wiring == "crosscoder" else width
+        for site in sites:
+            if lm.width(site) != parts:
+                raise UserError(
+                    f"coder {name!r} takes rows of {parts} numbers at {site}, where this model has {lm.width(site)}: "
+                    "give the model it was trained on, or one fine-tuned from that"
+                )
+    trained_on, dtypes = origin.get("model_weights"), {origin["model"]["dtype"], str(lm.dtype).removeprefix("torch.")}
+    is_comparable = len(dtypes) == 1 or "float16" not in dtypes  # float16 rounds otherwise than the hash does
+    if request.model is None and is_comparable and trained_on not in (None, lm.weights_hash()):
+        raise UserError(
+            f"coder {name!r} was trained on other weights than those of this model ({trained_on}, here "
+            f"{lm.weights_hash()}): put the model back, or measure with `--model` and a label of your own"
+        )
+
+
+def _measured(job: Job, coders: Mapping[str, WiredCoder], sums: SavedSums) -> Evaluation:
+    """An evaluation that holds this process's part of the text, gone on with from what was saved."""
+    question, saved = job.question(coders), sums.load()
+    means = _means(job, coders, sums.folder.parent)
+    evaluation = Evaluation(job.lm, coders, means, context=job.context, question=question)
+    done = Stand()
+    if saved is not None:
+        state, done, _ = saved
+        evaluation.load_state_dict(state)
+        job.reporter.say(f"going on with what was measured before: {done.rows:,} tokens")
+    last_saved, stand = time.monotonic(), done
+    try:
+        for batch, before in batches_of(job.open_tokens, question.tokens):
+            if before.batches < done.batches:
+                continue
+            if before.batches in question.share:
+                evaluation.measure(batch, before)
+            stand = before.after(batch)
+            job.reporter.evaluating(stand.rows, question.tokens)
+            if time.monotonic() - last_saved > job.request.save_seconds:
+                sums.save(evaluation.state_dict(), stand, complete=False)
+                last_saved = time.monotonic()
+    finally:
+        job.reporter.finished()
+    if question.share.of > 1:
+        sums.save(evaluation.state_dict(), stand, complete=True)
+    return evaluation
+
+
+def _means(job: Job, coders: Mapping[str, WiredCoder], folder: Path) -> dict[Site, Tensor]:
+    """The mean of each predicted site: what another process or an earlier one has left, or found now."""
+    saved = SavedSums(folder / "means", job.key())
+    found = saved.load()
+    if found is None:
+        means = first_look(job.lm, job.open_tokens, coders, job.tokens)
+        with locked(job.run.path / "evaluation", wait=True):
+            found = saved.load()
+            if found is None:
+                saved.save({str(site): mean for site, mean in means.items()}, Stand(), complete=True)
+                return means
+    return {Site.parse(site): mean.to(job.lm.device) for site, mean in found[0].items()}
+
+
+def _add_others(job: Job, coders: Mapping[str, WiredCoder], evaluation: Evaluation, folder: Path) -> bool:
+    """Add what all the other processes measured; whether all have ended and none has written the results yet."""
+    share, key = job.request.share, job.key()
+    shares = [Share(number, share.of) for number in range(share.of)]
+    parts = {each: SavedSums.of_part(folder, key, each) for each in shares}
+    if not parts[share].is_complete():
+        job.reporter.say("the results are written already, by the process that ended last")
+        return False
+    left = [str(each) for each, part in parts.items() if not part.is_complete()]
+    if left:
+        more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+        named = ", ".join(left[:_NAMED])
+        job.reporter.say(f"part {share} is measured; the results come with the last of {named}{more}")
+        return False
+    for each, part in parts.items():
+        if each != share and (saved := part.load()) is not None:
+            other = Evaluation(job.lm, coders, evaluation.means, context=job.context, question=job.question(coders))
+            other.load_state_dict(saved[0])
+            evaluation.merge(other)
+    return True
+
+
+def _finish(job: Job, coders: Mapping[str, WiredCoder], evaluation: Evaluation, folder: Path) -> Results:
+    """Write what came out and delete the sums."""
+    results = evaluation.results()
+    written = write_all(job.run, coders, results, about=job.about(), suffix=job.request.suffix)
+    forget(folder)
+    return written
+
+
+def check_precision(results: Results, precision: float | None) -> None:
+    """Raise UserError unless fvu and delta_loss of every coder are known to `precision`, half of a 95 % interval."""
+    if precision is None:
+        return
+    for name, fields in results.items():
+        for number in ("fvu", "delta_loss"):
+            if number not in fields["intervals"]:
+                raise UserError(f"the text has too few sequences for any interval of {number}: give more text")
+            low, high = fields["intervals"][number]
+            half = (high - low) / 2
+            if not math.isfinite(half):
+                raise UserError(
+                    f"{number} of coder {name!r} is undefined on this text, so it is not known to +-{precision:g}: "
+                    "give other text, or do not ask for a precision (the results are written)"
+                )
+            if half > precision:
+                needed = math.ceil(fields["tokens"] * (half / precision) ** 2)
+                raise UserError(
+                    f"{number} of coder {name!r} is known to +-{half:.2g}, but eval.precision asks for {precision:g}: "
+                    f"measure on about {needed:,} tokens, or ask for less (the results are written)"
+                )
+
+
+def _logits_bytes(context: int, lm: LanguageModel) -> int:
+    """Of one sequence: logits, and log-probabilities and probabilities of two passes."""
+    return 5 * 4 * context * lm.vocabulary
+
+
+def _in_small_batches(data: DataConfig, lm: LanguageModel, memory: int) -> DataConfig:
+    """`data` with so few sequences a batch that logits and probabilities take at most an eighth of the memory."""
+    assert data.context is not None
+    return data.replace(sequences=max(1, min(data.sequences, memory // 8 // _logits_bytes(data.context, lm))))

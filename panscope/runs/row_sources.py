@@ -1,0 +1,192 @@
+"""Where the rows of a run come from: the language model as it reads, a store, or servers of one.
+
+All give the same: rows for training that can be taken up again, the norms that normalisers are made from, and how often
+the text was gone through.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from panscope.activations.live import LiveActivations
+from panscope.activations.norms import SiteNorms, measure_norms
+from panscope.serving.client.served_rows import ServedRows, Servers
+from panscope.serving.client.connection import Access
+from panscope.serving.server.server import token_of_environment
+from panscope.activations.shuffle import SHUFFLES
+from panscope.activations.source import RowSource
+from panscope.activations.store.manifest import Origin
+from panscope.activations.store.opening import open_store
+from panscope.activations.store.stored import StoredRows
+from panscope.activations.store.windows import Slice, Windows
+from panscope.config import expanded
+from panscope.data.documents import open_documents
+from panscope.data.identity import text_sizes
+from panscope.data.tokens import TokenStream
+from panscope.lms.model import LanguageModel
+from panscope.plan.plan import Plan
+from panscope.types import Site, UserError
+
+_SAME_DATA = ("column", "packing", "context", "held_out", "chat")
+
+
+class Source(Protocol):
+    """What a run learns from."""
+
+    @property
+    def rows(self) -> RowSource:
+        """Training batches."""
+        ...
+
+    @property
+    def passes(self) -> int:
+        """How often the rows have been gone through, the pass under way included."""
+        ...
+
+    def norms(self) -> dict[Site, SiteNorms]:
+        """The size of every site's rows."""
+        ...
+
+    def about(self) -> dict[str, str]:
+        """Which rows these are, for the record of a coder."""
+        ...
+
+    def stop_when(self, asked: Callable[[], bool]) -> None:
+        """Rows that are waited for are waited for until `asked` says so, and then StoppedWaiting is raised."""
+        ...
+
+
+def open_source(plan: Plan, lm: LanguageModel, say: Callable[[str], None]) -> Source:
+    """The source that `plan` names; `say` hears of servers that go and come back.
+
+    Raises UserError if it is not there, or is of another model or text.
+    """
+    kind = plan.suite.activations.source
+    if kind == "store":
+        return StoreSource(plan, lm)
+    return ServerSource(plan, lm, say) if kind == "server" else LiveSource(plan, lm)
+
+
+def training_tokens(plan: Plan, lm: LanguageModel, epochs: int | None = None) -> TokenStream:
+    """The text that coders learn from, `epochs` times or without end."""
+    data, seed = plan.suite.data, plan.suite.seed
+    return TokenStream(open_documents(data), lm.tokenizer, data, part="training", seed=seed, epochs=epochs)
+
+
+class LiveSource:
+    """The language model runs in turns with the coders."""
+
+    def __init__(self, plan: Plan, lm: LanguageModel) -> None:
+        self._plan, self._lm = plan, lm
+        self._tokens = training_tokens(plan, lm)
+        settings = plan.suite.activations
+        live = LiveActivations(lm, self._tokens, plan.sites(), special=settings.special_tokens)
+        shuffle = SHUFFLES[settings.shuffle]
+        self.rows = shuffle(live, rows=plan.buffer_rows, batch=plan.batch, seed=plan.suite.seed)
+
+    @property
+    def passes(self) -> int:
+        """Over the text."""
+        return 1 + self._tokens.epoch
+
+    def norms(self) -> dict[Site, SiteNorms]:
+        """Measured on the first rows, text tokens only."""
+        first_rows = LiveActivations(self._lm, training_tokens(self._plan, self._lm), self._plan.sites())
+        return measure_norms(first_rows, self._plan.suite.activations.norm_rows)
+
+    def about(self) -> dict[str, str]:
+        """Model and text say it all."""
+        return {"source": "live"}
+
+    def stop_when(self, asked: Callable[[], bool]) -> None:
+        """The language model is never waited for without end."""
+
+
+class StoreSource:
+    """Rows that were collected before."""
+
+    def __init__(self, plan: Plan, lm: LanguageModel) -> None:
+        settings, sites = plan.suite.activations, plan.sites()
+        assert settings.store is not None
+        cache = None if settings.cache is None else expanded(settings.cache)
+        self._store = open_store(settings.store, cache=cache, cache_bytes=round(settings.cache_gib * 2**30))
+        check_origin(self._store.manifest.origin, plan, lm, self._store.where)
+        self._store.check_has(sites)
+        manifest = self._store.manifest
+        windows = Windows(self._store.rows, plan.buffer_rows, manifest.cut, Slice.parse(settings.part))
+        self.rows = StoredRows(self._store, sites, windows, batch=plan.batch, seed=plan.suite.seed, device=lm.device)
+        self._sites = sites
+
+    @property
+    def passes(self) -> int:
+        """Over the rows."""
+        return 1 + self.rows.epoch
+
+    def norms(self) -> dict[Site, SiteNorms]:
+        """Of all rows, as they were collected."""
+        return {site: self._store.norms(site) for site in self._sites}
+
+    def about(self) -> dict[str, str]:
+        """The store, and the checksum of what it says of itself."""
+        return {"source": "store", "store": self._store.where, "identity": self._store.manifest.identity}
+
+    def stop_when(self, asked: Callable[[], bool]) -> None:
+        """A disk is never waited for without end."""
+
+
+class ServerSource:
+    """Rows that servers have, each of a slice of a store."""
+
+    def __init__(self, plan: Plan, lm: LanguageModel, say: Callable[[str], None]) -> None:
+        settings, self._sites = plan.suite.activations, plan.sites()
+        certificate = None if settings.certificate is None else expanded(settings.certificate)
+        access = Access(token_of_environment(), certificate)
+        self.rows = ServedRows(
+            Servers(settings.servers, access, say=say),
+            self._sites,
+            batch=plan.batch,
+            seed=plan.suite.seed,
+            weights=lm.weights_hash(),
+            device=lm.device,
+        )
+        check_origin(self.rows.manifest.origin, plan, lm, ", ".join(settings.servers))
+
+    @property
+    def passes(self) -> int:
+        """Over the rows."""
+        return 1 + self.rows.epoch
+
+    def norms(self) -> dict[Site, SiteNorms]:
+        """Of all rows, as they were collected."""
+        return {site: self.rows.norms(site) for site in self._sites}
+
+    def about(self) -> dict[str, str]:
+        """The checksum of what their store says of itself."""
+        return {"source": "server", "identity": self.rows.manifest.identity}
+
+    def stop_when(self, asked: Callable[[], bool]) -> None:
+        """Servers are waited for until then."""
+        self.rows.stop_when(asked)
+
+
+def check_origin(origin: Origin, plan: Plan, lm: LanguageModel, where: str) -> None:
+    """Raise UserError unless stored rows are of this model, and of text that is packed and held out as here."""
+    suite = plan.suite
+    if (origin.weights, origin.tokenizer) != (lm.weights_hash(), lm.tokenizer.vocabulary_hash()):
+        raise UserError(
+            f"{where!r} holds activations of another model ({origin.model}) than model.path {suite.model.path!r}: "
+            "give that model, or a store of this one"
+        )
+    if origin.special_tokens != suite.activations.special_tokens:
+        raise UserError(
+            f"{where!r} was collected with special_tokens = {origin.special_tokens!r}, and activations.special_tokens "
+            f"is {suite.activations.special_tokens!r}: set it to the same, or collect again"
+        )
+    asked = suite.data.model_dump(mode="json")
+    pairs = [(name, origin.data.get(name), asked[name]) for name in _SAME_DATA]  # old stores know of no chats
+    pairs.append(("text", tuple(text.partition(" xxh3 ")[0] for text in origin.text), text_sizes(suite.data)))
+    for name, stored, here in pairs:
+        if stored != here:
+            raise UserError(
+                f"{where!r} was collected with data.{name} = {stored!r}, and the suite says {here!r}: give the same "
+                "[data], so that held-out text stays held out"
+            )

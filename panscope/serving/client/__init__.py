@@ -1,0 +1,1 @@
+"""The client: rows from several servers as one row source."""

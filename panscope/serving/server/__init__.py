@@ -1,0 +1,1 @@
+"""The server: which rows are sent to which trainer."""

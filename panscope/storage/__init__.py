@@ -1,0 +1,1 @@
+"""Files that survive a crash and detect damage: atomic writes, checksums, JSON lines, locks, tensors."""

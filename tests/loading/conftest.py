@@ -1,0 +1,5 @@
+"""Every family's tiny model, those with trained weights, and tokens for them."""
+
+from tests.support.tiny_models import llama, lm, make_lm, tokens
+
+__all__ = ["llama", "lm", "make_lm", "tokens"]
