@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from panscope.storage.locks import locked
 from panscope.activations.live import LiveActivations
 from panscope.activations.shuffle import BucketShuffle
 from panscope.activations.store.layout import cut_for
@@ -17,6 +16,7 @@ from panscope.plan.plan import Plan, SuiteConfig
 from panscope.runs.reporter import Reporter
 from panscope.runs.row_sources import training_tokens
 from panscope.runs.stages import planned_from
+from panscope.storage.locks import locked
 from panscope.types import Site, UserError
 
 BLOCK_ROWS = 4096

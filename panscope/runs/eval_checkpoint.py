@@ -13,12 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
+from panscope.evals.question import Share
+from panscope.evals.run import Stand
 from panscope.storage.atomic import checksum
 from panscope.storage.locks import LOCK
 from panscope.storage.sealed import read_sealed, write_sealed
 from panscope.storage.tensors import read_tensors, write_tensors
-from panscope.evals.question import Share
-from panscope.evals.run import Stand
 from panscope.types import UserError
 
 State = dict[str, Tensor]

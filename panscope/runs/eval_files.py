@@ -13,14 +13,14 @@ import pyarrow
 import pyarrow.parquet
 from torch import Tensor
 
-from panscope.storage.atomic import checksum, replacing
-from panscope.storage.sealed import write_sealed
 from panscope.coders import store
 from panscope.coders.wiring import WiredCoder
 from panscope.evals.table import write_results
 from panscope.evals.tally import Columns, Result
 from panscope.evals.weights import weight_columns, weight_numbers
 from panscope.runs.run import RunFolder
+from panscope.storage.atomic import checksum, replacing
+from panscope.storage.sealed import write_sealed
 
 Results = dict[str, dict[str, Any]]
 """The fields of eval.json of every coder."""

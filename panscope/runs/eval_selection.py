@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from panscope.runs.evaluation import HELD_OUT
 from panscope.runs.run import RunFolder
 from panscope.storage.sealed import read_sealed
-from panscope.runs.evaluation import HELD_OUT
 from panscope.types import UserError
 
 

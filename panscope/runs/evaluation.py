@@ -30,12 +30,12 @@ from panscope.evals.question import WHOLE, Question, Share, one_subset
 from panscope.evals.run import Evaluation, Stand, batches_of, first_look
 from panscope.lms.load import LanguageModelConfig, memory_bytes
 from panscope.lms.model import LanguageModel
+from panscope.plan.plan import SuiteConfig
+from panscope.runs.eval_checkpoint import SavedSums, forget
+from panscope.runs.eval_files import Results, write_all
+from panscope.runs.reporter import Reporter
 from panscope.runs.run import RunFolder
 from panscope.storage.locks import locked
-from panscope.runs.eval_files import Results, write_all
-from panscope.plan.plan import SuiteConfig
-from panscope.runs.reporter import Reporter
-from panscope.runs.eval_checkpoint import SavedSums, forget
 from panscope.types import Site, UserError
 
 HELD_OUT = "held_out"

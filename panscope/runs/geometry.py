@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from panscope.storage.locks import locked
 from panscope.geometry import pairs as choosing
 from panscope.geometry.baselines import Baselines
 from panscope.geometry.matching import match
@@ -19,9 +18,10 @@ from panscope.geometry.tokens import nearest_tokens, token_columns, token_number
 from panscope.kernels.cosines import Nearest, Progress, itself, nearest
 from panscope.lms.load import device_of, load
 from panscope.lms.vocabulary import Vocabulary, vocabulary
-from panscope.runs.run import RunFolder
 from panscope.runs.decoders import Decoders, chosen, known_coders
+from panscope.runs.run import RunFolder
 from panscope.runs.stages import read_suite
+from panscope.storage.locks import locked
 from panscope.types import UserError
 
 ANALYSES = ("mmcs", "matching", "splitting", "neighbourhood", "tokens")

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
+from panscope.cost.flops import rows_of_a_step
 from panscope.kernels.backend import Kernels
 from panscope.kernels.choose import sparse_kernels
 from panscope.plan.coder import PlannedCoder
-from panscope.cost.flops import rows_of_a_step
 from panscope.plan.plan import Plan
 from panscope.types import UserError
 

@@ -9,9 +9,6 @@ from typing import Protocol
 
 from panscope.activations.live import LiveActivations
 from panscope.activations.norms import SiteNorms, measure_norms
-from panscope.serving.client.served_rows import ServedRows, Servers
-from panscope.serving.client.connection import Access
-from panscope.serving.server.server import token_of_environment
 from panscope.activations.shuffle import SHUFFLES
 from panscope.activations.source import RowSource
 from panscope.activations.store.manifest import Origin
@@ -24,6 +21,9 @@ from panscope.data.identity import text_sizes
 from panscope.data.tokens import TokenStream
 from panscope.lms.model import LanguageModel
 from panscope.plan.plan import Plan
+from panscope.serving.client.connection import Access
+from panscope.serving.client.served_rows import ServedRows, Servers
+from panscope.serving.server.server import token_of_environment
 from panscope.types import Site, UserError
 
 _SAME_DATA = ("column", "packing", "context", "held_out", "chat")

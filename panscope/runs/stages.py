@@ -3,23 +3,23 @@
 from pathlib import Path
 
 from panscope.coders import store
+from panscope.cost.memory import check_memory, estimate_memory
 from panscope.data.documents import open_documents
 from panscope.data.tokens import TokenStream
 from panscope.lms.facts import facts_of
 from panscope.lms.load import device_of, load, memory_bytes
 from panscope.lms.model import LanguageModel
-from panscope.runs.run import RunFolder
-from panscope.storage.locks import locked
-from panscope.storage.sealed import read_sealed, read_sealed_toml, write_sealed_toml
+from panscope.plan.plan import Plan, SuiteConfig, plan
+from panscope.plan.warnings import far_above, silent
 from panscope.runs.eval_files import Results
 from panscope.runs.evaluation import check_precision, evaluate_run
 from panscope.runs.kernel_choice import KernelChoice, choose_kernels
-from panscope.plan.warnings import far_above, silent
-from panscope.plan.plan import Plan, SuiteConfig, plan
 from panscope.runs.reporter import Reporter
-from panscope.cost.memory import check_memory, estimate_memory
+from panscope.runs.run import RunFolder
 from panscope.runs.shutdown import StopRequest
 from panscope.runs.training import TrainingState, fresh, restored, save_coders, train_suite
+from panscope.storage.locks import locked
+from panscope.storage.sealed import read_sealed, read_sealed_toml, write_sealed_toml
 from panscope.types import UserError
 
 

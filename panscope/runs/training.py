@@ -17,16 +17,16 @@ from panscope.coders.normaliser import Normaliser
 from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import UNIT, WiredCoder
 from panscope.lms.model import LanguageModel
-from panscope.storage.json_lines import JsonLines
-from panscope.runs.run import RunFolder
 from panscope.plan.coder import PlannedCoder
+from panscope.plan.plan import Plan
 from panscope.runs.kernel_choice import KernelChoice
 from panscope.runs.normalisers import normaliser_of
-from panscope.plan.plan import Plan
 from panscope.runs.profile import profiling
 from panscope.runs.reporter import Reporter
-from panscope.runs.shutdown import StopRequest
 from panscope.runs.row_sources import Source, open_source, training_tokens
+from panscope.runs.run import RunFolder
+from panscope.runs.shutdown import StopRequest
+from panscope.storage.json_lines import JsonLines
 from panscope.train.checkpoint import Checkpoints
 from panscope.train.loop import train
 from panscope.train.trainee import Trainee

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.paper_lm import planned
 
 from panscope.kernels import choose
 from panscope.kernels.choose import Found
@@ -13,6 +12,7 @@ from panscope.plan.plan import Plan
 from panscope.runs import kernel_choice as kernels
 from panscope.runs.kernel_choice import choose_kernels
 from panscope.types import UserError
+from tests.support.paper_lm import planned
 
 CPU = torch.device("cpu")
 SMALL = {"width": 64, "sparsity": 4, "layers": [1], "sites": ["resid_post"], "architecture": "topk"}
