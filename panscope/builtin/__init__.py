@@ -20,6 +20,9 @@ MODEL_FACTS = _FOLDER / "facts" / "models.toml"
 GPU_FACTS = _FOLDER / "facts" / "gpus.toml"
 """Memory and peak rates of accelerators."""
 
+TESTED_VERSIONS = _FOLDER / "tested_versions.json"
+"""The release of each dependency that this version of Panscope was tested with; `make update` writes it."""
+
 DEMO_FOLDER = _FOLDER / "demo"
 
 DEMO_MODEL = DEMO_FOLDER / "model"

@@ -1,23 +1,24 @@
 """`panscope doctor`: what this machine has, what it lacks, and which kernels a run here would use."""
 
+import json
 import os
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import metadata
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 import panscope
+from panscope import builtin
 from panscope.kernels.choose import sparse_kernels
 
-_LIBRARIES = ("torch", "transformers", "datasets", "safetensors", "numba", "triton")
-_PRODUCT = (2048, 512, 4096)
-"""Rows, inner and outer width of the measured product."""
-_REPEATS = 5
+_PRODUCT = (512, 4096)
+"""Inner and outer width of the measured product."""
+_FEWEST_ROWS, _MOST_ROWS = 16, 4096
+_LONG_ENOUGH = 0.03
+"""Seconds."""
 _GIB = 2**30
 
 
@@ -34,16 +35,26 @@ class Doctor:
         for title, lines in (("versions", _versions()), ("machine", _machine()), ("kernels", _kernels())):
             console.print(f"[bold]{title}[/bold]")
             for name, value in lines.items():
-                console.print(f"  {name:<14} {value}", markup=False, highlight=False, soft_wrap=True)
+                console.print(f"  {name:<18} {value}", markup=False, highlight=False, soft_wrap=True)
         return 0
 
 
 def _versions() -> dict[str, str]:
+    """Every dependency's installed version, and the tested one where it differs."""
     versions = {"panscope": panscope.__version__, "python": platform.python_version()}
-    for library in _LIBRARIES:
-        there = util.find_spec(library) is not None
-        versions[library] = metadata.version(library) if there else "not installed"
-    return versions
+    tested: dict[str, list[str]] = json.loads(builtin.TESTED_VERSIONS.read_text(encoding="utf-8"))
+    for library, releases in tested.items():
+        installed = _installed(library)
+        is_tested = installed.partition("+")[0] in releases  # behind the plus is the build
+        versions[library] = installed if is_tested else f"{installed} (tested with {' and '.join(releases)})"
+    return versions | {"triton": _installed("triton")}
+
+
+def _installed(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _machine() -> dict[str, str]:
@@ -51,7 +62,7 @@ def _machine() -> dict[str, str]:
     found = {
         "cpu": f"{platform.machine()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads",
         "memory": f"{memory:.1f} GiB",
-        "cpu products": f"float32 {_gigaflops(torch.float32):.0f}, bfloat16 {_gigaflops(torch.bfloat16):.0f} GFLOP/s "
+        "cpu products": f"float32 {_gigaflops(torch.float32):.3g}, bfloat16 {_gigaflops(torch.bfloat16):.3g} GFLOP/s "
         "(one large product, this minute)",
     }
     for number in range(torch.cuda.device_count()):
@@ -74,20 +85,19 @@ def _kernels() -> dict[str, str]:
 
 
 def _gigaflops(dtype: torch.dtype) -> float:
-    """The median rate of one product of random numbers into memory that is there already."""
-    rows, inner, outer = _PRODUCT
+    """The rate of a product of random numbers, of as many rows as take long enough to be timed.
+
+    A CPU that has no arithmetic in this dtype can be a thousand times slower than one that has.
+    """
+    inner, outer = _PRODUCT
     generator = torch.Generator().manual_seed(0)
-    a = torch.randn(rows, inner, generator=generator).to(dtype)
     b = torch.randn(inner, outer, generator=generator).to(dtype)
-    out = torch.empty(rows, outer, dtype=dtype)
-    return 2 * rows * inner * outer / _median_seconds(lambda: torch.mm(a, b, out=out)) / 1e9
-
-
-def _median_seconds(work: Callable[[], Tensor]) -> float:
-    work()
-    times = []
-    for _ in range(_REPEATS):
+    rows, seconds = _FEWEST_ROWS // 4, 0.0
+    while seconds < _LONG_ENOUGH and rows < _MOST_ROWS:
+        rows *= 4
+        a = torch.randn(rows, inner, generator=generator).to(dtype)
+        torch.mm(a, b)
         begun = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begun)
-    return sorted(times)[_REPEATS // 2]
+        torch.mm(a, b)
+        seconds = time.perf_counter() - begun
+    return 2 * rows * inner * outer / seconds / 1e9

@@ -6,12 +6,25 @@ release, so a caller's argument is looked for under both.
 """
 
 import inspect
+import json
 from collections.abc import Mapping
 from typing import Any
 
+import transformers
+from packaging.version import Version
 from torch import nn
 
+from panscope import builtin
+
 _CACHE_NAMES = ("cache", "past_key_values")
+
+
+def untested_release() -> str | None:
+    """One sentence if the installed transformers is newer than the release Panscope was tested with, else None."""
+    tested = json.loads(builtin.TESTED_VERSIONS.read_text(encoding="utf-8"))["transformers"][-1]
+    if Version(transformers.__version__) <= Version(tested):
+        return None
+    return f"transformers {transformers.__version__} is newer than {tested}, the release Panscope was tested with"
 
 
 def cache_argument(model: nn.Module) -> str:

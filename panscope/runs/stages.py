@@ -7,6 +7,7 @@ from panscope.cost.memory import check_memory, estimate_memory
 from panscope.data.documents import open_documents
 from panscope.data.tokens import TokenStream
 from panscope.lms.facts import facts_of
+from panscope.lms.hf_versions import untested_release
 from panscope.lms.load import device_of, load, memory_bytes
 from panscope.lms.model import LanguageModel
 from panscope.plan.plan import Plan, SuiteConfig, plan
@@ -89,8 +90,9 @@ def planned_from(suite: SuiteConfig) -> Plan:
 
 def _say_planned(planned: Plan, kernels: KernelChoice, reporter: Reporter) -> None:
     reporter.planned(planned)
-    for line in (kernels.line, *far_above(planned)):
-        reporter.say(line)
+    for line in (kernels.line, untested_release(), *far_above(planned)):
+        if line is not None:
+            reporter.say(line)
 
 
 def _kernels(planned: Plan) -> KernelChoice:

@@ -15,7 +15,7 @@ def test_doctor_says_what_is_here_and_what_will_run(panscope: Command):
     assert call.status == 0 and call.err == ""
     assert torch.__version__ in call.out and numba.__version__ in call.out
     assert re.search(r"cpu +sparse: Numba", call.out)
-    assert re.search(r"float32 \d+, bfloat16 \d+ GFLOP/s", call.out)
+    assert re.search(r"float32 [\d.e+]+, bfloat16 [\d.e+]+ GFLOP/s", call.out)
 
 
 def test_both_kernels_train_the_same_coders(panscope: Command, tiny: Tiny, tmp_path: Path):

@@ -182,18 +182,18 @@ def test_a_run_of_a_device_that_is_gone_goes_on_with_another(panscope: Command, 
 
 DRIVER = """
 import os, signal, sys
-from panscope import records
+from panscope.storage import atomic
 from panscope.cli.main import main
-from panscope.suite import training
+from panscope.runs import training
 training.CALIBRATION_ROWS = CALIBRATION
-number, flush, calls, real = int(sys.argv[1]), int(sys.argv[2]), 0
+number, flush, calls, real = int(sys.argv[1]), int(sys.argv[2]), 0, atomic.flush_to_disk
 def counted(path):
     global calls
     calls += 1
     if calls == flush:
         os.kill(os.getpid(), number)
     real(path)
-_flush_to_disk = counted
+atomic.flush_to_disk = counted
 sys.argv = ["panscope", *sys.argv[3:]]
 main()
 """.replace("CALIBRATION\n", f"{CALIBRATION_ROWS}\n")

@@ -154,7 +154,7 @@ def test_large_files_of_a_commit_that_failed_are_not_sent_again(hub: StandInHub,
 KILLED = """
     import sys
     from pathlib import Path
-    from panscope.suite import uploading
+    from panscope.publish import hub_upload as uploading
     uploading.FILES_A_COMMIT = 2
     print(uploading.send(Path(sys.argv[1]), "me/coders", private=False, say=print))
 """
