@@ -37,7 +37,7 @@ from panscope import coders
 from panscope.coders.inference import KernelsName
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.formats import FORMATS
-from panscope.formats.base import Foreign
+from panscope.formats.base import ImportedCoder
 from panscope.intervene.attach import attach
 from panscope.lms.load import LanguageModelConfig, load
 from panscope.lms.model import LanguageModel
@@ -152,7 +152,7 @@ class Other:
     def __init__(self, folder: Path, options: Options, coder: LoadedCoder, x: Tensor) -> None:
         self._folder = folder
         (folder / "coder").mkdir()
-        FORMATS["saelens"].write(Foreign(coder.wired, {"model": options.model}), folder / "coder")
+        FORMATS["saelens"].write(ImportedCoder(coder.wired, {"model": options.model}), folder / "coder")
         save_file({"x": x.cpu()}, folder / "rows.safetensors")
         quiet = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         self._process = subprocess.Popen(

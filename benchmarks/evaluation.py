@@ -31,8 +31,8 @@ from panscope import coders
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.data.documents import DataConfig, open_documents
 from panscope.data.tokens import TokenStream
-from panscope.evals.question import Question
-from panscope.evals.run import evaluate
+from panscope.evals.evaluate import evaluate
+from panscope.evals.spec import EvalSpec
 from panscope.lms.load import LanguageModelConfig, load
 from panscope.lms.model import LanguageModel, Reading, Start
 from panscope.storage.json_lines import JsonLines
@@ -59,7 +59,7 @@ class Options:
     tokens: int = 8_000
     probes: int = 256
     """Sequences in which the uniformity of active latents is measured."""
-    together: int = 4
+    interventions_per_pass: int = 4
     """Altered passes of one site that make one pass."""
     context: int = 256
     repeats: int = 3
@@ -93,9 +93,11 @@ def main(options: Options) -> None:
     measured = _coders(options, lm)
     open_tokens = _text(options, lm)
 
-    question = Question(tokens=options.tokens, probes=options.probes, together=options.together)
+    question = EvalSpec(
+        tokens=options.tokens, probes=options.probes, interventions_per_pass=options.interventions_per_pass
+    )
 
-    def of(model: LanguageModel | WholePasses, some: Mapping[str, WiredCoder], asked: Question) -> Results:
+    def of(model: LanguageModel | WholePasses, some: Mapping[str, WiredCoder], asked: EvalSpec) -> Results:
         results = evaluate(model, open_tokens, some, context=options.context, question=asked)
         return {name: result.fields for name, result in results.items()}
 
@@ -103,7 +105,7 @@ def main(options: Options) -> None:
         return of(lm, measured, question)
 
     def one_by_one() -> Results:
-        whole, alone = WholePasses(lm), replace(question, together=1)
+        whole, alone = WholePasses(lm), replace(question, interventions_per_pass=1)
         return {name: of(whole, {name: coder}, alone)[name] for name, coder in measured.items()}
 
     lines: list[dict[str, Any]] = []

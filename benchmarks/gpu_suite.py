@@ -30,9 +30,9 @@ from panscope.coders.wiring import Wiring
 from panscope.kernels.backend import Kernels
 from panscope.kernels.choose import sparse_kernels
 from panscope.lms.model import LanguageModel
+from panscope.train.coder_trainer import CoderTrainer
 from panscope.train.schedule import TrainingConfig
 from panscope.train.shared import SharedBatch
-from panscope.train.trainee import Trainee
 from panscope.types import Site, TokenBatch
 
 KINDS = ("attn_z", "mlp_out", "resid_post")
@@ -84,7 +84,7 @@ def language_model(fields: dict[str, Any], device: torch.device) -> LanguageMode
     return LanguageModel(model, tokenizer)
 
 
-def trainee(site: Site, d: int, scale: float, device: torch.device, kernels: Kernels) -> Trainee:
+def trainer(site: Site, d: int, scale: float, device: torch.device, kernels: Kernels) -> CoderTrainer:
     """One TopK coder of the headline's width with a unit decoder, as `gemma_scope`'s otherwise."""
     config = coders.config_type("topk").read(
         {"architecture": "topk", "d_in": d, "d_out": d, "width": WIDTH, "sparsity": K, "pre_encoder_bias": True},
@@ -94,7 +94,7 @@ def trainee(site: Site, d: int, scale: float, device: torch.device, kernels: Ker
     wiring = Wiring.model_validate({"wiring": "sae", "reads": (site,), "predicts": (site,)})
     training = TrainingConfig.read({"normaliser": "unit_rms", "learning_rate": 7e-5, "adam_betas": (0.0, 0.999)}, "it")
     scales = Normaliser(kind="unit_rms", scale_in=scale, scale_out=scale)
-    return Trainee(str(site), coder, wiring, scales, training, steps=1_000_000, kernels=kernels)
+    return CoderTrainer(str(site), coder, wiring, scales, training, steps=1_000_000, kernels=kernels)
 
 
 def measure(steps: int, device: torch.device, kernels: Kernels) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def measure(steps: int, device: torch.device, kernels: Kernels) -> dict[str, Any
     live = LiveActivations(lm, RandomTokens(lm.vocabulary), sites)
     first = next(live)
     scales = {site: float(rows.float().square().sum(dim=1).mean().rsqrt()) for site, rows in first.rows.items()}
-    trainees = [trainee(site, lm.width(site), scales[site], device, kernels) for site in sites]
+    trainers = [trainer(site, lm.width(site), scales[site], device, kernels) for site in sites]
     source = BucketShuffle(live, rows=SEQUENCES * CONTEXT, batch=BATCH, seed=0)
     a_bucket = SEQUENCES * CONTEXT // BATCH
     steps = -(-steps // a_bucket) * a_bucket
@@ -114,12 +114,12 @@ def measure(steps: int, device: torch.device, kernels: Kernels) -> dict[str, Any
         begun = time.perf_counter()
         for step in range(steps):
             shared = SharedBatch(next(source))
-            for learner in trainees:
+            for learner in trainers:
                 learner.learn(shared, part * steps + step)
         torch.cuda.synchronize()
         times.append(time.perf_counter() - begun)
     return {
-        "coders": len(trainees),
+        "coders": len(trainers),
         "width": WIDTH,
         "k": K,
         "batch": BATCH,
@@ -127,7 +127,7 @@ def measure(steps: int, device: torch.device, kernels: Kernels) -> dict[str, Any
         "ms_per_step": 1e3 * times[1] / steps,
         "tokens_per_second": steps * BATCH / times[1],
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
-        "loss_of_the_last": trainees[-1].read(2 * steps)["loss"],
+        "loss_of_the_last": trainers[-1].read(2 * steps)["loss"],
     }
 
 

@@ -1,4 +1,4 @@
-"""Panscope's side of `quality_vs_saelens`: a coder planned from a recipe, trained by `Trainee` on rows given to it.
+"""Panscope's side of `quality_vs_saelens`: a coder planned from a recipe and trained on given rows.
 
 Nothing is tuned here: the recipe's own rule fits it to the length of the run.
 
@@ -19,7 +19,7 @@ from panscope.coders.wiring import Wiring
 from panscope.lms.facts import ModelFacts
 from panscope.plan.coder import PlannedCoder, plan_coder
 from panscope.runs.normalisers import normaliser_of
-from panscope.train.trainee import Trainee
+from panscope.train.coder_trainer import CoderTrainer
 from panscope.types import ActivationBatch, Site
 
 VERSION = __version__
@@ -38,13 +38,13 @@ def train(point: dict[str, Any], site: Site, rows: Rows, *, lm: ModelFacts, budg
     start = time.perf_counter()
     norms = measure_norms((_batch(site, x) for x in rows.batches(budget)), budget.steps * budget.batch)
     coder = coders.build(planned.coder).initialise(torch.Generator().manual_seed(budget.seed))
-    trainee = Trainee(
+    trainer = CoderTrainer(
         planned.name, coder, planned.wiring, normaliser_of(planned, norms), planned.training, steps=budget.steps
     )
     for step, x in enumerate(rows.batches(budget)):
-        trainee.step(_batch(site, x), step)
+        trainer.step(_batch(site, x), step)
     seconds = time.perf_counter() - start
-    return measure(lambda x: _code_and_reconstruction(trainee, x), rows.held_out), seconds
+    return measure(lambda x: _code_and_reconstruction(trainer, x), rows.held_out), seconds
 
 
 def _plan(point: dict[str, Any], site: Site, lm: ModelFacts, budget: Budget) -> PlannedCoder:
@@ -58,8 +58,8 @@ def _batch(site: Site, x: Tensor) -> ActivationBatch:
     return ActivationBatch({site: x}, nowhere, nowhere, nowhere)
 
 
-def _code_and_reconstruction(trainee: Trainee, x: Tensor) -> tuple[Tensor, Tensor]:
-    coder = trainee.finished()
-    inside, stats = trainee.normaliser.input(x)
+def _code_and_reconstruction(trainer: CoderTrainer, x: Tensor) -> tuple[Tensor, Tensor]:
+    coder = trainer.finished()
+    inside, stats = trainer.normaliser.input(x)
     latents = coder.encode(inside)
-    return latents.dense(), trainee.normaliser.undo(coder.decode(latents, inside), stats)
+    return latents.dense(), trainer.normaliser.undo(coder.decode(latents, inside), stats)

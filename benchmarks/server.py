@@ -40,8 +40,8 @@ from panscope.activations.store.writer import StoreWriter
 from panscope.serving.allocator import keep_large_blocks
 from panscope.serving.client.connection import Access
 from panscope.serving.client.served_rows import ServedRows, Servers
-from panscope.serving.server.server import ActivationServer, Door
-from panscope.serving.server.service import Limits, Service
+from panscope.serving.server.server import ActivationServer, ListenConfig
+from panscope.serving.server.service import Service, ServiceLimits
 from panscope.storage.json_lines import JsonLines
 from panscope.types import ActivationBatch, Site
 
@@ -112,9 +112,9 @@ def _setting(options: Options) -> dict[str, Any]:
 def _measured(options: Options, folder: Path) -> Iterator[dict[str, Any]]:
     rows = options.windows * options.window_batches * options.batch
     store = _write_store(folder / "rates", rows, options.window_batches * options.batch, options)
-    doors = {"plain": Door(port=0)}
+    doors = {"plain": ListenConfig(port=0)}
     if options.tls:
-        doors["TLS and token"] = Door("127.0.0.1", 0, _TOKEN, *_certificate(folder))
+        doors["TLS and token"] = ListenConfig("127.0.0.1", 0, _TOKEN, *_certificate(folder))
     for _ in range(options.repeats):
         yield _watched("memory copy", 1, _memory_copy)
         for trainers in options.trainers:
@@ -177,11 +177,11 @@ def _receive(pipe: Connection, address: tuple[str, int]) -> None:
         pipe.recv()
 
 
-def _rate(store: Path, door: Door, trainers: int, options: Options) -> float:
+def _rate(store: Path, door: ListenConfig, trainers: int, options: Options) -> float:
     """Of batches that trainers have in their hands, all windows being in memory."""
     size = options.batch * options.width * 2
     count = max(1, int(options.gib * _GIB / size / trainers))
-    limits = Limits(window_rows=options.window_batches * options.batch, windows=options.windows)
+    limits = ServiceLimits(window_rows=options.window_batches * options.batch, windows=options.windows)
     warm = options.windows * options.window_batches
     with (
         _children(1, _serve, store, door, limits) as (server,),
@@ -197,11 +197,11 @@ def _rate(store: Path, door: Door, trainers: int, options: Options) -> float:
 
 def _reads(store: Path, name: str, paces: Sequence[float], options: Options) -> dict[str, Any]:
     """Bytes read from disk for each byte of the data and epoch, while every trainer has that many epochs."""
-    limits = Limits(window_rows=options.batch, windows=options.resident, grace=options.grace, forget=5.0)
+    limits = ServiceLimits(window_rows=options.batch, windows=options.resident, grace=options.grace, forget=5.0)
     count = options.epochs * options.read_windows
-    with _children(1, _serve, store, Door(port=0), limits) as (server,):
+    with _children(1, _serve, store, ListenConfig(port=0), limits) as (server,):
         address = server.recv()
-        with _children(len(paces), _train, address, Door(), options.batch, 0, count, paces) as pipes:
+        with _children(len(paces), _train, address, ListenConfig(), options.batch, 0, count, paces) as pipes:
             for pipe in pipes:
                 pipe.recv()
             for pipe in pipes:
@@ -219,7 +219,7 @@ def _reads(store: Path, name: str, paces: Sequence[float], options: Options) -> 
     }
 
 
-def _serve(pipe: Connection, store: Path, door: Door, limits: Limits) -> None:
+def _serve(pipe: Connection, store: Path, door: ListenConfig, limits: ServiceLimits) -> None:
     keep_large_blocks()
     service = Service(Store.open(store), (_SITE,), Slice(), limits, log=lambda line: None)
     with ActivationServer(service, door, lambda line: None) as server:
@@ -230,7 +230,7 @@ def _serve(pipe: Connection, store: Path, door: Door, limits: Limits) -> None:
 
 
 def _train(
-    pipe: Connection, address: str, door: Door, batch: int, warm: int, count: int, paces: Sequence[float] = ()
+    pipe: Connection, address: str, door: ListenConfig, batch: int, warm: int, count: int, paces: Sequence[float] = ()
 ) -> None:
     """Take `warm` batches, say so, and take `count` more when told to; the n-th process has the n-th pace."""
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Panscope's step: `Trainee.step`, with the kernels that are named.
+"""Panscope's step: `CoderTrainer.step`, with the kernels that are named.
 
 The coder does what its fastest peer does and what unit decoders ask for beside: b_dec taken from the input, the
 parallel part of the gradient taken out, unit norm; with JumpReLU and ReLU, whose fastest peer clips the gradient, that
@@ -20,8 +20,8 @@ from panscope.coders.base import Coder
 from panscope.coders.wiring import UNIT, Wiring
 from panscope.kernels.backend import Kernels
 from panscope.kernels.choose import sparse_kernels
+from panscope.train.coder_trainer import CoderTrainer
 from panscope.train.schedule import TrainingConfig
-from panscope.train.trainee import Trainee
 from panscope.types import ActivationBatch, Site, UserError
 
 VERSION = __version__
@@ -45,19 +45,19 @@ def settings(case: Case) -> list[str]:
 
 def build(case: Case, setting: str, batches: list[Tensor]) -> Contestant:
     """A trainee at its first step."""
-    trainee = panscope_trainee(case, setting, batches)
+    trainer = panscope_trainee(case, setting, batches)
     nowhere = torch.zeros(case.rows, dtype=torch.int64)
     done = 0
 
     def step(x: Tensor) -> None:
         nonlocal done
-        trainee.step(ActivationBatch({_SITE: x}, nowhere, nowhere, nowhere), done)
+        trainer.step(ActivationBatch({_SITE: x}, nowhere, nowhere, nowhere), done)
         done += 1
 
-    return Contestant(step, lambda x: _l0(trainee.coder, x), trainee.coder.parameters)
+    return Contestant(step, lambda x: _l0(trainer.coder, x), trainer.coder.parameters)
 
 
-def panscope_trainee(case: Case, kernels: str, batches: list[Tensor]) -> Trainee:
+def panscope_trainee(case: Case, kernels: str, batches: list[Tensor]) -> CoderTrainer:
     """A coder of this case, in training."""
     architecture = case.architecture
     sparsity = case.active if architecture == "topk" else _PRICE
@@ -68,11 +68,11 @@ def panscope_trainee(case: Case, kernels: str, batches: list[Tensor]) -> Trainee
     fields = {"normaliser": "none", "learning_rate": RATE, "clip_norm": None if architecture == "topk" else 1.0}
     training = TrainingConfig.read({name: value for name, value in fields.items() if value is not None}, "the case")
     wiring = Wiring(wiring="sae", reads=(_SITE,), predicts=(_SITE,))
-    return Trainee(str(case), coder, wiring, UNIT, training, steps=_STEPS, kernels=_kernels(kernels))
+    return CoderTrainer(str(case), coder, wiring, UNIT, training, steps=_STEPS, kernels=_kernels(kernels))
 
 
 def _kernels(name: str) -> Kernels | None:
-    """What `Trainee` computes with; None is the reference."""
+    """What `CoderTrainer` computes with; None is the reference."""
     if name == "reference":
         return None
     found = sparse_kernels(torch.device("cpu"))

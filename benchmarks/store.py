@@ -33,7 +33,7 @@ from torch import Tensor
 
 from benchmarks import machine
 from benchmarks.other_load import OtherLoad
-from panscope.activations.store.layout import Column, cut_for
+from panscope.activations.store.layout import StoredColumn, cut_for
 from panscope.activations.store.manifest import Manifest, Origin, StoredType
 from panscope.activations.store.store import Store
 from panscope.activations.store.stored import StoredRows
@@ -140,9 +140,9 @@ class Bench:
         """Of all rows and their tokens."""
         return sum(self._rows * column.row_bytes for column in self._columns())
 
-    def _columns(self) -> list[Column]:
+    def _columns(self) -> list[StoredColumn]:
         sites = [self._manifest.column(site, self._case.width) for site in _sites(self._case)]
-        return [*sites, Column.of_tokens()]
+        return [*sites, StoredColumn.of_tokens()]
 
     def _write(self) -> float:
         shutil.rmtree(self._store, ignore_errors=True)
@@ -270,7 +270,7 @@ def _manifest(options: Options, case: Case, rows: int) -> Manifest:
         wanted_rows=rows,
         bucket_rows=BLOCK_ROWS,
     )
-    widest = max(Column.of_tokens().row_bytes, case.width * (2 if case.dtype == "bfloat16" else 4))
+    widest = max(StoredColumn.of_tokens().row_bytes, case.width * (2 if case.dtype == "bfloat16" else 4))
     cut = cut_for(int(options.shard_gib * 2**30), BLOCK_ROWS, widest)
     return Manifest(origin=origin, dtype=case.dtype, shard_rows=cut.shard_rows, block_rows=cut.block_rows, versions={})
 

@@ -12,7 +12,7 @@ from panscope.activations.source import RowSource
 from panscope.types import ActivationBatch, Site
 
 
-class RowLine:
+class RowStream:
     """The rows of a source, any number at a time.
 
     It stands at a row: the state of the source before the pass that holds the row, and how many rows of that pass come
@@ -57,7 +57,7 @@ class RowBuffer:
         self._capacity, self._device = capacity, device
         self._columns: dict[str, Tensor] = {}
 
-    def fill(self, places: Tensor, line: RowLine) -> int:
+    def fill(self, places: Tensor, line: RowStream) -> int:
         """Put the next rows of `line` at `places`, [B] int64; returns how many there were, B unless it has ended."""
         filled = 0
         while filled < len(places) and (piece := line.take(len(places) - filled)) is not None:

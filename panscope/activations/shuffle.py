@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panscope.activations.buffer import RowBuffer, RowLine
+from panscope.activations.buffer import RowBuffer, RowStream
 from panscope.activations.source import RowSource
 from panscope.data.order import generator
 from panscope.types import ActivationBatch, UserError
@@ -33,7 +33,7 @@ class BucketShuffle:
         self._capacity = _whole_batches(rows, batch) * batch
         self._keep_rest = keep_rest
         self.device = source.device
-        self._line, self._buffer = RowLine(source), RowBuffer(self._capacity, source.device)
+        self._line, self._buffer = RowStream(source), RowBuffer(self._capacity, source.device)
         self._batch, self._seed = batch, seed
         self._start = self._line.state_dict()
         self._bucket, self._given = 0, 0
@@ -87,7 +87,7 @@ class PoolShuffle:
         self._capacity = batches * batch
         self._half = (batches + 1) // 2 * batch
         self.device = source.device
-        self._line, self._buffer = RowLine(source), RowBuffer(self._capacity, source.device)
+        self._line, self._buffer = RowStream(source), RowBuffer(self._capacity, source.device)
         self._batch, self._seed = batch, seed
         self._round = 0
         self._lay_out(waiting=0, given=self._half)

@@ -5,8 +5,8 @@ Nothing is defined here. `docs/guides/use_latents.md` shows it at work.
 
 from panscope.api.verbs import evaluate, train
 from panscope.data.documents import DataConfig
-from panscope.evals.question import Share
-from panscope.formats.base import Asked
+from panscope.evals.spec import EvalShard
+from panscope.formats.base import ImportOptions
 from panscope.intervene.attach import Attached, attach
 from panscope.intervene.attribution import Attribution, Logit, attribution
 from panscope.intervene.edits import Ablate, Clamp, Edit, Positions, Steer
@@ -18,19 +18,21 @@ from panscope.loading.load import load
 from panscope.loading.loaded_coder import LoadedCoder
 from panscope.loading.run_results import OpenRun, open_run
 from panscope.plan.plan import SuiteConfig
-from panscope.runs.evaluation import Request
+from panscope.runs.evaluation import EvalRequest
 from panscope.runs.reporter import Reporter
 from panscope.types import Latents, Site, UserError
 
 __all__ = [
     "Ablate",
-    "Asked",
     "Attached",
     "Attribution",
     "Clamp",
     "Codes",
     "DataConfig",
     "Edit",
+    "EvalRequest",
+    "EvalShard",
+    "ImportOptions",
     "LanguageModel",
     "LanguageModelConfig",
     "Latents",
@@ -39,8 +41,6 @@ __all__ = [
     "OpenRun",
     "Positions",
     "Reporter",
-    "Request",
-    "Share",
     "Site",
     "Steer",
     "SuiteConfig",

@@ -12,7 +12,7 @@ from panscope.lms.load import LanguageModelConfig, load
 from panscope.plan.plan import SuiteConfig
 from panscope.runs import stages
 from panscope.runs.eval_files import Results
-from panscope.runs.evaluation import HELD_OUT_REQUEST, Request, evaluate_run
+from panscope.runs.evaluation import HELD_OUT_REQUEST, EvalRequest, evaluate_run
 from panscope.runs.reporter import Reporter, Silent
 from panscope.runs.run import RunFolder
 from panscope.storage.locks import locked
@@ -36,7 +36,7 @@ def train(suite: Suite, out: Path | str | None = None, *, reporter: Reporter | N
 
 
 def evaluate(
-    run: Path | str, request: Request | dict[str, Any] = HELD_OUT_REQUEST, *, reporter: Reporter | None = None
+    run: Path | str, request: EvalRequest | dict[str, Any] = HELD_OUT_REQUEST, *, reporter: Reporter | None = None
 ) -> Results | None:
     """Measure every coder of a run, on its held-out text or as `request` says, and write what came out into the run.
 
@@ -57,10 +57,10 @@ def evaluate(
         return evaluate_run(folder, suite, lm, reporter or Silent(), request)
 
 
-def _request(request: Request | dict[str, Any]) -> Request:
-    if isinstance(request, Request):
+def _request(request: EvalRequest | dict[str, Any]) -> EvalRequest:
+    if isinstance(request, EvalRequest):
         return request
-    known = [field.name for field in dataclasses.fields(Request)]
+    known = [field.name for field in dataclasses.fields(EvalRequest)]
     for key in request:
         if key not in known:
             raise UserError(unknown_key(key, "the request", known))
@@ -70,9 +70,9 @@ def _request(request: Request | dict[str, Any]) -> Request:
         for name, kind in kinds.items()
         if isinstance(request.get(name), dict)
     }
-    hints = typing.get_type_hints(Request)
+    hints = typing.get_type_hints(EvalRequest)
     rest = {name: checked(hints[name], value, f"the request: {name}") for name, value in (request | tables).items()}
-    return Request(**rest)
+    return EvalRequest(**rest)
 
 
 def _suite(suite: Suite) -> SuiteConfig:

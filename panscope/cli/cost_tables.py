@@ -5,7 +5,7 @@ from rich.table import Table
 from panscope.cli.units import in_bytes, in_counts, in_hours
 from panscope.cost.estimate import Cost, shardings
 from panscope.cost.memory import Placement
-from panscope.cost.storage import GEMMA_SCOPE_DAYS, Choice
+from panscope.cost.storage import GEMMA_SCOPE_DAYS, StorageChoice
 
 Lines = list[tuple[str, str]]
 _KINDS_SHOWN = 12
@@ -99,7 +99,7 @@ def choice_lines(cost: Cost, days: float) -> Lines:
     return lines
 
 
-def _choice(choice: Choice, days: float) -> str:
+def _choice(choice: StorageChoice, days: float) -> str:
     reuses = choice.reuses(days)
     return (
         f"generating again costs {in_hours(choice.regenerate)}, a day of storing {in_hours(choice.day)}: equal after "

@@ -12,12 +12,12 @@ from panscope.cli.display import TerminalReporter
 from panscope.cli.flags import flag
 from panscope.data.documents import DataConfig
 from panscope.evals.passes import Splice
-from panscope.evals.question import Share
+from panscope.evals.spec import EvalShard
 from panscope.evals.table import results_table
 from panscope.lms.load import LanguageModelConfig, load
 from panscope.plan.plan import SuiteConfig
 from panscope.runs import stages
-from panscope.runs.evaluation import HELD_OUT, CoderDtype, Request, check_has_text, check_precision, evaluate_run
+from panscope.runs.evaluation import HELD_OUT, CoderDtype, EvalRequest, check_has_text, check_precision, evaluate_run
 from panscope.runs.run import RunFolder
 from panscope.runs.saebench import write_saebench
 from panscope.storage.locks import locked
@@ -102,8 +102,8 @@ class Eval:
         check_precision(results, self.precision or suite.eval.precision)
         return 0
 
-    def _request(self, suite: SuiteConfig) -> Request:
-        return Request(
+    def _request(self, suite: SuiteConfig) -> EvalRequest:
+        return EvalRequest(
             label=self.label or self._own_label(),
             data=self._data(suite.data),
             tokens=self.tokens,
@@ -112,7 +112,7 @@ class Eval:
             as_trained=self.as_trained,
             splice=self.splice or "content",
             saebench=self.saebench is not None,
-            share=Share.parse(self.part or "1/1"),
+            share=EvalShard.parse(self.part or "1/1"),
         )
 
     def _own_label(self) -> str:

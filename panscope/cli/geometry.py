@@ -13,7 +13,7 @@ from rich.table import Table
 
 from panscope.cli.flags import flag
 from panscope.geometry.neighbours import Counts
-from panscope.runs.geometry import Asked, Entry, look
+from panscope.runs.geometry import Entry, GeometryOptions, look
 from panscope.runs.run import RunFolder
 from panscope.types import UserError
 
@@ -77,8 +77,8 @@ class Geometry:
         if self.latent and self.only and "neighbourhood" not in self.only:
             raise UserError("--latent asks for a neighbourhood, but --only does not name it: add it, or leave one out")
 
-    def _asked(self) -> Asked:
-        return Asked(
+    def _asked(self) -> GeometryOptions:
+        return GeometryOptions(
             analyses=self._analyses(),
             coders=self.coder,
             latents=self.latent,

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from panscope.cli.flags import flag
 from panscope.cli.units import counted
-from panscope.formats.base import Asked
-from panscope.formats.hooks import site_of_lens_name
+from panscope.formats.base import ImportOptions
+from panscope.formats.site_names import site_of_lens_name
 from panscope.publish.import_coders import import_coders
 from panscope.types import Site, UserError
 
@@ -47,7 +47,7 @@ class Import:
         """Do it; the exit status."""
         reads = tuple(map(_site, self.site)) or None
         predicts = None if self.predicts is None else _site(self.predicts)
-        asked = Asked(reads=reads, predicts=predicts, model=self.model, k=self._k())
+        asked = ImportOptions(reads=reads, predicts=predicts, model=self.model, k=self._k())
 
         def say(line: str) -> None:
             console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -18,7 +18,7 @@ from panscope.cost.estimate import Cost, assumptions, cost
 from panscope.cost.gpus import gpu_named
 from panscope.lms.facts import facts_of
 from panscope.plan.plan import SuiteConfig, plan
-from panscope.plan.warnings import far_above
+from panscope.plan.warnings import warn_large_penalty
 from panscope.types import UserError
 
 _WIDEST = 1000
@@ -54,7 +54,7 @@ class PlanSuite:
         suite = SuiteConfig.read(read_toml(suite_file(self.suite)), self.suite)
         facts = facts_of(suite.model)
         planned = plan(suite, facts, gpu.memory_bytes)
-        for line in far_above(planned):
+        for line in warn_large_penalty(planned):
             _say(console, line)
         _print_whole(console, listed(planned) if self.coders else grouped(planned))
         _print_costs(console, cost(planned, facts, gpu, self.gpus), self.days)

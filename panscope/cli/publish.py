@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,21 +12,16 @@ from rich.console import Console
 
 from panscope.cli.flags import flag
 from panscope.config import expanded
-from panscope.publish.card import Figure, check_licence
+from panscope.publish.card import check_licence
 from panscope.publish.compose import Composed, compose
 from panscope.publish.export import check_free, new_folder
+from panscope.publish.figures import card_figures
 from panscope.publish.hub_upload import check_repository, check_token, send
-from panscope.report.figure import Figure as Drawn
-from panscope.report.figures import FIGURES
-from panscope.report.runs import HELD_OUT, Results, read_runs
-from panscope.report.write import svg
+from panscope.report.runs import read_runs
 from panscope.runs.eval_selection import label_to_publish
 from panscope.runs.run import RunFolder
 from panscope.storage.atomic import writing
 from panscope.storage.locks import locked
-
-_SHOWN = ("trade-off-delta-loss", "trade-off-fvu")
-"""The figures of the report that the card shows: sparsity against fidelity."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ class Publish:
         check_repository(self.to)
         check_licence(self.licence)
         label = label_to_publish(run, self.eval)
-        figures = _figures(read_runs([self.run_folder]), label)
+        figures = card_figures(read_runs([self.run_folder]), label)
 
         def say(line: str) -> None:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -110,14 +105,3 @@ def _lines(made: Composed, licence: str, label: str | None) -> list[str]:
     if made.not_measured:
         lines.append(f"{len(made.not_measured)} coders were not measured, such as {made.not_measured[0]}")
     return lines
-
-
-def _figures(results: Results, label: str | None) -> dict[str, Figure]:
-    """The figures of the card that can be drawn of the evaluation that is published, by file name."""
-    found: dict[str, Figure] = {}
-    shown = replace(results, label=label or HELD_OUT)
-    for plot in FIGURES:
-        drawn = plot.draw(shown) if plot.key in _SHOWN else None
-        if isinstance(drawn, Drawn):
-            found[f"{plot.key}.svg"] = Figure(svg(plot, drawn), plot.title, plot.look)
-    return found

@@ -17,8 +17,8 @@ from panscope.cli.flags import flag
 from panscope.cli.units import in_bytes
 from panscope.runs.shutdown import StopRequest
 from panscope.serving.allocator import keep_large_blocks
-from panscope.serving.server.server import ActivationServer, Door, token_of_environment
-from panscope.serving.server.service import Limits, Service
+from panscope.serving.server.server import ActivationServer, ListenConfig, token_of_environment
+from panscope.serving.server.service import Service, ServiceLimits
 from panscope.types import Site, UserError
 
 _GIB = 2**30
@@ -76,7 +76,7 @@ class Serve:
         service = self._service(log)
         ended = threading.Event()
         service.on_failure = ended.set
-        door = Door(self.host, self.port, token_of_environment(), self.certificate, self.key)
+        door = ListenConfig(self.host, self.port, token_of_environment(), self.certificate, self.key)
         with StopRequest(ended.set), ActivationServer(service, door, log) as server:
             log(f"listening on {server.address}")
             while not ended.wait(self.log_every):
@@ -86,7 +86,7 @@ class Serve:
         return 0
 
     def _service(self, log: Callable[[str], None]) -> Service:
-        limits = Limits(window_rows=self.window_rows, windows=self.windows, grace=self.grace, forget=self.forget)
+        limits = ServiceLimits(window_rows=self.window_rows, windows=self.windows, grace=self.grace, forget=self.forget)
         store = open_store(self.store, cache=self.cache, cache_bytes=round(self.cache_gib * _GIB))
         sites = [Site.parse(name) for name in self.sites] or store.sites
         service = Service(store, sites, Slice.parse(self.slice), limits, log=log)

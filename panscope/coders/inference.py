@@ -29,7 +29,7 @@ _MOST = 1 / 8
 """Share of all places above which codes are not sparse: then they come by the reference."""
 
 
-class Way(Protocol):
+class InferenceBackend(Protocol):
     """How codes are computed."""
 
     name: str
@@ -50,11 +50,11 @@ class Reference:
     name = "reference"
 
     def encode(self, coder: Coder, x: Tensor) -> Latents:
-        """See `Way`."""
+        """See `InferenceBackend`."""
         return coder.encode(x)
 
     def decode(self, coder: Coder, latents: Latents) -> Tensor:
-        """See `Way`."""
+        """See `InferenceBackend`."""
         return latents.dense() @ coder.W_dec
 
 
@@ -98,14 +98,14 @@ class Sparse:
         return self._norms
 
     def encode(self, coder: Coder, x: Tensor) -> Latents:
-        """See `Way`."""
+        """See `InferenceBackend`."""
         if len(x) == 0 or (torch.is_grad_enabled() and x.requires_grad):
             return coder.encode(x)
         found = self._selected(coder, x.contiguous())
         return coder.encode(x) if found is None else found
 
     def decode(self, coder: Coder, latents: Latents) -> Tensor:
-        """See `Way`."""
+        """See `InferenceBackend`."""
         return gathered(latents, coder.W_dec.detach())
 
 
@@ -119,7 +119,7 @@ def gathered(latents: Latents, W_dec: Tensor) -> Tensor:
     )
 
 
-def way_for(coder: Coder, asked: KernelsName) -> Way:
+def backend_for(coder: Coder, asked: KernelsName) -> InferenceBackend:
     """What `asked` means for a coder where it lies.
 
     Raises UserError for another word, and for sparse kernels that it cannot have.

@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, PlainSerializer, model_validator
 from torch import Tensor
 
 from panscope.coders.base import Coder
-from panscope.coders.inference import Way
+from panscope.coders.inference import InferenceBackend
 from panscope.coders.normaliser import Normaliser, RowStats
 from panscope.config import Config
 from panscope.types import ActivationBatch, Latents, Site
@@ -92,7 +92,9 @@ class WiredCoder:
     Scalar normalisers are folded into the weights; one that differs from row to row cannot be and is applied here.
     """
 
-    def __init__(self, wiring: Wiring, coder: Coder, normaliser: Normaliser = UNIT, way: Way | None = None) -> None:
+    def __init__(
+        self, wiring: Wiring, coder: Coder, normaliser: Normaliser = UNIT, way: InferenceBackend | None = None
+    ) -> None:
         """`way` is how codes are computed where not by the coder's own definition."""
         self.wiring = wiring
         self.coder = coder

@@ -21,7 +21,7 @@ from panscope.cost.memory import (
     state_bytes,
 )
 from panscope.cost.step_time import BANDWIDTH_SHARE, UTILISATION, Sharding, input_bytes, sharding, step_seconds
-from panscope.cost.storage import Choice, Prices
+from panscope.cost.storage import Prices, StorageChoice
 from panscope.lms.facts import ModelFacts
 from panscope.plan.coder import PlannedCoder
 from panscope.plan.plan import Plan
@@ -77,10 +77,10 @@ class Disk:
 
     float32: dict[Site, int]
     bfloat16: dict[Site, int]
-    everything: Choice
+    everything: StorageChoice
     one_coder: PlannedCoder
     """A coder from the middle, as an example."""
-    one: Choice
+    one: StorageChoice
     read_bytes_a_second: float
     """What that coder asks of the disk, in 32 bits, when it trains alone on all devices at the dense pace."""
 

@@ -35,7 +35,7 @@ class Prices(Config):
 
 
 @dataclass(frozen=True)
-class Choice:
+class StorageChoice:
     """Storing some sites' activations against generating them once more."""
 
     bytes: int
@@ -73,13 +73,13 @@ def site_bytes(plan: Plan, facts: ModelFacts, value_bytes: int) -> dict[Site, in
     }
 
 
-def store_everything(plan: Plan, facts: ModelFacts, gpu: Gpu, prices: Prices) -> Choice:
+def store_everything(plan: Plan, facts: ModelFacts, gpu: Gpu, prices: Prices) -> StorageChoice:
     """All sites of the suite in 32 bits: one pass feeds all coders, whether its rows are stored or not."""
     stored = sum(site_bytes(plan, facts, 4).values())
     return _choice(stored, lm_flops(plan, facts), gpu, plan, prices)
 
 
-def store_one(plan: Plan, facts: ModelFacts, coder: PlannedCoder, gpu: Gpu, *, prices: Prices) -> Choice:
+def store_one(plan: Plan, facts: ModelFacts, coder: PlannedCoder, gpu: Gpu, *, prices: Prices) -> StorageChoice:
     """One coder's sites in 32 bits, for a coder that is trained again alone: it would need a pass of its own."""
     width = sum(facts.width(site) for site in coder.wiring.sites())
     return _choice(
@@ -94,7 +94,7 @@ def example(plan: Plan) -> PlannedCoder:
     return ordered[len(ordered) // 2]
 
 
-def _choice(stored: int, flops: float, gpu: Gpu, plan: Plan, prices: Prices) -> Choice:
+def _choice(stored: int, flops: float, gpu: Gpu, plan: Plan, prices: Prices) -> StorageChoice:
     hours = flops / (UTILISATION * gpu.flops(plan.suite.model.dtype)) / 3600
     day = stored / TIB * prices.tib_month / _DAYS_OF_A_MONTH / prices.gpu_hour
-    return Choice(stored, hours, day)
+    return StorageChoice(stored, hours, day)

@@ -30,9 +30,9 @@ class Ablated:
 class AlteredPasses:
     """The altered passes of one batch; each waits until there are enough of its site, or until it is asked for."""
 
-    def __init__(self, clean: CleanPass, means: dict[Site, Tensor], together: int) -> None:
+    def __init__(self, clean: CleanPass, means: dict[Site, Tensor], interventions_per_pass: int) -> None:
         """`together` is how many make one pass at most."""
-        self._clean, self._means, self._together = clean, means, together
+        self._clean, self._means, self._interventions_per_pass = clean, means, interventions_per_pass
         self._ablations: dict[Site, list[Losses]] = {}
         self._site: Site | None = None
         self._waiting: list[tuple[Replacement, Callable[[Losses], None]]] = []
@@ -60,5 +60,5 @@ class AlteredPasses:
             self.finish()
             self._site = site
         self._waiting.append((replacement, then))
-        if len(self._waiting) >= self._together:
+        if len(self._waiting) >= self._interventions_per_pass:
             self.finish()

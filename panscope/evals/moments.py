@@ -16,7 +16,7 @@ from torch import Tensor
 
 from panscope.evals.metrics import METRICS
 from panscope.evals.metrics.base import Metric, Numbers, Over, Sums
-from panscope.evals.outcome import Outcome, Places
+from panscope.evals.outcome import Outcome, TokenIndex
 
 OVERS: tuple[Over, ...] = ("rows", "predictions", "probes")
 QUANTILE_95 = 1.959963984540054
@@ -25,7 +25,7 @@ ROUNDING = 1e-13
 """What is left of terms in float64 that cancel, as a share of them."""
 
 
-Measured = list[tuple[slice, Places, Tensor]]
+Measured = list[tuple[slice, TokenIndex, Tensor]]
 """The columns of rows, of predictions and of probes: which they are, of which tokens, and [M, columns] float64."""
 
 
@@ -84,7 +84,7 @@ def _quantities(metrics: Mapping[str, Metric], over: Over) -> list[tuple[str, st
     ]
 
 
-def _places(outcome: Outcome, over: Over) -> Places | None:
+def _places(outcome: Outcome, over: Over) -> TokenIndex | None:
     if over == "rows":
         return outcome.span.rows
     if over == "predictions":

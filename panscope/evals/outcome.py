@@ -15,7 +15,7 @@ from panscope.types import Latents
 
 
 @dataclass(frozen=True)
-class Places:
+class TokenIndex:
     """Where some tokens of a batch stand."""
 
     sequences: Tensor
@@ -34,9 +34,9 @@ class Span:
     """How many content tokens come before it."""
     sequences: int
     """How many sequences it has."""
-    rows: Places
+    rows: TokenIndex
     """Of its B content tokens, in the order of rows."""
-    predicted: Places
+    predicted: TokenIndex
     """Of the P tokens from which a content token is predicted."""
 
 
@@ -58,7 +58,7 @@ class Uniformity:
 
     values: Tensor
     """[Q] float64, from 1/L0 to 1."""
-    places: Places
+    places: TokenIndex
     """Of the Q tokens."""
 
 

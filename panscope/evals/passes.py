@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from panscope.evals.outcome import Losses
-from panscope.evals.predictions import Judged, Predictions
+from panscope.evals.predictions import LossMask, Predictions
 from panscope.lms.model import Start
 from panscope.types import Site, TokenBatch
 
@@ -93,7 +93,7 @@ class CleanPass:
         altered: Collection[Site] = (),
         *,
         splice: Splice = "content",
-        judged: Judged = "target",
+        loss_mask: LossMask = "target",
     ) -> None:
         """`sites` are those whose rows are wanted, `altered` those of them at which other passes will differ."""
         known = {before for site in altered for before in _before(site)}
@@ -107,7 +107,7 @@ class CleanPass:
         self.rows = {site: _at(self._mask, reading.activations[site]) for site in sites}
         """[M, D] a site: the rows that an altered pass replaces."""
         self._known = {site: reading.activations[site] for site in known}
-        self._predictions = Predictions(batch, reading.logits, judged)
+        self._predictions = Predictions(batch, reading.logits, loss_mask)
 
     @property
     def ce(self) -> Tensor:

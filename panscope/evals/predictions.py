@@ -16,15 +16,15 @@ from torch import Tensor
 from panscope.evals.outcome import Losses
 from panscope.types import TokenBatch
 
-Judged = Literal["target", "input"]
+LossMask = Literal["target", "input"]
 """Whether the token that is predicted or the one it is predicted from must be content."""
 _ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Logits that are judged at a time, unless one sequence has more: few enough for a CPU's cache, enough for a GPU."""
 
 
-def predicted_places(batch: TokenBatch, judged: Judged) -> Tensor:
+def predicted_places(batch: TokenBatch, loss_mask: LossMask) -> Tensor:
     """[N, T - 1] bool: the places whose prediction of the next token counts."""
-    if judged == "target":
+    if loss_mask == "target":
         return batch.content[:, 1:]
     return batch.content[:, :-1] & batch.attention_mask[:, 1:]
 
@@ -32,12 +32,12 @@ def predicted_places(batch: TokenBatch, judged: Judged) -> Tensor:
 class Predictions:
     """The clean log-probabilities of one batch, and the losses of other passes over the same batch."""
 
-    def __init__(self, batch: TokenBatch, clean_logits: Tensor, judged: Judged) -> None:
+    def __init__(self, batch: TokenBatch, clean_logits: Tensor, loss_mask: LossMask) -> None:
         """`clean_logits` [N, T, V] are not kept; their log-probabilities and probabilities [P, V] are."""
         n, t, vocabulary = clean_logits.shape
         together = max(1, _ENTRIES.get(clean_logits.device.type, 1 << 24) // (t * vocabulary))
         self._some = [slice(first, first + together) for first in range(0, n, together)]
-        counted = torch.cat([predicted_places(batch, judged), torch.zeros(n, 1, dtype=torch.bool)], dim=1)
+        counted = torch.cat([predicted_places(batch, loss_mask), torch.zeros(n, 1, dtype=torch.bool)], dim=1)
         targets = batch.token_ids.roll(-1, dims=1)
         device = clean_logits.device
         self._places = [counted[some].flatten().nonzero().squeeze(1).to(device) for some in self._some]

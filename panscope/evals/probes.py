@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from panscope.evals.metrics.uniformity import uniformity
-from panscope.evals.outcome import Places, Uniformity
+from panscope.evals.outcome import TokenIndex, Uniformity
 from panscope.evals.passes import LanguageModel
 from panscope.types import Latents, Site, TokenBatch
 
@@ -95,10 +95,10 @@ def _gradients(
     return {site: gradient[every, positions] for site, gradient in gradients.items()}
 
 
-def uniformity_of(latents: Latents, W_dec: Tensor, gradient: Tensor, places: Places) -> Uniformity:
+def uniformity_of(latents: Latents, W_dec: Tensor, gradient: Tensor, places: TokenIndex) -> Uniformity:
     """How evenly the active latents [Q, F] matter, with gradients [Q, D]; tokens at which none does are left out."""
     pull = [gradient.double() @ some.double().T for some in W_dec.split(_LATENTS)]
     y = latents.dense().double() * torch.cat(pull, dim=1)
     some = (y != 0).any(dim=1)
-    kept = Places(places.sequences[some], places.positions[some], places.subsets[some])
+    kept = TokenIndex(places.sequences[some], places.positions[some], places.subsets[some])
     return Uniformity(uniformity(y[some]), kept)

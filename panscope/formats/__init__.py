@@ -4,7 +4,7 @@
 made, and `archives.py` looks at those that are archives before.
 """
 
-from panscope.formats.base import Asked, Foreign, Format
+from panscope.formats.base import Format, ImportedCoder, ImportOptions
 from panscope.formats.dictionary_learning import DICTIONARY_LEARNING
 from panscope.formats.gemma_scope import GEMMA_SCOPE
 from panscope.formats.gemma_scope_2 import GEMMA_SCOPE_2
@@ -14,7 +14,7 @@ from panscope.formats.openai import OPENAI
 from panscope.formats.saelens import SAELENS
 from panscope.formats.sparsify import SPARSIFY
 
-__all__ = ["FORMATS", "Asked", "Foreign", "Format"]
+__all__ = ["FORMATS", "Format", "ImportOptions", "ImportedCoder"]
 
 FORMATS: dict[str, Format] = {
     format.name: format

@@ -1,9 +1,9 @@
 """What a foreign format is: how to tell it, how to read a coder of it, how to write one.
 
-A coder read from a foreign file is a `Foreign`: a WiredCoder on raw activations, with whatever normalisation the file
-asks for folded into its weights or, where that differs from row to row, standing beside it; and what the file says of
-where it comes from. What a format does not say (at which site, of which model, with which K) the user says (`Asked`).
-A writer gets the same and writes a folder that the other tool's own loader takes.
+A coder read from a foreign file is an `ImportedCoder`: a WiredCoder on raw activations, and the provenance that the
+file states. Normalisation is folded into the weights or, where it differs from row to row, kept beside them. What a
+format leaves open (at which site, of which model, with which K) the user states in `ImportOptions`. A writer gets an
+`ImportedCoder` and writes a folder that the other tool's own loader takes.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from panscope.types import Site
 
 
 @dataclass(frozen=True)
-class Asked:
+class ImportOptions:
     """What the user says of foreign files that they do not say themselves, or says otherwise."""
 
     reads: Site | tuple[Site, ...] | None = None
@@ -37,7 +37,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ImportedCoder:
     """One coder of another tool."""
 
     wired: WiredCoder
@@ -61,7 +61,7 @@ class Format:
     """What `panscope import` must be told where the files do not say it; empty where they always do."""
     finds: Callable[[Path], bool]
     """Whether a file or folder looks like one coder of this format, from names alone: nothing is loaded."""
-    read: Callable[[Path, Asked], Foreign]
+    read: Callable[[Path, ImportOptions], ImportedCoder]
     """Raises UserError, one sentence, for whatever cannot be read, is not of this format or cannot be represented."""
-    write: Callable[[Foreign, Path], list[Path]]
+    write: Callable[[ImportedCoder, Path], list[Path]]
     """Write into a new or empty folder; the files written. Raises UserError for a coder the format has no place for."""

@@ -32,9 +32,9 @@ from torch import Tensor
 from panscope.coders.base import Coder
 from panscope.coders.batchtopk import BatchTopKCoder
 from panscope.coders.wiring import WiredCoder
-from panscope.formats.base import Asked, Foreign, Format
-from panscope.formats.hooks import names_of
+from panscope.formats.base import Format, ImportedCoder, ImportOptions
 from panscope.formats.shaping import bare, centred, check_raw, refuse, transposed, uncentred, whole_k
+from panscope.formats.site_names import names_of
 from panscope.formats.untrusted import read_json, read_pt
 from panscope.formats.weights import made, threshold_of, weight_sizes, wiring_of
 from panscope.storage.atomic import replacing
@@ -98,7 +98,7 @@ def finds(path: Path) -> bool:
     return path.is_file() and re.fullmatch(r"ae_?\w*\.pt", path.name) is not None
 
 
-def read(path: Path, asked: Asked) -> Foreign:
+def read(path: Path, asked: ImportOptions) -> ImportedCoder:
     """See `Format`; of a run's checkpoints too, whose configuration is one folder up."""
     file = path / _WEIGHTS if path.is_dir() else path
     found, trainer = read_pt(file), _trainer(file)
@@ -124,7 +124,7 @@ def read(path: Path, asked: Asked) -> Foreign:
     about |= {"trainer": trainer, "norm_factor": norm_factor}
     if "k" in SHAPES[kind]:
         about["threshold"] = float(theirs["threshold"]) if "threshold" in theirs else _UNSET
-    return Foreign(
+    return ImportedCoder(
         WiredCoder(wiring_of(file, asked, _site(trainer), None, trainer.get("submodule_name")), coder), about
     )
 
@@ -182,7 +182,9 @@ def _class(file: Path, tensors: Mapping[str, Tensor], trainer: Mapping[str, Any]
     raise UserError(f"{str(file)!r} holds the tensors {names}: they are none of dictionary_learning's classes")
 
 
-def _sparsity(file: Path, asked: Asked, kind: str, tensors: Mapping[str, Tensor], trainer: Mapping[str, Any]) -> float:
+def _sparsity(
+    file: Path, asked: ImportOptions, kind: str, tensors: Mapping[str, Tensor], trainer: Mapping[str, Any]
+) -> float:
     """K, of which file and configuration must say the same; or 1, for a price that the file does not say."""
     if "k" not in SHAPES[kind]:
         return 1.0
@@ -235,7 +237,7 @@ def _text(table: Mapping[str, Any], key: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def write(foreign: Foreign, folder: Path) -> list[Path]:
+def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
     """See `Format`: a coder of one site and any architecture, ready for the tool's load_dictionary."""
     check_raw(foreign.wired, "dictionary_learning")
     coder = bare(foreign.wired, "dictionary_learning")
@@ -281,7 +283,7 @@ def _threshold(kind: str, coder: Coder, about: Mapping[str, Any]) -> float:
     return stated if isinstance(stated, float) else _UNSET
 
 
-def _config(foreign: Foreign, kind: str, coder: Coder) -> dict[str, Any]:
+def _config(foreign: ImportedCoder, kind: str, coder: Coder) -> dict[str, Any]:
     """config.json; the loader asks for the class and K, people and other tools for the rest."""
     about, site = foreign.about, foreign.wired.wiring.reads[0]
     kept = about.get("trainer") if about.get("dict_class") == kind else None

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from panscope.formats.base import Asked, Foreign, Format
-from panscope.formats.hooks import names_of, with_own
+from panscope.formats.base import Format, ImportedCoder, ImportOptions
+from panscope.formats.site_names import names_of, with_own
 from panscope.formats.untrusted import read_json, read_npz
 from panscope.formats.weights import AS_JUMPRELU, as_jumprelu, made, threshold_of, weight_sizes, wired_as, wiring_of
 from panscope.storage.atomic import replacing
@@ -32,7 +32,7 @@ def _finds(path: Path) -> bool:
     return path.name == _WEIGHTS or (path / _WEIGHTS).is_file()
 
 
-def _read(path: Path, asked: Asked) -> Foreign:
+def _read(path: Path, asked: ImportOptions) -> ImportedCoder:
     file = path if path.name == _WEIGHTS else path / _WEIGHTS
     arrays = read_npz(file)
     tensors = {re.sub("^w_", "W_", name): array for name, array in arrays.items()}
@@ -49,7 +49,7 @@ def _read(path: Path, asked: Asked) -> Foreign:
     about |= {name: said[name] for name in ("l0",) if name in said}
     l0 = said.get("l0")
     fields = {"target_l0": l0} if l0 and l0 < len(tensors["b_enc"]) else {}
-    return Foreign(wired_as(file, wiring, made(file, "jumprelu", tensors, **fields)), about)
+    return ImportedCoder(wired_as(file, wiring, made(file, "jumprelu", tensors, **fields)), about)
 
 
 def _said_by_names(file: Path) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def _said_by_names(file: Path) -> dict[str, Any]:
     return said
 
 
-def _write(foreign: Foreign, folder: Path) -> list[Path]:
+def _write(foreign: ImportedCoder, folder: Path) -> list[Path]:
     coder = as_jumprelu(foreign.wired, "gemma_scope")
     if coder.config.skip:
         raise UserError("gemma_scope has no place for a skip connection: write gemma_scope_2 or saelens instead")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from panscope.coders.base import Coder
-from panscope.formats.base import Asked, Foreign, Format
-from panscope.formats.hooks import family_in, family_named, names_of, paths_said, site_of_module_path, with_own
+from panscope.formats.base import Format, ImportedCoder, ImportOptions
+from panscope.formats.site_names import family_in, family_named, names_of, paths_said, site_of_module_path, with_own
 from panscope.formats.untrusted import read_json, read_safetensors
 from panscope.formats.weights import AS_JUMPRELU, as_jumprelu, made, threshold_of, weight_sizes, wired_as, wiring_of
 from panscope.lms.families import family_of
@@ -41,7 +41,7 @@ def _finds(path: Path) -> bool:
     return path.name == _WEIGHTS or (path / _WEIGHTS).is_file()
 
 
-def _read(path: Path, asked: Asked) -> Foreign:
+def _read(path: Path, asked: ImportOptions) -> ImportedCoder:
     file = path if path.name == _WEIGHTS else path / _WEIGHTS
     where = file.with_name(_CONFIG)
     config = read_json(where) if where.is_file() else {}
@@ -66,7 +66,7 @@ def _read(path: Path, asked: Asked) -> Foreign:
     about: dict[str, Any] = {"format": "gemma_scope_2", "source": str(file), "model": model}
     about |= paths_said(wiring, (reads, points[0]), (predicts, points[1]))
     about |= {name: config[name] for name in ("l0", "type") if name in config}
-    return Foreign(wired_as(file, wiring, made(file, "jumprelu", tensors)), about)
+    return ImportedCoder(wired_as(file, wiring, made(file, "jumprelu", tensors)), about)
 
 
 def _site(point: Any, model: str | None) -> Site | None:
@@ -105,7 +105,7 @@ def _model(config: dict[str, Any], file: Path) -> str | None:
     return f"google/{name}" if name.startswith("gemma-3") else name
 
 
-def _write(foreign: Foreign, folder: Path) -> list[Path]:
+def _write(foreign: ImportedCoder, folder: Path) -> list[Path]:
     coder = as_jumprelu(foreign.wired, "gemma_scope_2")
     tensors = coder.tensors() | {"threshold": threshold_of(coder)}
     theirs = {ours: name for name, ours in _OURS.items()}
@@ -116,7 +116,7 @@ def _write(foreign: Foreign, folder: Path) -> list[Path]:
     return [folder / _CONFIG, folder / _WEIGHTS]
 
 
-def _config(foreign: Foreign, coder: Coder) -> dict[str, Any]:
+def _config(foreign: ImportedCoder, coder: Coder) -> dict[str, Any]:
     """config.json; where the family is not known, its module paths are those of the file it came from, or null."""
     wiring, names = foreign.wired.wiring, names_of(foreign)
     family = family_in(foreign.about)

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from panscope.coders.base import Coder
 from panscope.coders.wiring import Wiring
-from panscope.formats.base import Asked, Foreign, Format
-from panscope.formats.hooks import lens_name, names_of, site_of_lens_name
+from panscope.formats.base import Format, ImportedCoder, ImportOptions
 from panscope.formats.shaping import whole_k
+from panscope.formats.site_names import lens_name, names_of, site_of_lens_name
 from panscope.formats.untrusted import read_json, read_safetensors
 from panscope.formats.weights import AS_JUMPRELU, as_jumprelu, made, threshold_of, weight_sizes, wired_as, wiring_of
 from panscope.storage.sealed import write_json
@@ -40,7 +40,7 @@ def _finds(path: Path) -> bool:
     return (path / _CONFIG).is_file() and (path / _WEIGHTS).is_file()
 
 
-def _read(path: Path, asked: Asked) -> Foreign:
+def _read(path: Path, asked: ImportOptions) -> ImportedCoder:
     where = path / _CONFIG
     config = read_json(where)
     _check(where, config)
@@ -65,7 +65,7 @@ def _read(path: Path, asked: Asked) -> Foreign:
     wiring = _wiring(where, asked, config)
     model = asked.model or config.get("model_name") or _model(path)
     about = {"format": "llama_scope", "source": str(path), "model": model, "hyperparams": config}
-    return Foreign(wired_as(where, wiring, _coder(where, tensors, config, asked)), about)
+    return ImportedCoder(wired_as(where, wiring, _coder(where, tensors, config, asked)), about)
 
 
 def _check(where: Path, config: dict[str, Any]) -> None:
@@ -81,7 +81,7 @@ def _check(where: Path, config: dict[str, Any]) -> None:
             raise UserError(f"{str(where)!r}: {name} is {config[name]!r}: expected true or false")
 
 
-def _wiring(where: Path, asked: Asked, config: dict[str, Any]) -> Wiring:
+def _wiring(where: Path, asked: ImportOptions, config: dict[str, Any]) -> Wiring:
     """An SAE's two points are one, so that a site that is asked for takes the place of both."""
     points = [config.get("hook_point_in"), config.get("hook_point_out")]
     if points[1] == points[0]:
@@ -128,7 +128,7 @@ def _fold(w: dict[str, Tensor], s_in: float, s_out: float, config: dict[str, Any
         w["b_enc"] *= norms
 
 
-def _coder(where: Path, w: dict[str, Tensor], config: dict[str, Any], asked: Asked) -> Coder:
+def _coder(where: Path, w: dict[str, Tensor], config: dict[str, Any], asked: ImportOptions) -> Coder:
     """JumpReLU at the one threshold; where there is none, what `act_fn` says."""
     tensors = {name: tensor.float() for name, tensor in w.items()}
     threshold, act = config.get("jump_relu_threshold", 0), config.get("act_fn", "jumprelu")
@@ -144,7 +144,7 @@ def _coder(where: Path, w: dict[str, Tensor], config: dict[str, Any], asked: Ask
     return made(where, "jumprelu", tensors)
 
 
-def _write(foreign: Foreign, folder: Path) -> list[Path]:
+def _write(foreign: ImportedCoder, folder: Path) -> list[Path]:
     coder = as_jumprelu(foreign.wired, "llama_scope")
     if coder.config.skip:
         raise UserError("llama_scope has no place for a skip connection: write saelens instead")

@@ -19,9 +19,9 @@ from panscope.coders.base import Coder
 from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.config import Config
-from panscope.formats.base import Asked, Foreign, Format
-from panscope.formats.hooks import names_of
+from panscope.formats.base import Format, ImportedCoder, ImportOptions
 from panscope.formats.shaping import bare, centred, is_zero, refuse, transposed, whole_k
+from panscope.formats.site_names import names_of
 from panscope.formats.untrusted import read_json, read_safetensors, safetensors_shapes
 from panscope.formats.weights import made, per_row, weight_sizes, wiring_of
 from panscope.storage.sealed import write_json
@@ -59,7 +59,7 @@ def finds(path: Path) -> bool:
     return (path / _CONFIG).is_file() and (path / _WEIGHTS).is_file()
 
 
-def read(path: Path, asked: Asked) -> Foreign:
+def read(path: Path, asked: ImportOptions) -> ImportedCoder:
     """See `Format`; at the sites asked for, or as one coder of all layers that the file names."""
     stated = _Stated.read(read_json(path / _CONFIG), repr(str(path / _CONFIG)))
     tensors = _tensors(path / _WEIGHTS, stated)
@@ -81,7 +81,7 @@ def read(path: Path, asked: Asked) -> Foreign:
     about = {"format": "mlsae", "source": str(path), "model": asked.model or stated.model_name}
     about |= {key: getattr(stated, key) for key in _KEPT}
     wired = WiredCoder(_wiring(path, asked, stated), coder, per_row("standardise" if stated.standardize else "none"))
-    return Foreign(wired, about)
+    return ImportedCoder(wired, about)
 
 
 def _tensors(file: Path, stated: _Stated) -> dict[str, Tensor]:
@@ -98,7 +98,7 @@ def _tensors(file: Path, stated: _Stated) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in found.items() if not name.endswith("last_nonzero")}
 
 
-def _wiring(path: Path, asked: Asked, stated: _Stated) -> Wiring:
+def _wiring(path: Path, asked: ImportOptions, stated: _Stated) -> Wiring:
     """All layers as one coder; sites that are asked for take their place."""
     layers = stated.layers or ()
     if any(layer < 0 for layer in layers):
@@ -108,7 +108,7 @@ def _wiring(path: Path, asked: Asked, stated: _Stated) -> Wiring:
     return wiring_of(path / _CONFIG, asked, None, None, several=True)
 
 
-def write(foreign: Foreign, folder: Path) -> list[Path]:
+def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
     """See `Format`: TopK of residual streams, without encoder bias, raw or standardised row by row."""
     wired = foreign.wired
     if wired.normaliser.kind == "token_norm":
@@ -138,7 +138,7 @@ def _without_bias(coder: Coder) -> dict[str, Tensor]:
     return tensors
 
 
-def _config(foreign: Foreign, coder: Coder) -> dict[str, Any]:
+def _config(foreign: ImportedCoder, coder: Coder) -> dict[str, Any]:
     """config.json: the class's arguments; it ignores the rest."""
     config, about = coder.config, foreign.about
     auxk = about.get("auxk")

@@ -117,7 +117,7 @@ class SourceSet(Line):
     createdAt: datetime
 
 
-class Source(Line):
+class NeuronpediaSource(Line):
     """source.jsonl: one coder; its id is `source_id`."""
 
     id: str
@@ -270,7 +270,7 @@ def row_id(*names: object) -> str:
     return "c" + hashlib.sha256(json.dumps([str(name) for name in names]).encode()).hexdigest()[:24]
 
 
-def source_folder(folder: Path, source: Source) -> Path:
+def source_folder(folder: Path, source: NeuronpediaSource) -> Path:
     """Where a source's files stand; raises UserError where its names cannot be folders'."""
     for what, name in (("model", source.modelId), ("source", source.id)):
         if not _NAME.fullmatch(name):
@@ -278,7 +278,9 @@ def source_folder(folder: Path, source: Source) -> Path:
     return folder / source.modelId / source.id
 
 
-def write_source(folder: Path, release: Release, model: Model, source_set: SourceSet, source: Source) -> list[Path]:
+def write_source(
+    folder: Path, release: Release, model: Model, source_set: SourceSet, source: NeuronpediaSource
+) -> list[Path]:
     """Write the four lines that say what the batches belong to; the files written."""
     inside = source_folder(folder, source)
     lines: dict[str, Line] = {"release": release, "model": model, "sourceset": source_set, "source": source}
@@ -287,7 +289,7 @@ def write_source(folder: Path, release: Release, model: Model, source_set: Sourc
     return [inside / f"{name}.jsonl" for name in lines]
 
 
-def write_batch(folder: Path, source: Source, kind: Folder, number: int, lines: Iterable[Line]) -> Path:
+def write_batch(folder: Path, source: NeuronpediaSource, kind: Folder, number: int, lines: Iterable[Line]) -> Path:
     """Write one batch of `kind`, its lines one after another and never all in memory; the file written.
 
     The same lines give the same bytes. Raises UserError for a line of another kind, or with other keys than the first.

@@ -18,9 +18,9 @@ from torch import Tensor
 from panscope.coders.base import Coder
 from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import WiredCoder
-from panscope.formats.base import Asked, Foreign, Format
-from panscope.formats.hooks import names_of, with_own
+from panscope.formats.base import Format, ImportedCoder, ImportOptions
 from panscope.formats.shaping import bare, centred, refuse, transposed, whole_k
+from panscope.formats.site_names import names_of, with_own
 from panscope.formats.untrusted import read_json, read_pt
 from panscope.formats.weights import made, per_row, weight_sizes, wiring_of
 from panscope.storage.atomic import replacing
@@ -58,7 +58,7 @@ def _file(path: Path) -> Path | None:
     return files[0] if len(files) == 1 and files[0].suffix == ".pt" and files[0].is_file() else None
 
 
-def read(path: Path, asked: Asked) -> Foreign:
+def read(path: Path, asked: ImportOptions) -> ImportedCoder:
     """See `Format`."""
     file = _file(path)
     if file is None:
@@ -86,10 +86,10 @@ def read(path: Path, asked: Asked) -> Foreign:
     model = asked.model or (_MODEL if site else None)
     about = {"format": "openai", "source": str(path), "model": model}
     normaliser = per_row("none" if k is None else "standardise")
-    return Foreign(WiredCoder(wiring_of(file, asked, site, None), coder, normaliser), about)
+    return ImportedCoder(WiredCoder(wiring_of(file, asked, site, None), coder, normaliser), about)
 
 
-def _k(file: Path, asked: Asked, found: dict[str, Any]) -> int | None:
+def _k(file: Path, asked: ImportOptions, found: dict[str, Any]) -> int | None:
     """K of TopK, None of ReLU; raises UserError for codes that ours cannot be."""
     activation = found.get("activation", "ReLU")
     if activation == "ReLU":
@@ -115,7 +115,7 @@ def _site(file: Path) -> Site | None:
     return Site(int(file.stem), _LOCATIONS[found[-1]])
 
 
-def write(foreign: Foreign, folder: Path) -> list[Path]:
+def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
     """See `Format`: ReLU of raw rows or TopK of standardised ones, `<layer>.pt`; and `<layer>.json` saying the rest."""
     wired = foreign.wired
     coder = bare(wired, "openai")

@@ -20,9 +20,9 @@ from panscope.coders.base import Coder
 from panscope.coders.normaliser import PER_ROW
 from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import WiredCoder, Wiring
-from panscope.formats.base import Asked, Foreign, Format
-from panscope.formats.hooks import names_of, paths_said, sites_named, with_own
+from panscope.formats.base import Format, ImportedCoder, ImportOptions
 from panscope.formats.shaping import whole_k
+from panscope.formats.site_names import names_of, paths_said, sites_named, with_own
 from panscope.formats.untrusted import read_json, read_safetensors
 from panscope.formats.weights import (
     finished,
@@ -79,7 +79,7 @@ def _finds(path: Path) -> bool:
     return (folder / _CONFIG).is_file() and (folder / _WEIGHTS).is_file()
 
 
-def _read(path: Path, asked: Asked) -> Foreign:
+def _read(path: Path, asked: ImportOptions) -> ImportedCoder:
     folder = path.parent if path.name in (_CONFIG, _WEIGHTS) else path
     where = folder / _CONFIG
     config = _modern(where, read_json(where))
@@ -105,7 +105,7 @@ def _read(path: Path, asked: Asked) -> Foreign:
     wiring, paths = _wiring(where, asked, metadata, theirs)
     _check_heads(where, config, wiring)
     wired = wired_as(folder, wiring, made(folder / _WEIGHTS, ours, tensors, **fields), normaliser)
-    return Foreign(wired, _about(folder, asked, metadata, theirs) | paths)
+    return ImportedCoder(wired, _about(folder, asked, metadata, theirs) | paths)
 
 
 def _modern(where: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -234,7 +234,7 @@ def _check_heads(where: Path, config: dict[str, Any], wiring: Wiring) -> None:
         )
 
 
-def _wiring(where: Path, asked: Asked, metadata: dict[str, Any], theirs: str) -> tuple[Wiring, dict[str, Any]]:
+def _wiring(where: Path, asked: ImportOptions, metadata: dict[str, Any], theirs: str) -> tuple[Wiring, dict[str, Any]]:
     """The sites: what the user says, or we ourselves, else the hooks' names; and the file's own module paths."""
     if metadata.get("hook_head_index") is not None:
         raise UserError(f"{str(where)!r}: hook_head_index is set, but single heads are no sites of ours")
@@ -251,7 +251,7 @@ def _wiring(where: Path, asked: Asked, metadata: dict[str, Any], theirs: str) ->
     return wiring, paths_said(wiring, (reads, paths[0]), (predicts, paths[1]))
 
 
-def _about(folder: Path, asked: Asked, metadata: dict[str, Any], theirs: str) -> dict[str, Any]:
+def _about(folder: Path, asked: ImportOptions, metadata: dict[str, Any], theirs: str) -> dict[str, Any]:
     """Where it comes from: what we once wrote of that, and all that SAELens wrote."""
     own = metadata.get("panscope")
     own = own.get("about") if isinstance(own, dict) else None
@@ -266,7 +266,7 @@ def _about(folder: Path, asked: Asked, metadata: dict[str, Any], theirs: str) ->
     }
 
 
-def _write(foreign: Foreign, folder: Path) -> list[Path]:
+def _write(foreign: ImportedCoder, folder: Path) -> list[Path]:
     wired = finished(foreign.wired, "saelens", ("sae", "transcoder", "multilayer"))
     theirs, coder = _as_theirs(wired)
     tensors = coder.tensors()
@@ -316,7 +316,7 @@ def _as_theirs(wired: WiredCoder) -> tuple[str, Coder]:
     return _WRITTEN[architecture], coder
 
 
-def _metadata(foreign: Foreign) -> dict[str, Any]:
+def _metadata(foreign: ImportedCoder) -> dict[str, Any]:
     """What SAELens knew of the coder, the names of its sites, and where it comes from."""
     about = dict(foreign.about)
     before = about.get("metadata")

@@ -18,9 +18,9 @@ from torch import Tensor
 from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.config import Config
-from panscope.formats.base import Asked, Foreign, Format
-from panscope.formats.hooks import family_in, family_named, hookpoint, names_of, site_of_hookpoint, with_own
+from panscope.formats.base import Format, ImportedCoder, ImportOptions
 from panscope.formats.shaping import bare, centred, check_raw, refuse, uncentred, whole_k
+from panscope.formats.site_names import family_in, family_named, hookpoint, names_of, site_of_hookpoint, with_own
 from panscope.formats.untrusted import read_json, read_safetensors
 from panscope.formats.weights import made, weight_sizes, wiring_of
 from panscope.storage.sealed import write_json
@@ -60,7 +60,7 @@ def finds(path: Path) -> bool:
     return (path / _CONFIG).is_file() and (path / _WEIGHTS).is_file()
 
 
-def read(path: Path, asked: Asked) -> Foreign:
+def read(path: Path, asked: ImportOptions) -> ImportedCoder:
     """See `Format`."""
     config = read_json(path / _CONFIG)
     stated, asked = _Stated.read(config, repr(str(path / _CONFIG))), with_own(asked, config, path / _CONFIG)
@@ -82,7 +82,7 @@ def read(path: Path, asked: Asked) -> Foreign:
     model = asked.model or _run_model(path)
     about = {"format": "sparsify", "source": str(path), "model": model, "hookpoint": _hookpoint(path, stated)}
     about |= {key: getattr(stated, key) for key in _KEPT}
-    return Foreign(WiredCoder(_wiring(path, asked, stated, model), coder), about)
+    return ImportedCoder(WiredCoder(_wiring(path, asked, stated, model), coder), about)
 
 
 def _check_codes(path: Path, stated: _Stated) -> None:
@@ -115,7 +115,7 @@ def _run_model(path: Path) -> str | None:
     return None
 
 
-def _wiring(path: Path, asked: Asked, stated: _Stated, model: str | None) -> Wiring:
+def _wiring(path: Path, asked: ImportOptions, stated: _Stated, model: str | None) -> Wiring:
     """At its hookpoint's output; a transcoder, from its input to its output."""
     family, name = family_named(model), _hookpoint(path, stated)
     output = site_of_hookpoint(name, family)
@@ -130,7 +130,7 @@ def _wiring(path: Path, asked: Asked, stated: _Stated, model: str | None) -> Wir
     return wiring
 
 
-def write(foreign: Foreign, folder: Path) -> list[Path]:
+def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
     """See `Format`: TopK at one site, or from the input of a module to its output, of the same width."""
     check_raw(foreign.wired, "sparsify")
     coder = bare(foreign.wired, "sparsify", ("sae", "transcoder"), skip=True)
@@ -148,7 +148,7 @@ def write(foreign: Foreign, folder: Path) -> list[Path]:
     return [folder / _CONFIG, folder / _WEIGHTS]
 
 
-def _config(foreign: Foreign, config: TopKConfig, W_dec: Tensor, *, transcodes: bool) -> dict[str, Any]:
+def _config(foreign: ImportedCoder, config: TopKConfig, W_dec: Tensor, *, transcodes: bool) -> dict[str, Any]:
     """cfg.json; its loader drops the keys that it does not know."""
     about = foreign.about
     norms = W_dec.double().norm(dim=1)
@@ -168,7 +168,7 @@ def _config(foreign: Foreign, config: TopKConfig, W_dec: Tensor, *, transcodes: 
     }
 
 
-def _hookpoint_of(foreign: Foreign) -> str | None:
+def _hookpoint_of(foreign: ImportedCoder) -> str | None:
     """The folder's name: the module whose output is predicted, and whose input a transcoder reads.
 
     Where the family is not known, it is the name that the coder came with, if that names the layer and is no other
@@ -188,7 +188,7 @@ def _hookpoint_of(foreign: Foreign) -> str | None:
     return None
 
 
-def _came_with(foreign: Foreign, layer: int) -> str | None:
+def _came_with(foreign: ImportedCoder, layer: int) -> str | None:
     named = foreign.about.get("hookpoint")
     return named if isinstance(named, str) and str(layer) in named.split(".") else None
 

@@ -15,7 +15,7 @@ from panscope.coders.base import Coder
 from panscope.coders.batchtopk import BatchTopKCoder
 from panscope.coders.normaliser import PER_ROW, Normaliser
 from panscope.coders.wiring import UNIT, WiredCoder, Wiring
-from panscope.formats.base import Asked
+from panscope.formats.base import ImportOptions
 from panscope.formats.untrusted import fit
 from panscope.transforms.fold_norm import fold_norm
 from panscope.transforms.to_jumprelu import frozen
@@ -68,7 +68,7 @@ def weight_sizes(
 
 def wiring_of(
     path: Path,
-    asked: Asked,
+    asked: ImportOptions,
     reads: Site | None,
     predicts: Site | None,
     said: object = None,

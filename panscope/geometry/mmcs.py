@@ -15,12 +15,12 @@ from torch import Tensor
 from panscope.geometry.baselines import johnson_lindenstrauss, pair_probability
 from panscope.geometry.dictionary import Dictionary
 from panscope.geometry.spread import longest, share, spread
-from panscope.kernels.cosines import Limits, Nearest, Progress, nearest
+from panscope.kernels.cosines import MemoryLimits, Nearest, Progress, nearest
 
 
 def upper(dictionary: Dictionary, progress: Progress) -> Tensor:
     """[F] float64: the largest cosine of each latent to one before it, at least 0; latents of zeros are 0."""
-    before = Limits(until=torch.arange(len(dictionary)))
+    before = MemoryLimits(until=torch.arange(len(dictionary)))
     return nearest(dictionary.rows, dictionary.rows, limits=before, progress=progress).cosines[:, 0].clamp_min(0)
 
 

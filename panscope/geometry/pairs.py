@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Known:
+class CoderInfo:
     """What is known of a coder before its weights are read."""
 
     name: str
@@ -34,21 +34,21 @@ class Known:
         return self.folder.name
 
 
-Pair = tuple[Known, Known]
+Pair = tuple[CoderInfo, CoderInfo]
 
 
-def places(coders: Sequence[Known]) -> dict[str, list[Known]]:
+def places(coders: Sequence[CoderInfo]) -> dict[str, list[CoderInfo]]:
     """The coders by place, in the order given; the narrowest first within a place."""
     ordered = sorted(coders, key=lambda coder: (coder.latents, coder.name))
     return {place: [c for c in ordered if c.place == place] for place in dict.fromkeys(c.place for c in coders)}
 
 
-def pairs_among(coders: Sequence[Known]) -> list[Pair]:
+def pairs_among(coders: Sequence[CoderInfo]) -> list[Pair]:
     """Every two coders of one place, the narrower one first."""
     return [pair for group in places(coders).values() for pair in itertools.combinations(group, 2)]
 
 
-def pairs_between(coders: Sequence[Known], others: Sequence[Known]) -> list[Pair]:
+def pairs_between(coders: Sequence[CoderInfo], others: Sequence[CoderInfo]) -> list[Pair]:
     """Every coder with each of `others` at its place."""
     return [(coder, other) for coder in coders for other in others if coder.place == other.place]
 
@@ -64,7 +64,7 @@ def splittings(pairs: Sequence[Pair]) -> list[Pair]:
     return _sorted(uneven, lambda a, b: (a.architecture != b.architecture, a.sparsity != b.sparsity, _stretch(a, b)))
 
 
-def _sorted(pairs: Sequence[Pair], key: Callable[[Known, Known], tuple[bool | float, ...]]) -> list[Pair]:
+def _sorted(pairs: Sequence[Pair], key: Callable[[CoderInfo, CoderInfo], tuple[bool | float, ...]]) -> list[Pair]:
     return sorted(pairs, key=lambda pair: (pair[0].plain_name != pair[1].plain_name, *key(*pair), *_names(pair)))
 
 
@@ -72,12 +72,12 @@ def _names(pair: Pair) -> tuple[str, str]:
     return pair[0].name, pair[1].name
 
 
-def _stretch(a: Known, b: Known) -> float:
+def _stretch(a: CoderInfo, b: CoderInfo) -> float:
     """How many doublings lie between the widths."""
     return abs(math.log2(a.latents / b.latents))
 
 
-def companions(seed: Known, others: Sequence[Known]) -> tuple[Known | None, Known | None]:
+def companions(seed: CoderInfo, others: Sequence[CoderInfo]) -> tuple[CoderInfo | None, CoderInfo | None]:
     """For a neighbourhood: another coder, as wide as that of the seed if there is one, and the widest that is wider."""
     at_site = [coder for coder in others if coder.place == seed.place and coder != seed]
     wider = max((c for c in at_site if c.latents > seed.latents), key=lambda c: (c.latents, c.name), default=None)
@@ -87,7 +87,7 @@ def companions(seed: Known, others: Sequence[Known]) -> tuple[Known | None, Know
     ), wider
 
 
-def seed_coder(group: Sequence[Known], others: Sequence[Known]) -> Known:
+def seed_coder(group: Sequence[CoderInfo], others: Sequence[CoderInfo]) -> CoderInfo:
     """Whose latent a place's neighbourhood begins with: the narrowest coder that another is as wide as, if any is."""
     ordered = sorted(group, key=lambda coder: (coder.latents, coder.name))
     alike = [c for c in ordered if any(o.latents == c.latents and o.place == c.place and o != c for o in others)]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from panscope.intervene.edits import Edit, Edits, Positions, check_amount, check_positions, covered
 from panscope.intervene.record import Record
 from panscope.lms.model import LanguageModel
-from panscope.lms.places import Entry, Places
+from panscope.lms.site_resolver import PassStart, SiteResolver
 from panscope.loading.codes import Codes, stacked
 from panscope.loading.loaded_coder import LoadedCoder
 from panscope.types import Site, UserError
@@ -125,7 +125,7 @@ class Attached:
         pieces = list(self.parts(name).values())
         return pieces[0] if len(pieces) == 1 else stacked(pieces)
 
-    def begin(self, entry: Entry) -> None:
+    def begin(self, entry: PassStart) -> None:
         """A pass begins."""
         self._pass = _Pass()
         self._record.begin(entry)
@@ -255,7 +255,7 @@ def attach(
     Raises UserError for a coder that does not fit the model, for names, sites or latents that do not exist, for
     positions and amounts that are none, and where two reconstructions would take one place.
     """
-    places = model.places if isinstance(model, LanguageModel) else Places(model)
+    site_resolver = model.site_resolver if isinstance(model, LanguageModel) else SiteResolver(model)
     named, edits = named_coders(coders), [edits] if isinstance(edits, Edit) else list(edits)
     if error_term and not splice:
         raise UserError("error_term is True, but nothing is spliced: set splice too, or leave error_term out")
@@ -263,12 +263,12 @@ def attach(
     _check_names(named, edits, spliced)
     replacing = {} if error_term else spliced
     ports = [port for name, coder in named.items() for port in _ports(name, coder, edits, replacing)]
-    _check_ports(ports, places, spliced)
+    _check_ports(ports, site_resolver, spliced)
     keep = {site for coder in named.values() for site in coder.wiring.sites()} | set(_sites(read))
     attached = Attached(ports, keep, gradients=gradients)
     visits = {site: lambda value, site=site: attached.visit(site, value) for site in sorted(keep)}
     try:
-        with places.tapped(visits, attached.begin, attached.end):
+        with site_resolver.tapped(visits, attached.begin, attached.end):
             yield attached
     finally:
         attached.close()
@@ -338,10 +338,10 @@ def _not_attached(name: str, names: Iterable[str]) -> str:
     return f"coder {name!r} is not attached: name one of {', '.join(dict.fromkeys(names)) or 'those you attach'}"
 
 
-def _check_ports(ports: Sequence[Port], places: Places, spliced: Mapping[str, Positions]) -> None:
+def _check_ports(ports: Sequence[Port], site_resolver: SiteResolver, spliced: Mapping[str, Positions]) -> None:
     taken: dict[Site, str] = {}
     for port in ports:
-        _check_fit(port, places)
+        _check_fit(port, site_resolver)
         if port.predicts is None and (port.edits is not None or port.name in spliced):
             raise UserError(
                 f"coder {port.name!r} is a crosscoder, whose codes are known after the sites it predicts: read its "
@@ -358,18 +358,18 @@ def _check_ports(ports: Sequence[Port], places: Places, spliced: Mapping[str, Po
             )
 
 
-def _check_fit(port: Port, places: Places) -> None:
+def _check_fit(port: Port, site_resolver: SiteResolver) -> None:
     config = port.coder.wired.coder.config
     wanted = [(site, config.d_in // len(port.reads)) for site in port.reads]
     if port.predicts is not None:
         wanted.append((port.predicts, config.d_out))
     for site, width in wanted:
-        if places.width(site) != width:
+        if site_resolver.width(site) != width:
             raise UserError(
                 f"coder {port.name!r} takes rows of {width} numbers at {site}, where this model has "
-                f"{places.width(site)}: give the model it was trained on, or one fine-tuned from that"
+                f"{site_resolver.width(site)}: give the model it was trained on, or one fine-tuned from that"
             )
-        device = next(places.block(site).parameters()).device
+        device = next(site_resolver.block(site).parameters()).device
         if device != port.coder.device:
             raise UserError(
                 f"coder {port.name!r} is on {port.coder.device}, the model's {site} on {device}: move it by "

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panscope.lms.places import Entry
+from panscope.lms.site_resolver import PassStart
 from panscope.loading.codes import Codes, in_time
 
 
@@ -38,7 +38,7 @@ class Record:
         self._cache: Callable[[], Any] = _nothing
         """The cache that holds what was seen, as long as others keep it."""
 
-    def begin(self, entry: Entry) -> None:
+    def begin(self, entry: PassStart) -> None:
         """A pass begins."""
         kept = entry.past - self.first
         same = entry.cache is not None and entry.cache is self._cache() and entry.sequences == self._sequences

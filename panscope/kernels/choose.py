@@ -16,7 +16,7 @@ _SPARSE = {"cpu": ("numba", "panscope.kernels.cpu"), "cuda": ("triton", "panscop
 
 
 @dataclass(frozen=True)
-class Found:
+class KernelSupport:
     """The sparse kernels for one device, or why there are none."""
 
     kernels: Kernels | None
@@ -24,12 +24,12 @@ class Found:
     """One phrase."""
 
 
-def sparse_kernels(device: torch.device) -> Found:
+def sparse_kernels(device: torch.device) -> KernelSupport:
     """What there is for `device`; nothing is compiled yet."""
     if device.type not in _SPARSE:
-        return Found(None, f"there are none for devices of type {device.type!r}")
+        return KernelSupport(None, f"there are none for devices of type {device.type!r}")
     library, module = _SPARSE[device.type]
     if importlib.util.find_spec(library) is None:
-        return Found(None, f"{library} is not installed")
+        return KernelSupport(None, f"{library} is not installed")
     kernels = importlib.import_module(module).build(device)
-    return Found(kernels, kernels.description)
+    return KernelSupport(kernels, kernels.description)

@@ -39,7 +39,7 @@ class Nearest:
 
 
 @dataclass(frozen=True)
-class Limits:
+class MemoryLimits:
     """Who may be found by whom; left out, everybody by everybody."""
 
     without: Tensor | None = None
@@ -47,10 +47,10 @@ class Limits:
     until: Tensor | None = None
     """[A] int64: each row finds only rows of B with a smaller number than this."""
 
-    def rows(self, chosen: slice) -> "Limits":
+    def rows(self, chosen: slice) -> "MemoryLimits":
         """Those of some rows of A."""
         without = None if self.without is None else self.without[chosen]
-        return Limits(without, None if self.until is None else self.until[chosen])
+        return MemoryLimits(without, None if self.until is None else self.until[chosen])
 
     def forbid(self, products: Tensor, start: int) -> None:
         """Take out of products [A, C], those with rows `start` on of B, what must not be found; in place."""
@@ -62,12 +62,12 @@ class Limits:
             products.masked_fill_(columns >= self.until.to(products.device)[:, None], -math.inf)
 
 
-EVERYBODY = Limits()
+EVERYBODY = MemoryLimits()
 
 
-def itself(rows: int) -> Limits:
+def itself(rows: int) -> MemoryLimits:
     """The limits of a search within one matrix: no row finds itself."""
-    return Limits(without=torch.arange(rows))
+    return MemoryLimits(without=torch.arange(rows))
 
 
 def _unheard(done: int, total: int) -> None:
@@ -79,7 +79,7 @@ def nearest(
     b: Tensor,
     k: int = 1,
     *,
-    limits: Limits = EVERYBODY,
+    limits: MemoryLimits = EVERYBODY,
     block: int = BLOCK,
     progress: Progress = _unheard,
 ) -> Nearest:
@@ -109,7 +109,7 @@ def directions(rows: Tensor) -> Tensor:
     return rows / norms.masked_fill(norms == 0, 1)
 
 
-def _search(a: Tensor, b: Tensor, k: int, limits: Limits, block: int) -> Tensor:
+def _search(a: Tensor, b: Tensor, k: int, limits: MemoryLimits, block: int) -> Tensor:
     """[R, K] int64: whom unit rows a [R, D] find in unit rows b [B, D]; -1 for nobody."""
     best = torch.full((len(a), k), -math.inf, device=a.device)
     indices = torch.full((len(a), k), -1, device=a.device)

@@ -53,7 +53,7 @@ class ModelFacts(Config):
         return self.heads_width if KINDS[site.kind].heads_wide else self.d_model
 
 
-class Family(Config):
+class FamilyShape(Config):
     """What the blocks of a family hold; models.toml says what the fields mean."""
 
     block_norms: int
@@ -81,7 +81,7 @@ class Vision(Config):
         return embeddings + self.layers * block + 2 * width + width * d_model + width
 
 
-class Shape(Config):
+class ModelShape(Config):
     """One model of models.toml."""
 
     family: str
@@ -96,25 +96,25 @@ class Shape(Config):
     context: int
     tied: bool
 
-    def block_matmul(self, family: Family) -> int:
+    def block_matmul(self, family: FamilyShape) -> int:
         """Weights of the matrices of one block: D H + 2 D K + H D, and 2 or 3 times D M."""
         d, q, k = self.d_model, self.heads * self.head_dim, self.kv_heads * self.head_dim
         return d * q + 2 * d * k + q * d + (3 if family.gated_mlp else 2) * d * self.mlp
 
-    def block_vectors(self, family: Family) -> int:
+    def block_vectors(self, family: FamilyShape) -> int:
         """Gains and biases of one block."""
         d, q, k = self.d_model, self.heads * self.head_dim, self.kv_heads * self.head_dim
         norms = family.block_norms * d * (2 if family.norm_bias else 1) + 2 * self.head_dim * family.qk_norms
         return norms + (q + 2 * k + d + self.mlp + d) * family.biases
 
-    def parameters(self, family: Family) -> int:
+    def parameters(self, family: FamilyShape) -> int:
         """Blocks, embedding (twice where it is not tied), last norm and learned positions; without image encoder."""
         d = self.d_model
         blocks = self.layers * (self.block_matmul(family) + self.block_vectors(family))
         embeddings = self.vocabulary * d * (1 if self.tied else 2) + self.context * d * family.learned_positions
         return blocks + embeddings + d * (2 if family.norm_bias else 1)
 
-    def matmul_parameters(self, family: Family) -> int:
+    def matmul_parameters(self, family: FamilyShape) -> int:
         """The blocks' matrices and the unembedding."""
         return self.layers * self.block_matmul(family) + self.vocabulary * self.d_model
 
@@ -144,12 +144,12 @@ def in_full(name: str) -> str:
 def tabled() -> dict[str, ModelFacts]:
     """The facts of every model of models.toml, by hub id."""
     tables = read_toml(TABLE)
-    families = {name: Family.read(fields, name) for name, fields in tables["families"].items()}
+    families = {name: FamilyShape.read(fields, name) for name, fields in tables["families"].items()}
     visions = {name: Vision.read(fields, name) for name, fields in tables["vision"].items()}
     found = {}
     for name, fields in tables["models"].items():
         own = tables["models"][fields["same_as"]] if "same_as" in fields else fields
-        shape = Shape.read({key: value for key, value in own.items() if key != "also"}, name)
+        shape = ModelShape.read({key: value for key, value in own.items() if key != "also"}, name)
         family = families[shape.family]
         images = visions[shape.vision].parameters(shape.d_model) if shape.vision else 0
         found[name] = ModelFacts(

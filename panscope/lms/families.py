@@ -12,7 +12,7 @@ _EVERY_ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelFamily:
     """The module paths of one family; in `eval` mode no dropout stands between these modules and the residual."""
 
     name: str
@@ -35,9 +35,9 @@ class Family:
     """The implementations of attention that compute this family rightly."""
 
 
-def _gemma(name: str, model_type: str, blocks: str, attention: tuple[str, ...]) -> Family:
+def _gemma(name: str, model_type: str, blocks: str, attention: tuple[str, ...]) -> ModelFamily:
     """Gemma 2 and 3: a norm before and a norm after each half of the block, gains stored minus one."""
-    return Family(
+    return ModelFamily(
         name,
         (model_type,),
         blocks,
@@ -55,7 +55,7 @@ _SOFTCAPPED = ("eager", "flash_attention_2")
 """Gemma 2 squashes its attention scores with a tanh, which torch's sdpa cannot."""
 
 FAMILIES = (
-    Family(
+    ModelFamily(
         "GPT-2",
         ("gpt2",),
         "transformer.h",
@@ -65,7 +65,7 @@ FAMILIES = (
         mlp_end="mlp",
         mlp_norm="ln_2",
     ),
-    Family(
+    ModelFamily(
         "GPT-NeoX",
         ("gpt_neox",),
         "gpt_neox.layers",
@@ -75,7 +75,7 @@ FAMILIES = (
         mlp_end="mlp",
         mlp_norm="post_attention_layernorm",
     ),
-    Family(
+    ModelFamily(
         "Llama",
         ("llama", "mistral", "qwen2", "qwen3", "smollm3"),
         "model.layers",
@@ -91,7 +91,7 @@ FAMILIES = (
 )
 
 
-def family_of(model_type: str) -> Family:
+def family_of(model_type: str) -> ModelFamily:
     """The family of a model whose config says `model_type`; raises UserError naming the supported ones."""
     for family in FAMILIES:
         if model_type in family.model_types:

@@ -17,9 +17,9 @@ import transformers
 import xxhash
 from torch import Tensor
 
-from panscope.lms.families import Family
+from panscope.lms.families import ModelFamily
 from panscope.lms.hooks import PassDone, giving, run_with, watching
-from panscope.lms.places import Change, Places
+from panscope.lms.site_resolver import Change, SiteResolver
 from panscope.lms.sites import KINDS
 from panscope.lms.tokenizer import HfTokenizer
 from panscope.types import Site, UserError
@@ -59,16 +59,16 @@ class LanguageModel:
     def __init__(
         self, model: "transformers.PreTrainedModel", tokenizer: "transformers.PreTrainedTokenizerBase"
     ) -> None:
-        self.places = Places(model)
-        self.family = self.places.family
+        self.site_resolver = SiteResolver(model)
+        self.family = self.site_resolver.family
         config = model.config.get_text_config()
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = HfTokenizer(tokenizer, config)
-        self.d_model = self.places.d_model
+        self.d_model = self.site_resolver.d_model
         self.vocabulary: int = config.vocab_size
         self.context: int = config.max_position_embeddings
         """The longest sequence the model has positions for."""
-        self._blocks = self.places.blocks
+        self._blocks = self.site_resolver.blocks
 
     @property
     def n_layers(self) -> int:
@@ -117,7 +117,7 @@ class LanguageModel:
 
     def width(self, site: Site) -> int:
         """D of `site`; raises UserError if the model has no such layer."""
-        return self.places.width(site)
+        return self.site_resolver.width(site)
 
     def weights_hash(self) -> str:
         """16 hex digits that tell models with other weights apart: from a few numbers of every tensor, in bfloat16."""
@@ -156,7 +156,7 @@ class LanguageModel:
                 "cut the text into shorter sequences"
             )
         watch = _Pass(frozenset(read), dict(splice or {}), to_the_end=logits)
-        taps = [self.places.tap(site, lambda value, site=site: watch.visit(site, value)) for site in watch.sites]
+        taps = [self.site_resolver.tap(site, lambda value, site=site: watch.visit(site, value)) for site in watch.sites]
         if not (read or logits):
             return Reading({}, None)
         with self._begun_at(start, watch.sites):
@@ -182,7 +182,7 @@ class LanguageModel:
             seen[site] = value if value.requires_grad else value.detach().requires_grad_()
             return seen[site]
 
-        taps = [self.places.tap(site, lambda value, site=site: visit(site, value)) for site in sites]
+        taps = [self.site_resolver.tap(site, lambda value, site=site: visit(site, value)) for site in sites]
         with torch.enable_grad():
             logits = run_with(taps, lambda: self._forward(token_ids, attention_mask))
             assert logits is not None
@@ -204,7 +204,7 @@ class LanguageModel:
                 stack.enter_context(giving(self._blocks[: start.layer], self._as_output("", start.residual)))
             for site, tensor in start.given.items():
                 for path in _computing(site, self.family):
-                    module = self.places.block(site).get_submodule(path)
+                    module = self.site_resolver.block(site).get_submodule(path)
                     stack.enter_context(giving([module], self._as_output(path, tensor)))
             yield
 
@@ -235,7 +235,7 @@ class LanguageModel:
         return self.model(input_ids=token_ids.to(self.device), attention_mask=mask, use_cache=False).logits
 
 
-def _computing(site: Site, family: Family) -> tuple[str, ...]:
+def _computing(site: Site, family: ModelFamily) -> tuple[str, ...]:
     """The modules that need not be run where the site's tensor is known: attention or MLP, and the norm after it."""
     if site.kind == "attn_out":
         attention = family.w_o.rpartition(".")[0]

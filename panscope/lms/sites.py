@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from panscope.lms.families import Family
+from panscope.lms.families import ModelFamily
 
 End = Literal["input", "output"]
 
@@ -17,7 +17,7 @@ End = Literal["input", "output"]
 class SiteKind:
     """The tensor that a kind of site names."""
 
-    module: Callable[[Family], str]
+    module: Callable[[ModelFamily], str]
     """The path of the module from the block."""
     end: End
     """Whether the site is that module's input or its output."""

@@ -6,11 +6,11 @@ A folder of ours is known by its config.json and weights.safetensors; everything
 
 from pathlib import Path
 
-from panscope.coders import store
+from panscope.coders import files as store
 from panscope.coders.inference import KernelsName
 from panscope.config import expanded
 from panscope.formats import FORMATS
-from panscope.formats.base import Asked, Format
+from panscope.formats.base import Format, ImportOptions
 from panscope.loading import hub
 from panscope.loading.loaded_coder import LoadedCoder
 from panscope.runs.run import RunFolder
@@ -22,7 +22,7 @@ def load(
     coder: str | None = None,
     *,
     format: str | None = None,
-    asked: Asked | None = None,
+    asked: ImportOptions | None = None,
     device: str = "cpu",
     kernels: KernelsName = "auto",
     revision: str | None = None,
@@ -34,9 +34,9 @@ def load(
     or a hub id `org/repo:folder` (its `revision` a branch, tag or commit); or a run, a folder of several, or a hub id
     `org/repo`, with the name of one `coder` of it. A path that exists wins over a hub id. `format` names the foreign
     format, where the files could be of several; `asked` says what they leave open, such as
-    `Asked(reads=Site(8, "resid_post"))`; a coder of ours leaves nothing open. `device` is as torch names it, or `auto`:
-    `cuda` if there is one. `kernels`: see `LoadedCoder`. Normalisation is folded in or applied, so that rows are those
-    of the model. Raises UserError for what is missing, damaged, of no format, or cannot be represented, and for a
+    `ImportOptions(reads=Site(8, "resid_post"))`; a coder of ours leaves nothing open. `device` is as torch names it, or
+    `auto`: `cuda` if there is one. `kernels`: see `LoadedCoder`. Normalisation is folded in or applied, so that rows
+    are those of the model. Raises UserError for what is missing, damaged, of no format, or cannot be represented, and for a
     device that is not here.
     """
     path = expanded(source)
@@ -52,9 +52,9 @@ def load(
     if format is None and _is_ours(path):
         if asked is not None:
             raise UserError(f"asked is given, but {str(path)!r} is a coder of ours, which says it all: leave asked out")
-        loaded = LoadedCoder(path.name, store.load(path), store.origin(path), kernels=kernels, path=path)
+        loaded = LoadedCoder(path.name, store.load(path), store.read_config(path), kernels=kernels, path=path)
     else:
-        foreign = _format(path, format).read(path, asked or Asked())
+        foreign = _format(path, format).read(path, asked or ImportOptions())
         loaded = LoadedCoder(_name(path), foreign.wired, foreign.about, kernels=kernels, path=path)
     return loaded.to(device)
 

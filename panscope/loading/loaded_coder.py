@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from panscope.coders.inference import KernelsName, gathered, way_for
+from panscope.coders.inference import KernelsName, backend_for, gathered
 from panscope.coders.normaliser import RowStats
 from panscope.coders.wiring import UNIT, WiredCoder, Wiring
 from panscope.lms.load import named_device
@@ -48,7 +48,7 @@ class LoadedCoder:
         """Its folder or file."""
         self._kernels: KernelsName = kernels
         wired.coder.eval().requires_grad_(False)
-        self._way = way_for(wired.coder, kernels)
+        self._way = backend_for(wired.coder, kernels)
         self._is_raw = wired.normaliser == UNIT
 
     def __repr__(self) -> str:
@@ -103,7 +103,7 @@ class LoadedCoder:
         Raises UserError for a device that is not here, and if `kernels` was "sparse" and cannot be had there.
         """
         self.wired.coder.to(device=None if device is None else named_device(device), dtype=dtype)
-        self._way = way_for(self.wired.coder, self._kernels)
+        self._way = backend_for(self.wired.coder, self._kernels)
         return self
 
     def encode(self, x: Tensor) -> Codes:

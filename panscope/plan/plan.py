@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from panscope.activations.config import ActivationsConfig
 from panscope.config import Config, expanded
 from panscope.data.documents import DEMO_TEXT, DataConfig
-from panscope.evals.question import EvalConfig
+from panscope.evals.spec import EvalConfig
 from panscope.lms.facts import ModelFacts
 from panscope.lms.load import LanguageModelConfig
 from panscope.plan import names

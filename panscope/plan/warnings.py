@@ -23,13 +23,13 @@ _ABOUT_NONE = 0.5
 _NAMED = 5
 
 
-def far_above(plan: Plan) -> list[str]:
+def warn_large_penalty(plan: Plan) -> list[str]:
     """A sentence for each penalty that is far above those of any recipe."""
     found = dict.fromkeys(_sentence(one.coder) for one in plan.coders if _is_far(one.coder))
     return list(found)
 
 
-def silent(results: Mapping[str, Mapping[str, Any]]) -> str | None:
+def warn_inactive_coders(results: Mapping[str, Mapping[str, Any]]) -> str | None:
     """A sentence for the coders that are active nowhere, of their eval.json; None where there are none."""
     names = sorted(name for name, fields in results.items() if fields["l0"] < _ABOUT_NONE)
     if not names:

@@ -52,7 +52,7 @@ _MEANINGS = """\
 
 
 @dataclass(frozen=True)
-class Figure:
+class CardFigure:
     """A figure of the report."""
 
     svg: str
@@ -62,7 +62,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CardEntry:
     """One coder in the card."""
 
     name: str
@@ -84,10 +84,10 @@ class Card:
     repository: str
     licence: str
     suite: Mapping[str, Any]
-    entries: tuple[Entry, ...]
-    figures: Mapping[str, Figure]
+    entries: tuple[CardEntry, ...]
+    figures: Mapping[str, CardFigure]
     """By path in the repository."""
-    opening: Sequence[int] | None
+    prepended_tokens: Sequence[int] | None
     """The tokens that training put before every text; None where that is not known."""
     ended: str
     """The day on which the run was done, as 2026-11-21; empty where the run does not say."""
@@ -171,10 +171,10 @@ def _feeding(card: Card) -> str:
         numbers = " Rows of BOS and other special tokens are not in the numbers below."
         return f"{_FEED}{said}{numbers if measured else ''}"
     first = "Put no BOS before a text: training put none."
-    if card.opening is None:
+    if card.prepended_tokens is None:
         first = "Put BOS before every text if the model has one, as training did."
-    elif card.opening:
-        first = f"Put BOS (token {card.opening[0]}) before every text, as training did."
+    elif card.prepended_tokens:
+        first = f"Put BOS (token {card.prepended_tokens[0]}) before every text, as training did."
     turns = _turns(card.suite.get("data", {}).get("chat"))
     zeros = card.suite.get("activations", {}).get("special_tokens") == "zero"
     why = "they were zeros in training" if zeros else "these coders were not trained on them"
@@ -211,7 +211,7 @@ def _quality(card: Card) -> str:
     return f"## Quality\n\n{_measured_on(card, measured)}\n\n{table(heading, rows)}\n\n{_MEANINGS}"
 
 
-def _measured_on(card: Card, measured: list[Entry]) -> str:
+def _measured_on(card: Card, measured: list[CardEntry]) -> str:
     """On which text, the same for all, and in which other model or way."""
     numbers = measured[0].numbers or {}
     on, tokens = numbers.get("evaluated_on", {}), [int((entry.numbers or {}).get("tokens") or 0) for entry in measured]
@@ -250,7 +250,7 @@ def _number(numbers: Mapping[str, Any], field: str, written: Callable[[float], s
     return f"{written(value)} ± {(ends[1] - ends[0]) / 2:.4f}"
 
 
-def _place(entry: Entry) -> str:
+def _place(entry: CardEntry) -> str:
     wiring = entry.config["wiring"]
     if wiring["wiring"] == "transcoder":
         return f"{wiring['reads'][0]} → {wiring['predicts'][0]}"
@@ -267,7 +267,7 @@ def _use(card: Card) -> str:
     """Rows of one coder, ways to load it, and which coders only we load."""
     entry = _example(card)
     others = any(one.cfg.get("reshape_activations") == "hook_z" for one in card.entries)
-    read = snippets.rows(_model(card), entry.config.get("model") or {}, entry.cfg, card.opening)
+    read = snippets.rows(_model(card), entry.config.get("model") or {}, entry.cfg, card.prepended_tokens)
     ways = snippets.ways(card.repository, entry.name, entry.cfg, heads=others)
     parts = ["## Use", _reads(entry, bool(read)), read, *ways]
     own = [f"- `{entry.name}`: {entry.refused}" for entry in card.entries if entry.refused]
@@ -276,7 +276,7 @@ def _use(card: Card) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _reads(entry: Entry, shown: bool) -> str:
+def _reads(entry: CardEntry, shown: bool) -> str:
     """What the example reads; of SAELens' files, by which names."""
     places = entry.cfg["metadata"]["panscope"]["reads"] if entry.cfg else ()
     if not places:
@@ -296,7 +296,7 @@ def _reads(entry: Entry, shown: bool) -> str:
     )
 
 
-def _example(card: Card) -> Entry:
+def _example(card: Card) -> CardEntry:
     name, _ = snippets.example([(entry.name, entry.cfg) for entry in card.entries])
     return next(entry for entry in card.entries if entry.name == name)
 
@@ -353,7 +353,7 @@ def _licence(card: Card) -> str:
     return "\n\n".join(parts)
 
 
-def _trained(card: Card) -> list[Entry]:
+def _trained(card: Card) -> list[CardEntry]:
     return [entry for entry in card.entries if not entry.config.get("origin")]
 
 

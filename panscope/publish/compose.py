@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from panscope.coders import store
+from panscope.coders import files as store
 from panscope.formats import FORMATS
-from panscope.publish.card import README, Card, Entry, Figure, write_card
-from panscope.publish.provenance import opened, opening, public
+from panscope.publish.card import README, Card, CardEntry, CardFigure, write_card
+from panscope.publish.provenance import load_for_export, prepended_tokens, redact_paths
 from panscope.runs.eval_selection import numbers_of_all
 from panscope.runs.run import RunFolder
 from panscope.storage.atomic import checksum, write_text
@@ -49,7 +49,7 @@ class Composed:
 
 
 def compose(
-    run: RunFolder, out: Path, *, repository: str, licence: str, label: str | None, figures: Mapping[str, Figure]
+    run: RunFolder, out: Path, *, repository: str, licence: str, label: str | None, figures: Mapping[str, CardFigure]
 ) -> Composed:
     """Fill the empty folder `out` with what is published of `run`; `figures` are SVG texts by file name.
 
@@ -66,17 +66,17 @@ def compose(
     for name, figure in figures.items():
         write_text(out / FIGURES / name, figure.svg)
     shown = {f"{FIGURES}/{name}": figure for name, figure in figures.items()}
-    model = store.origin(run.coder(names[0])).get("model") or {}
+    model = store.read_config(run.coder(names[0])).get("model") or {}
     card = Card(
         run=run.path.resolve().name,
         repository=repository,
         licence=licence,
-        suite=public(suite),
+        suite=redact_paths(suite),
         entries=tuple(entries),
         figures=shown,
-        opening=opening(model, suite.get("data", {})) if suite.get("coders") else None,
+        prepended_tokens=prepended_tokens(model, suite.get("data", {})) if suite.get("coders") else None,
         ended=_ended(run),
-        is_folder=public(model.get("path")) != model.get("path"),
+        is_folder=redact_paths(model.get("path")) != model.get("path"),
     )
     write_text(out / README, write_card(card))
     return Composed(
@@ -86,9 +86,9 @@ def compose(
     )
 
 
-def _coder(folder: Path, out: Path, label: str | None, found: dict[str, Any] | None) -> Entry:
+def _coder(folder: Path, out: Path, label: str | None, found: dict[str, Any] | None) -> CardEntry:
     """One coder's folder, and what the card says of it."""
-    foreign, refused = opened(folder, label), ""
+    foreign, refused = load_for_export(folder, label), ""
     out.mkdir(parents=True)
     try:
         written = _SAELENS.write(foreign, out)
@@ -97,12 +97,12 @@ def _coder(folder: Path, out: Path, label: str | None, found: dict[str, Any] | N
         shutil.rmtree(out)
         write_tensors(out / _WEIGHTS, foreign.wired.coder.tensors())
         written = [out / _WEIGHTS]
-    config = public(store.origin(folder))
+    config = redact_paths(store.read_config(folder))
     weights = [path for path in written if path.suffix == ".safetensors"]
     config |= {"xxh3": {path.name: checksum(path) for path in weights}}
     write_sealed(out / _CONFIG, config)
     cfg = {} if refused else read_json(out / _CFG)
-    return Entry(folder.name, config, cfg, _numbers(found, out), refused)
+    return CardEntry(folder.name, config, cfg, _numbers(found, out), refused)
 
 
 def _ended(run: RunFolder) -> str:
@@ -115,6 +115,6 @@ def _numbers(found: dict[str, Any] | None, out: Path) -> dict[str, Any] | None:
     """eval.json as it is published, or None where the coder was not measured."""
     if found is None:
         return None
-    fields = {name: value for name, value in public(found).items() if name not in _NOT_PUBLIC}
+    fields = {name: value for name, value in redact_paths(found).items() if name not in _NOT_PUBLIC}
     write_sealed(out / _EVAL, fields)
     return fields

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from panscope.config import expanded
 from panscope.formats import FORMATS, Format
-from panscope.formats.hooks import names_of
-from panscope.publish.provenance import opened
+from panscope.formats.site_names import names_of
+from panscope.publish.provenance import load_for_export
 from panscope.runs.run import RunFolder
 from panscope.storage.atomic import replacing_folder, writing
 from panscope.storage.sealed import write_json
@@ -78,7 +78,7 @@ def _coders(source: Path) -> list[Path]:
 
 
 def _write(folder: Path, format: Format, out: Path) -> None:
-    foreign = opened(folder)
+    foreign = load_for_export(folder)
     out.mkdir(parents=True, exist_ok=True)
     try:
         format.write(foreign, out)

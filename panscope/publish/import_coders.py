@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from panscope.coders import store
+from panscope.coders import files as store
 from panscope.config import expanded
 from panscope.data.documents import DataConfig
-from panscope.formats import FORMATS, Asked, Foreign, Format
+from panscope.formats import FORMATS, Format, ImportedCoder, ImportOptions
 from panscope.formats.untrusted import read_json
 from panscope.lms.facts import ModelFacts, facts_of, in_full, tabled
 from panscope.lms.load import LanguageModelConfig
@@ -33,7 +33,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,119}", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCoder:
     """Something in the source that a format recognises."""
 
     path: Path
@@ -45,13 +45,13 @@ class Imported:
     """What an import came to."""
 
     model: str
-    coders: dict[str, Found]
+    coders: dict[str, FoundCoder]
     """By name."""
     compared: bool
     """Whether the coders' widths were compared with the model's, which is not done for one that is not here."""
 
 
-def find(source: Path, format: str | None = None) -> list[Found]:
+def find(source: Path, format: str | None = None) -> list[FoundCoder]:
     """Every coder at or below `source`; raises UserError if there is none, or no end of searching."""
     source = expanded(source)
     if not os.path.exists(source):
@@ -59,7 +59,7 @@ def find(source: Path, format: str | None = None) -> list[Found]:
     formats = list(FORMATS.values()) if format is None else [format_named(format)]
     found = list(_search(source, formats))
     if not found and format is not None and source.is_file():
-        return [Found(source, formats[0])]
+        return [FoundCoder(source, formats[0])]
     if not found:
         of = f"the format {format}" if format else "any format of `panscope formats`"
         raise UserError(f"{str(source)!r} holds no coder of {of}: give another folder, or say which by --format")
@@ -67,7 +67,7 @@ def find(source: Path, format: str | None = None) -> list[Found]:
 
 
 def import_coders(
-    source: Path, out: Path, asked: Asked, *, format: str | None = None, say: Callable[[str], None]
+    source: Path, out: Path, asked: ImportOptions, *, format: str | None = None, say: Callable[[str], None]
 ) -> Imported:
     """Write every coder at or below `source` into the new run folder `out`.
 
@@ -81,7 +81,7 @@ def import_coders(
         return _fill(RunFolder(fresh), out.name, source, found, asked, say)
 
 
-def _search(source: Path, formats: list[Format]) -> Iterator[Found]:
+def _search(source: Path, formats: list[Format]) -> Iterator[FoundCoder]:
     """What is recognised, level by level; nothing below a folder that is."""
     level, entries = [source], 0
     for _ in range(MOST_DEEP + 1):
@@ -94,7 +94,7 @@ def _search(source: Path, formats: list[Format]) -> Iterator[Found]:
                 )
             format = next((one for one in formats if one.finds(path)), None)
             if format is not None:
-                yield Found(path, format)
+                yield FoundCoder(path, format)
             elif path.is_dir():
                 below += _inside(path)
         level = below
@@ -111,11 +111,16 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _fill(
-    run: RunFolder, run_name: str, source: Path, found: list[Found], asked: Asked, say: Callable[[str], None]
+    run: RunFolder,
+    run_name: str,
+    source: Path,
+    found: list[FoundCoder],
+    asked: ImportOptions,
+    say: Callable[[str], None],
 ) -> Imported:
     """Write coder after coder, and then the suite that they make."""
     model: tuple[str, Path] | None = None
-    coders: dict[str, Found] = {}
+    coders: dict[str, FoundCoder] = {}
     context = None
     for one in found:
         foreign = one.format.read(one.path, asked)
@@ -146,7 +151,7 @@ def _fill(
     return Imported(model[0], coders, compared=_facts(suite.model) is not None)
 
 
-def _model_of(foreign: Foreign) -> str | None:
+def _model_of(foreign: ImportedCoder) -> str | None:
     """The language model that the files name."""
     model = foreign.about.get("model")
     return model if isinstance(model, str) else None
@@ -180,7 +185,7 @@ def _facts(model: LanguageModelConfig) -> ModelFacts | None:
     return facts_of(model) if is_here else None
 
 
-def _check_fits(path: Path, foreign: Foreign, facts: ModelFacts | None) -> None:
+def _check_fits(path: Path, foreign: ImportedCoder, facts: ModelFacts | None) -> None:
     """Raise UserError unless the sites of the model are as wide as the coder."""
     if facts is None:
         return
@@ -195,7 +200,7 @@ def _check_fits(path: Path, foreign: Foreign, facts: ModelFacts | None) -> None:
                 )
 
 
-def _own_name(foreign: Foreign, one: Found, asked: Asked) -> str | None:
+def _own_name(foreign: ImportedCoder, one: FoundCoder, asked: ImportOptions) -> str | None:
     """The name under which Panscope once wrote the coder; None for other tools' files, and for a site said anew."""
     beside = (one.path if one.path.is_dir() else one.path.parent) / ABOUT
     about = foreign.about
@@ -208,13 +213,13 @@ def _own_name(foreign: Foreign, one: Found, asked: Asked) -> str | None:
     return name if is_name and not (asked.reads or asked.predicts) else None
 
 
-def _made_name(foreign: Foreign, facts: ModelFacts | None) -> str:
+def _made_name(foreign: ImportedCoder, facts: ModelFacts | None) -> str:
     """A name as a trained coder would have it, but for the coefficient of a penalty, which no file says."""
     wiring, config = foreign.wired.wiring, foreign.wired.coder.config
     return names.coder_name(wiring, config, facts.n_layers if facts else 0, priced=False)
 
 
-def _free(name: str, one: Found, source: Path, taken: dict[str, Found]) -> str:
+def _free(name: str, one: FoundCoder, source: Path, taken: dict[str, FoundCoder]) -> str:
     """The name, or where it is taken, the name with the place that the coder was found at."""
     if name not in taken:
         return name
@@ -224,7 +229,7 @@ def _free(name: str, one: Found, source: Path, taken: dict[str, Found]) -> str:
     return tagged if tagged not in taken else f"{tagged}.{len(taken)}"
 
 
-def _stated_context(foreign: Foreign, facts: ModelFacts | None) -> int | None:
+def _stated_context(foreign: ImportedCoder, facts: ModelFacts | None) -> int | None:
     """Tokens of a sequence: as the file says, or as the model has them, at most as many as we take by default."""
     metadata = foreign.about.get("metadata")
     said = {**foreign.about, **metadata} if isinstance(metadata, Mapping) else foreign.about

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import panscope
-from panscope.coders import store
-from panscope.formats.base import Foreign
+from panscope.coders import files as store
+from panscope.formats.base import ImportedCoder
 from panscope.formats.untrusted import read_json
 from panscope.lms.load import LanguageModelConfig, load_tokenizer, locate
 from panscope.runs.eval_selection import labels, numbers, usual_label
@@ -26,12 +26,12 @@ _LOCAL = re.compile(
 _ADDRESS = re.compile(r"(\w+)://[^/]*@")
 
 
-def public(value: Any) -> Any:
+def redact_paths(value: Any) -> Any:
     """`value` with only the last part of every string that is a path of this machine, and no password in an address."""
     if isinstance(value, dict):
-        return _public_table(value)
+        return _redact_table(value)
     if isinstance(value, list | tuple):
-        return [public(item) for item in value]
+        return [redact_paths(item) for item in value]
     if not isinstance(value, str):
         return value
     if _LOCAL.fullmatch(value) or os.path.exists(value):
@@ -39,23 +39,23 @@ def public(value: Any) -> Any:
     return _ADDRESS.sub(r"\1://", value)
 
 
-def _public_table(table: dict[str, Any]) -> dict[str, Any]:
+def _redact_table(table: dict[str, Any]) -> dict[str, Any]:
     """Its names too, as subsets of a text are named by its files; files of one name are numbered."""
     made: dict[str, Any] = {}
     for name, item in table.items():
-        short, number = public(name), 2
+        short, number = redact_paths(name), 2
         while short in made:
-            short, number = f"{public(name)} ({number})", number + 1
-        made[short] = public(item)
+            short, number = f"{redact_paths(name)} ({number})", number + 1
+        made[short] = redact_paths(item)
     return made
 
 
-def opened(folder: Path, label: str | None = None) -> Foreign:
+def load_for_export(folder: Path, label: str | None = None) -> ImportedCoder:
     """One of our coder folders as it goes to others: on raw activations, and what there is to say of it.
 
     Its L0 is that of the evaluation `label`; of the usual one where none is named, and left out where none is usual.
     """
-    wired, config = store.load(folder), store.origin(folder)
+    wired, config = store.load(folder), store.read_config(folder)
     model, origin = config.get("model") or {}, config.get("origin") or {}
     path = model.get("path")
     about: dict[str, Any] = {
@@ -75,7 +75,7 @@ def opened(folder: Path, label: str | None = None) -> Foreign:
         **_text(folder, model),
         "l0": _l0(folder, label),
     }
-    return Foreign(wired, {name: value for name, value in public(about).items() if value is not None})
+    return ImportedCoder(wired, {name: value for name, value in redact_paths(about).items() if value is not None})
 
 
 def model_type(path: str | None) -> str | None:
@@ -91,7 +91,7 @@ def model_type(path: str | None) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def opening(model: dict[str, Any], data: dict[str, Any]) -> list[int] | None:
+def prepended_tokens(model: dict[str, Any], data: dict[str, Any]) -> list[int] | None:
     """The tokens that training put before every sequence: BOS or none; None where that cannot be known here.
 
     `model` and `data` are the tables of a run. Before a document stands the BOS that the model's tokenizer has, if it
@@ -122,8 +122,8 @@ def _text(folder: Path, model: dict[str, Any]) -> dict[str, Any]:
     if not tables.get("coders") or not data.get("text"):
         return {}
     found = {"text": data["text"], "packing": data.get("packing"), "context_size": data.get("context")}
-    hub = [name for name in data["text"] if public(name) == name and "://" not in name and "/" in name]
-    first = opening(model, data)
+    hub = [name for name in data["text"] if redact_paths(name) == name and "://" not in name and "/" in name]
+    first = prepended_tokens(model, data)
     return found | {
         "prepend_bos": None if first is None else bool(first),
         "dataset_path": hub[0] if hub else None,

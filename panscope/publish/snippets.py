@@ -64,10 +64,11 @@ def example(coders: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, Mappi
     return min(coders, key=lambda one: _strange(one[1]))
 
 
-def rows(model: str, fields: Mapping[str, Any], cfg: Mapping[str, Any], opening: Sequence[int] | None) -> str:
+def rows(model: str, fields: Mapping[str, Any], cfg: Mapping[str, Any], prepended_tokens: Sequence[int] | None) -> str:
     """How to get rows `x` of what the coder reads with transformers; empty where no module of the model gives them.
 
-    `model` is how the model is called, `fields` its table in config.json, `opening` what training put before a text.
+    `model` is how the model is called, `fields` its table in config.json, `prepended_tokens` those that
+    training put before a text.
     """
     module, _, end = _module(cfg).rpartition(".")
     if end not in _TENSORS:
@@ -75,7 +76,7 @@ def rows(model: str, fields: Mapping[str, Any], cfg: Mapping[str, Any], opening:
     called = "builtin.DEMO_MODEL" if model == _BUILT_IN else json.dumps(model)
     if fields.get("revision"):
         called += f", revision={json.dumps(fields['revision'])}"
-    ids, kept = _tokens(opening)
+    ids, kept = _tokens(prepended_tokens)
     lines = Path(__file__).with_name("rows.txt").read_text(encoding="utf-8").rstrip()
     return lines.format(
         imports="\nfrom panscope import builtin\n" if model == _BUILT_IN else "",
@@ -89,15 +90,15 @@ def rows(model: str, fields: Mapping[str, Any], cfg: Mapping[str, Any], opening:
     )
 
 
-def _tokens(opening: Sequence[int] | None) -> tuple[str, str]:
+def _tokens(prepended_tokens: Sequence[int] | None) -> tuple[str, str]:
     """The tokens of a text as in training, and which of their rows are for the coder."""
     plain = f"tokenizer({_TEXT}, add_special_tokens=False).input_ids"
-    if opening is None:
+    if prepended_tokens is None:
         kept = "[token not in tokenizer.all_special_ids for token in ids]"
         return f"tokenizer({_TEXT}).input_ids", kept
-    if not opening:
+    if not prepended_tokens:
         return f"{plain}  # no BOS", ":"
-    return f"[{opening[0]}, *{plain}]  # {opening[0]} is BOS; its row is left out", "1:"
+    return f"[{prepended_tokens[0]}, *{plain}]  # {prepended_tokens[0]} is BOS; its row is left out", "1:"
 
 
 def _module(cfg: Mapping[str, Any]) -> str:

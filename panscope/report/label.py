@@ -8,7 +8,7 @@ text, which is each run's own, only where it is of one text.
 from dataclasses import replace
 from pathlib import Path
 
-from panscope.report.runs import HELD_OUT, Evaluation, Results, Run
+from panscope.report.runs import HELD_OUT, EvaluationResults, Results, Run
 from panscope.types import UserError
 
 
@@ -24,7 +24,7 @@ def drawing(results: Results, asked: str | None = None) -> Results:
     return chosen
 
 
-def texts(evaluation: Evaluation) -> str:
+def texts(evaluation: EvaluationResults) -> str:
     """What an evaluation was measured on, by the names of its files: they may have been given from any folder."""
     every = evaluation.about.get("text", ())
     return ", ".join(Path(text).name if Path(text).suffix else text for text in every) or "an unnamed text"
@@ -80,7 +80,7 @@ def _check_one_text(results: Results) -> None:
             )
 
 
-def _way(evaluation: Evaluation) -> dict[str, object]:
+def _way(evaluation: EvaluationResults) -> dict[str, object]:
     """On what and how it was measured, but for the model, which runs may differ in."""
     about = evaluation.about
     how = {key: about.get(key) for key in ("packing", "context", "splice", "coder_dtype", "as_trained")}

@@ -19,8 +19,8 @@ from panscope.report import style
 from panscope.report.figure import Figure, Missing, Plot, Row, Spec
 from panscope.report.figures import GROUPS
 from panscope.report.label import texts
-from panscope.report.runs import HELD_OUT, Evaluation, Results, Run, named
-from panscope.report.table import Column, table_columns, table_rows
+from panscope.report.runs import HELD_OUT, EvaluationResults, Results, Run, named
+from panscope.report.table import TableColumn, table_columns, table_rows
 from panscope.report.words import WORDS
 
 VEGA_LITE = "6.4"
@@ -151,7 +151,7 @@ def _facts(run: Run) -> str:
     return f'<dl class="facts">{"".join(cells)}</dl>'
 
 
-def _measured(evaluation: Evaluation) -> str:
+def _measured(evaluation: EvaluationResults) -> str:
     """Label, text and amount."""
     label = evaluation.label.replace("_", "-")
     return f"{label}: {texts(evaluation)} ({evaluation.content['tokens']:,} tokens)"
@@ -184,7 +184,7 @@ def _results(results: Results) -> str:
     )
 
 
-def _cell(row: Mapping[str, Any], column: Column) -> str:
+def _cell(row: Mapping[str, Any], column: TableColumn) -> str:
     value, (low, high) = row.get(column.field), (row.get(f"{column.field}_low"), row.get(f"{column.field}_high"))
     if value is None:
         return f'<td class="{column.style}" data-value="">-</td>'

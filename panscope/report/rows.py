@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from panscope.report.figure import Row
-from panscope.report.runs import Coder, Facts, Results
+from panscope.report.runs import CoderResults, Results, RunFacts
 from panscope.types import SITE_KINDS, Site
 
 KINDS = {
@@ -92,7 +92,7 @@ def measured(numbers: dict[str, Any], metrics: Iterable[str]) -> Row:
     return row
 
 
-def identity(facts: Facts, site: Site, *, several: bool) -> Row:
+def identity(facts: RunFacts, site: Site, *, several: bool) -> Row:
     """Who a row is about."""
     whose = f"{facts.run}: " if several else ""
     wiring = "" if facts.wiring in ("sae", "transcoder") else facts.wiring
@@ -112,7 +112,7 @@ def identity(facts: Facts, site: Site, *, several: bool) -> Row:
     }
 
 
-def place(facts: Facts, site: Site) -> str:
+def place(facts: RunFacts, site: Site) -> str:
     """The kind of site in words; a transcoder's with what it reads."""
     if facts.wiring != "transcoder":
         return KINDS[site.kind]
@@ -122,13 +122,13 @@ def place(facts: Facts, site: Site) -> str:
     return f"{KINDS[read.kind]} → {KINDS[site.kind]}"
 
 
-def tag(facts: Facts) -> str:
+def tag(facts: RunFacts) -> str:
     """What a suite file added to the name of a coder to tell it from one that is otherwise alike; '' for none."""
     found = re.search(rf"x-{re.escape(facts.architecture)}(?:-[klt][\d.]+(?:e-?\d+)?)?+-(.+)", facts.name)
     return found[1] if found else ""
 
 
-def variant(facts: Facts, family: str) -> str:
+def variant(facts: RunFacts, family: str) -> str:
     """What two coders of one recipe at different sites have in common."""
     sparsity = "" if facts.sparsity is None else f", {facts.sparsity_means} = {facts.sparsity:g}"
     return f"{family}, {facts.width:,} wide{sparsity}"
@@ -149,7 +149,7 @@ def places(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(row["place"] for row in rows))
 
 
-def coder_of(results: Results, row: Row) -> Coder:
+def coder_of(results: Results, row: Row) -> CoderResults:
     """The coder that a row is about."""
     (run,) = (run for run in results.runs if run.name == row["run"])
     return next(coder for coder in run.coders if row["coder"] in (coder.facts.name, f"{run.name}/{coder.facts.name}"))

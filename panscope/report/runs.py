@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from panscope.coders import store
+from panscope.coders import files as store
 from panscope.config import Config
 from panscope.runs.run import RunFolder
 from panscope.storage.atomic import checksum
@@ -25,7 +25,7 @@ HELD_OUT = "held_out"
 _SELECTING = ("topk", "batchtopk", "matryoshka")
 
 
-class Facts(Config):
+class RunFacts(Config):
     """Which coder this is."""
 
     run: str
@@ -53,7 +53,7 @@ class Facts(Config):
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationResults:
     """One eval.json and the tables beside it."""
 
     folder: Path
@@ -79,11 +79,11 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Coder:
+class CoderResults:
     """A finished coder with all that was measured of it."""
 
-    facts: Facts
-    evaluations: dict[str, Evaluation]
+    facts: RunFacts
+    evaluations: dict[str, EvaluationResults]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Run:
     name: str
     folder: Path
     suite: dict[str, Any]
-    coders: tuple[Coder, ...]
+    coders: tuple[CoderResults, ...]
 
     @property
     def is_imported(self) -> bool:
@@ -125,7 +125,7 @@ class Results:
     label: str = HELD_OUT
     """The evaluation whose numbers are drawn wherever no figure is about another."""
 
-    def coders(self) -> Iterator[Coder]:
+    def coders(self) -> Iterator[CoderResults]:
         """Every coder of every run."""
         for run in self.runs:
             yield from run.coders
@@ -134,7 +134,7 @@ class Results:
         """Every label that some coder was evaluated under; the held-out text first."""
         return _in_order(self.coders())
 
-    def drawn(self, coder: Coder) -> Evaluation | None:
+    def drawn(self, coder: CoderResults) -> EvaluationResults | None:
         """The evaluation of a coder that is drawn; None where it has none of this label."""
         return coder.evaluations.get(self.label)
 
@@ -149,7 +149,7 @@ class Results:
         return f"panscope eval {self.folder}" + (" --text FILE" if self.runs[0].is_imported else "")
 
 
-def _in_order(coders: Iterable[Coder]) -> list[str]:
+def _in_order(coders: Iterable[CoderResults]) -> list[str]:
     """The labels of all their evaluations."""
     found = {label for coder in coders for label in coder.evaluations}
     return sorted(found, key=lambda label: (label != HELD_OUT, label))
@@ -190,7 +190,7 @@ def _read_run(folder: RunFolder, name: str) -> Run:
     return Run(name, folder.path, read_sealed_toml(folder.suite_file), coders)
 
 
-def _read_coder(folder: RunFolder, coder: str, run: str) -> Coder:
+def _read_coder(folder: RunFolder, coder: str, run: str) -> CoderResults:
     path = folder.coder(coder) / "config.json"
     config = read_sealed(path)
     try:
@@ -199,13 +199,13 @@ def _read_coder(folder: RunFolder, coder: str, run: str) -> Coder:
         raise UserError(f"{str(path)!r} lacks {error}: it is of another version; give a run of this version") from None
     paths = sorted(folder.coder(coder).glob("eval*.json"))
     found = [_read_evaluation(path, coder, folder.path, config.get("xxh3")) for path in paths]
-    return Coder(facts, {evaluation.label: evaluation for evaluation in found})
+    return CoderResults(facts, {evaluation.label: evaluation for evaluation in found})
 
 
-def _facts(config: dict[str, Any], name: str, run: str) -> Facts:
+def _facts(config: dict[str, Any], name: str, run: str) -> RunFacts:
     trained, wiring, schedule = config["training"]["coder"], config["wiring"], config.get("schedule", {})
     sites = len(wiring["reads"]) if wiring["wiring"] == "crosscoder" else 1
-    return Facts(
+    return RunFacts(
         run=run,
         name=name,
         wiring=wiring["wiring"],
@@ -234,7 +234,7 @@ def _meaning(trained: dict[str, Any]) -> str:
     return "λ" if trained.get("target_l0") is None else "target L0"
 
 
-def _read_evaluation(path: Path, coder: str, run: Path, weights: Any) -> Evaluation:
+def _read_evaluation(path: Path, coder: str, run: Path, weights: Any) -> EvaluationResults:
     again = f"measure again by `panscope eval {run}`"
     content = read_sealed(path, then=again)
     if content.get("coder") != coder:
@@ -245,7 +245,7 @@ def _read_evaluation(path: Path, coder: str, run: Path, weights: Any) -> Evaluat
             "with, or delete the file"
         )
     label = path.stem.removeprefix("eval").removeprefix("-") or HELD_OUT
-    return Evaluation(path.parent, label, content)
+    return EvaluationResults(path.parent, label, content)
 
 
 def read_table(path: Path, xxh3: str, then: str) -> list[dict[str, Any]]:

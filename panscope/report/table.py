@@ -13,7 +13,7 @@ _NUMBERS = ("l0", "fvu", "delta_loss", "loss_recovered", "kl", "dead_fraction", 
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """One column."""
 
     field: str
@@ -25,22 +25,22 @@ class Column:
 
 
 _COLUMNS = (
-    Column("coder", "coder", str, style=""),
-    Column("where", "site", str, style=""),
-    Column("family", "architecture", str, style=""),
-    Column("width", "width", "{:,}".format, "latents"),
-    Column("sparsity", "sparsity", "{:g}".format, "K, λ or target L0, as the architecture has it"),
-    Column("l0", "L0", "{:.1f}".format, WORDS["L0"]),
-    Column("fvu", "FVU", "{:.4f}".format, WORDS["FVU"]),
-    Column("delta_loss", "delta loss", "{:+.4f}".format, WORDS["delta loss"]),
-    Column("loss_recovered", "loss recovered", "{:.1%}".format, WORDS["loss recovered"]),
-    Column("kl", "KL", "{:.4f}".format, WORDS["KL"]),
-    Column("dead_fraction", "dead", "{:.1%}".format, WORDS["dead"]),
-    Column("dense_fraction", "dense", "{:.1%}".format, WORDS["dense"]),
+    TableColumn("coder", "coder", str, style=""),
+    TableColumn("where", "site", str, style=""),
+    TableColumn("family", "architecture", str, style=""),
+    TableColumn("width", "width", "{:,}".format, "latents"),
+    TableColumn("sparsity", "sparsity", "{:g}".format, "K, λ or target L0, as the architecture has it"),
+    TableColumn("l0", "L0", "{:.1f}".format, WORDS["L0"]),
+    TableColumn("fvu", "FVU", "{:.4f}".format, WORDS["FVU"]),
+    TableColumn("delta_loss", "delta loss", "{:+.4f}".format, WORDS["delta loss"]),
+    TableColumn("loss_recovered", "loss recovered", "{:.1%}".format, WORDS["loss recovered"]),
+    TableColumn("kl", "KL", "{:.4f}".format, WORDS["KL"]),
+    TableColumn("dead_fraction", "dead", "{:.1%}".format, WORDS["dead"]),
+    TableColumn("dense_fraction", "dense", "{:.1%}".format, WORDS["dense"]),
 )
 
 
-def table_columns(results: Results) -> tuple[Column, ...]:
+def table_columns(results: Results) -> tuple[TableColumn, ...]:
     """The columns."""
     return _COLUMNS
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from panscope import coders
-from panscope.coders import store
+from panscope.coders import files as store
 from panscope.coders.wiring import Wiring
 from panscope.geometry.dictionary import Dictionary
-from panscope.geometry.pairs import Known
+from panscope.geometry.pairs import CoderInfo
 from panscope.runs.run import RunFolder
 from panscope.types import UserError
 
@@ -21,7 +21,7 @@ _KEPT = 4
 _WEIGHTS = "weights.safetensors"
 
 
-def known_coders(run: RunFolder, tag: str = "") -> list[Known]:
+def known_coders(run: RunFolder, tag: str = "") -> list[CoderInfo]:
     """Every finished coder of a run, `tag` at the end of its name; raises UserError if there is none."""
     names = run.coder_names()
     if not names:
@@ -29,11 +29,11 @@ def known_coders(run: RunFolder, tag: str = "") -> list[Known]:
     return [_known(run.coder(name), name + tag) for name in names]
 
 
-def _known(folder: Path, name: str) -> Known:
-    path, config = str(folder / "config.json"), store.origin(folder)
+def _known(folder: Path, name: str) -> CoderInfo:
+    path, config = str(folder / "config.json"), store.read_config(folder)
     fields, wiring = config["coder"], Wiring.read(config["wiring"], path)
     coder = coders.config_type(fields.get("architecture")).read(fields, path)
-    return Known(
+    return CoderInfo(
         name=name,
         folder=folder,
         place=f"{wiring.wiring} {' '.join(map(str, wiring.reads))} -> {' '.join(map(str, wiring.predicts))}",
@@ -47,7 +47,7 @@ def _known(folder: Path, name: str) -> Known:
     )
 
 
-def chosen(known: list[Known], names: tuple[str, ...]) -> list[Known]:
+def chosen(known: list[CoderInfo], names: tuple[str, ...]) -> list[CoderInfo]:
     """The coders of these names, all if none is named; raises UserError for a name that is not there."""
     there = {coder.name: coder for coder in known}
     for name in names:
@@ -68,7 +68,7 @@ class Decoders:
         self.device = device
         self._kept: OrderedDict[str, Dictionary] = OrderedDict()
 
-    def get(self, coder: Known) -> Dictionary:
+    def get(self, coder: CoderInfo) -> Dictionary:
         """Those of one coder; raises UserError if its weights are damaged."""
         if coder.name not in self._kept:
             while len(self._kept) >= _KEPT:

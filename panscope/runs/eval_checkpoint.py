@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from panscope.evals.question import Share
-from panscope.evals.run import Stand
+from panscope.evals.evaluate import TextProgress
+from panscope.evals.spec import EvalShard
 from panscope.storage.atomic import checksum
 from panscope.storage.locks import LOCK
 from panscope.storage.sealed import read_sealed, write_sealed
@@ -24,7 +24,7 @@ from panscope.types import UserError
 State = dict[str, Tensor]
 
 
-class SavedSums:
+class EvalCheckpoint:
     """The sums of one process, or the means all share."""
 
     def __init__(self, folder: Path, key: str) -> None:
@@ -33,7 +33,7 @@ class SavedSums:
         self._stand_file = folder / "stand.json"
 
     @classmethod
-    def of_part(cls, folder: Path, key: str, share: Share) -> "SavedSums":
+    def for_shard(cls, folder: Path, key: str, share: EvalShard) -> "EvalCheckpoint":
         """Those of one of several processes that answer one question."""
         return cls(folder / f"part-{share.number + 1}-of-{share.of}", key)
 
@@ -47,7 +47,7 @@ class SavedSums:
         found = self._stand()
         return found is not None and found["complete"]
 
-    def load(self) -> tuple[State, Stand, bool] | None:
+    def load(self) -> tuple[State, TextProgress, bool] | None:
         """What was saved, how far it had got, and whether that was all; None if nothing was, or of another question.
 
         Raises UserError if a file is damaged.
@@ -58,7 +58,7 @@ class SavedSums:
         path = self._folder / found["file"]
         if not path.exists() or checksum(path) != found["xxh3"]:
             raise UserError(f"the file {str(path)!r} is missing or damaged: it does not match its checksum; {then}")
-        return read_tensors(path), Stand(**found["stand"]), found["complete"]
+        return read_tensors(path), TextProgress(**found["stand"]), found["complete"]
 
     @property
     def _then(self) -> str:
@@ -71,7 +71,7 @@ class SavedSums:
         found = read_sealed(self._stand_file, then=self._then)
         return found if found["key"] == self._key else None
 
-    def save(self, state: State, stand: Stand, *, complete: bool) -> None:
+    def save(self, state: State, stand: TextProgress, *, complete: bool) -> None:
         """Save sums that hold the text up to `stand`; what was saved before stays until the new is whole."""
         path = self._folder / f"sums-{stand.batches:08d}.safetensors"
         write_tensors(path, state)
@@ -82,7 +82,7 @@ class SavedSums:
                 old.unlink(missing_ok=True)
 
 
-def forget(folder: Path) -> None:
+def delete_checkpoints(folder: Path) -> None:
     """Delete all sums of one evaluation, and what holds it if that was the last."""
     shutil.rmtree(folder, ignore_errors=True)
     if all(left.name == LOCK for left in folder.parent.glob("*")):

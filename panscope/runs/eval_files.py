@@ -13,10 +13,10 @@ import pyarrow
 import pyarrow.parquet
 from torch import Tensor
 
-from panscope.coders import store
+from panscope.coders import files as store
 from panscope.coders.wiring import WiredCoder
+from panscope.evals.accumulator import Columns, Result
 from panscope.evals.table import write_results
-from panscope.evals.tally import Columns, Result
 from panscope.evals.weights import weight_columns, weight_numbers
 from panscope.runs.run import RunFolder
 from panscope.storage.atomic import checksum, replacing
@@ -68,7 +68,7 @@ def _write_one(
             arrays = {column: pyarrow.array(values, from_pandas=True) for column, values in columns.items()}
             pyarrow.parquet.write_table(pyarrow.table(arrays), temporary)  # NaN as null, which is what undefined is
         files[path.name] = checksum(path)
-    own = {"coder": name, "weights": store.origin(folder)["xxh3"], "evaluated_on": about, "files": files}
+    own = {"coder": name, "weights": store.read_config(folder)["xxh3"], "evaluated_on": about, "files": files}
     fields = result.fields | weight_numbers(weights) | own
     write_sealed(folder / f"eval{suffix}.json", fields)
     return fields
@@ -95,5 +95,5 @@ def _facts(folder: Path, wired: WiredCoder) -> dict[str, Any]:
         "predicts": " ".join(map(str, wiring.predicts)),
         "architecture": config.architecture,
         "width": config.width,
-        "sparsity": config.sparsity if store.knows_sparsity(store.origin(folder)) else None,
+        "sparsity": config.sparsity if store.knows_sparsity(store.read_config(folder)) else None,
     }

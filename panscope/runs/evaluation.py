@@ -18,20 +18,20 @@ import torch
 import xxhash
 from torch import Tensor
 
-from panscope.coders import store
-from panscope.coders.inference import way_for
+from panscope.coders import files as store
+from panscope.coders.inference import backend_for
 from panscope.coders.wiring import WiredCoder
 from panscope.data.documents import DataConfig, LocalDocuments, open_documents
 from panscope.data.identity import text_identity, text_sizes
 from panscope.data.source import Part
 from panscope.data.tokens import TokenStream
+from panscope.evals.evaluate import Evaluation, TextProgress, batches_of, measure_site_means
 from panscope.evals.passes import Splice
-from panscope.evals.question import WHOLE, Question, Share, one_subset
-from panscope.evals.run import Evaluation, Stand, batches_of, first_look
+from panscope.evals.spec import WHOLE_TEXT, EvalShard, EvalSpec, one_subset
 from panscope.lms.load import LanguageModelConfig, memory_bytes
 from panscope.lms.model import LanguageModel
 from panscope.plan.plan import SuiteConfig
-from panscope.runs.eval_checkpoint import SavedSums, forget
+from panscope.runs.eval_checkpoint import EvalCheckpoint, delete_checkpoints
 from panscope.runs.eval_files import Results, write_all
 from panscope.runs.reporter import Reporter
 from panscope.runs.run import RunFolder
@@ -50,7 +50,7 @@ CoderDtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
-class Request:
+class EvalRequest:
     """What is to be measured, where it is not the held-out text with the run's own model.
 
     The numbers are those of docs/reference.md, with `saebench` those of Karvonen et al. 2025 (SAEBench). Raises
@@ -73,7 +73,7 @@ class Request:
     """Which tokens are replaced."""
     saebench: bool = False
     """Whether SAEBench's own definitions are measured; then every token is replaced."""
-    share: Share = WHOLE
+    share: EvalShard = WHOLE_TEXT
     """Which part of the text this process measures."""
     save_seconds: float = SAVE_SECONDS
     """How long it goes on before it saves its sums again."""
@@ -104,7 +104,7 @@ class Request:
         return "" if self.label == HELD_OUT else f"-{self.label}"
 
 
-HELD_OUT_REQUEST = Request()
+HELD_OUT_REQUEST = EvalRequest()
 
 
 def evaluate_run(
@@ -112,7 +112,7 @@ def evaluate_run(
     suite: SuiteConfig,
     lm: LanguageModel,
     reporter: Reporter,
-    request: Request = HELD_OUT_REQUEST,
+    request: EvalRequest = HELD_OUT_REQUEST,
 ) -> Results | None:
     """Measure every coder of a run and write what came out; None where other processes have not ended their parts.
 
@@ -122,9 +122,9 @@ def evaluate_run(
     if request.data is None:
         check_has_text(run, suite)
     coders = _coders(run, lm, request)
-    job = Job(run, suite, lm, reporter, request)
+    job = EvalJob(run, suite, lm, reporter, request)
     folder = run.path / "evaluation" / request.label
-    part = SavedSums.of_part(folder, job.key(), request.share)
+    part = EvalCheckpoint.for_shard(folder, job.key(), request.share)
     part.folder.mkdir(parents=True, exist_ok=True)
     with locked(part.folder):
         evaluation = _measured(job, coders, part)
@@ -140,11 +140,11 @@ def check_has_text(run: RunFolder, suite: SuiteConfig) -> None:
         raise UserError(f"the run {str(run.path)!r} was imported and has no text of its own: give --text FILE")
 
 
-class Job:
+class EvalJob:
     """One request to one run: its text, and what identifies it."""
 
     def __init__(
-        self, run: RunFolder, suite: SuiteConfig, lm: LanguageModel, reporter: Reporter, request: Request
+        self, run: RunFolder, suite: SuiteConfig, lm: LanguageModel, reporter: Reporter, request: EvalRequest
     ) -> None:
         self.run, self.lm, self.reporter, self.request = run, lm, reporter, request
         self._suite = suite
@@ -179,18 +179,18 @@ class Job:
             self._documents, self.lm.tokenizer, self._data, part=part, seed=seed, epochs=1, keep_rest=whole
         )
 
-    def question(self, coders: Mapping[str, WiredCoder]) -> Question:
+    def question(self, coders: Mapping[str, WiredCoder]) -> EvalSpec:
         """What is asked of it."""
         asked, (subsets, subset_of) = self.request, self._subsets()
-        return Question(
+        return EvalSpec(
             tokens=self.tokens,
             subsets=subsets,
             subset_of=subset_of,
             splice="all" if asked.saebench else asked.splice,
-            judged="input" if asked.saebench else "target",
+            loss_mask="input" if asked.saebench else "target",
             probes=self._suite.eval.probes,
             saebench=asked.saebench,
-            together=self._together(coders),
+            interventions_per_pass=self._interventions_per_pass(coders),
             share=asked.share,
         )
 
@@ -217,7 +217,7 @@ class Job:
         """A hash of all that the sums depend on: coders, text, model and what is asked."""
         names = self.run.coder_names()
         depends = {
-            "coders": {name: store.origin(self.run.coder(name))["xxh3"] for name in names},
+            "coders": {name: store.read_config(self.run.coder(name))["xxh3"] for name in names},
             "text": text_identity(self._data),
             "column": self._data.column,
             "held_out": self._data.held_out,
@@ -244,14 +244,14 @@ class Job:
         of_file = [names.index(name) for name in self._data.text]
         return names, lambda document: of_file[documents.file_of(document)]
 
-    def _together(self, coders: Mapping[str, WiredCoder]) -> int:
+    def _interventions_per_pass(self, coders: Mapping[str, WiredCoder]) -> int:
         """How many altered passes make one: as many batches of logits and codes as fit into an eighth of the memory."""
         codes = 4 * self.context * max(one.coder.config.width for one in coders.values())
         one = (_logits_bytes(self.context, self.lm) + codes) * self._data.sequences
         return max(1, min(_MOST_TOGETHER, self._memory // 8 // one))
 
 
-def _coders(run: RunFolder, lm: LanguageModel, request: Request) -> dict[str, WiredCoder]:
+def _coders(run: RunFolder, lm: LanguageModel, request: EvalRequest) -> dict[str, WiredCoder]:
     """Every finished coder of a run, on the model's device; raises UserError if one does not fit the model."""
     names = run.coder_names()
     if not names:
@@ -260,15 +260,17 @@ def _coders(run: RunFolder, lm: LanguageModel, request: Request) -> dict[str, Wi
     for name in names:
         folder = run.coder(name)
         wired = store.load_trained(folder) if request.as_trained else store.load(folder)
-        _check_model(name, wired, store.origin(folder), lm, request)
+        _check_model(name, wired, store.read_config(folder), lm, request)
         wired.coder.to(lm.device)
         if request.coder_dtype is not None:
             wired.coder.to(getattr(torch, request.coder_dtype))
-        coders[name] = WiredCoder(wired.wiring, wired.coder, wired.normaliser, way_for(wired.coder, "auto"))
+        coders[name] = WiredCoder(wired.wiring, wired.coder, wired.normaliser, backend_for(wired.coder, "auto"))
     return coders
 
 
-def _check_model(name: str, wired: WiredCoder, origin: Mapping[str, Any], lm: LanguageModel, request: Request) -> None:
+def _check_model(
+    name: str, wired: WiredCoder, origin: Mapping[str, Any], lm: LanguageModel, request: EvalRequest
+) -> None:
     """Raise UserError unless the coder is of this model, or of one as wide where another model was asked for."""
     wiring, config = wired.wiring, wired.coder.config
     for sites, width in ((wiring.reads, config.d_in), (wiring.predicts, config.d_out)):
@@ -288,12 +290,12 @@ def _check_model(name: str, wired: WiredCoder, origin: Mapping[str, Any], lm: La
         )
 
 
-def _measured(job: Job, coders: Mapping[str, WiredCoder], sums: SavedSums) -> Evaluation:
+def _measured(job: EvalJob, coders: Mapping[str, WiredCoder], sums: EvalCheckpoint) -> Evaluation:
     """An evaluation that holds this process's part of the text, gone on with from what was saved."""
     question, saved = job.question(coders), sums.load()
     means = _means(job, coders, sums.folder.parent)
     evaluation = Evaluation(job.lm, coders, means, context=job.context, question=question)
-    done = Stand()
+    done = TextProgress()
     if saved is not None:
         state, done, _ = saved
         evaluation.load_state_dict(state)
@@ -317,25 +319,25 @@ def _measured(job: Job, coders: Mapping[str, WiredCoder], sums: SavedSums) -> Ev
     return evaluation
 
 
-def _means(job: Job, coders: Mapping[str, WiredCoder], folder: Path) -> dict[Site, Tensor]:
+def _means(job: EvalJob, coders: Mapping[str, WiredCoder], folder: Path) -> dict[Site, Tensor]:
     """The mean of each predicted site: what another process or an earlier one has left, or found now."""
-    saved = SavedSums(folder / "means", job.key())
+    saved = EvalCheckpoint(folder / "means", job.key())
     found = saved.load()
     if found is None:
-        means = first_look(job.lm, job.open_tokens, coders, job.tokens)
+        means = measure_site_means(job.lm, job.open_tokens, coders, job.tokens)
         with locked(job.run.path / "evaluation", wait=True):
             found = saved.load()
             if found is None:
-                saved.save({str(site): mean for site, mean in means.items()}, Stand(), complete=True)
+                saved.save({str(site): mean for site, mean in means.items()}, TextProgress(), complete=True)
                 return means
     return {Site.parse(site): mean.to(job.lm.device) for site, mean in found[0].items()}
 
 
-def _add_others(job: Job, coders: Mapping[str, WiredCoder], evaluation: Evaluation, folder: Path) -> bool:
+def _add_others(job: EvalJob, coders: Mapping[str, WiredCoder], evaluation: Evaluation, folder: Path) -> bool:
     """Add what all the other processes measured; whether all have ended and none has written the results yet."""
     share, key = job.request.share, job.key()
-    shares = [Share(number, share.of) for number in range(share.of)]
-    parts = {each: SavedSums.of_part(folder, key, each) for each in shares}
+    shares = [EvalShard(number, share.of) for number in range(share.of)]
+    parts = {each: EvalCheckpoint.for_shard(folder, key, each) for each in shares}
     if not parts[share].is_complete():
         job.reporter.say("the results are written already, by the process that ended last")
         return False
@@ -353,11 +355,11 @@ def _add_others(job: Job, coders: Mapping[str, WiredCoder], evaluation: Evaluati
     return True
 
 
-def _finish(job: Job, coders: Mapping[str, WiredCoder], evaluation: Evaluation, folder: Path) -> Results:
+def _finish(job: EvalJob, coders: Mapping[str, WiredCoder], evaluation: Evaluation, folder: Path) -> Results:
     """Write what came out and delete the sums."""
     results = evaluation.results()
     written = write_all(job.run, coders, results, about=job.about(), suffix=job.request.suffix)
-    forget(folder)
+    delete_checkpoints(folder)
     return written
 
 

@@ -10,7 +10,7 @@ from panscope.geometry.baselines import Baselines
 from panscope.geometry.matching import match
 from panscope.geometry.mmcs import mmcs, upper
 from panscope.geometry.neighbours import Counts, Neighbourhood, densest, neighbourhood
-from panscope.geometry.pairs import Known, Pair
+from panscope.geometry.pairs import CoderInfo, Pair
 from panscope.geometry.projection import LEAST, project
 from panscope.geometry.record import Analysis, GeometryFolder, file_name
 from panscope.geometry.splitting import split
@@ -44,7 +44,7 @@ class Listener(Protocol):
 
 
 @dataclass(frozen=True)
-class Asked:
+class GeometryOptions:
     """What is to be found out, and about which coders."""
 
     analyses: tuple[str, ...]
@@ -63,7 +63,7 @@ class Asked:
     """None for that of the suite."""
 
 
-def look(run: RunFolder, asked: Asked, listener: Listener) -> list[Entry]:
+def look(run: RunFolder, asked: GeometryOptions, listener: Listener) -> list[Entry]:
     """Do what is asked, into `RUN/geometry`; what was found, as the summary has it.
 
     Raises UserError for coders or latents that are not there, or runs that have nothing to compare.
@@ -81,7 +81,7 @@ def look(run: RunFolder, asked: Asked, listener: Listener) -> list[Entry]:
 class _Geometry:
     """One call of `look`, with what its analyses share: decoders, random baselines, who is nearest in its own coder."""
 
-    def __init__(self, run: RunFolder, asked: Asked, listener: Listener) -> None:
+    def __init__(self, run: RunFolder, asked: GeometryOptions, listener: Listener) -> None:
         suite = read_suite(run.suite_file)
         self._model = suite.model if asked.device is None else suite.model.replace(device=asked.device)
         self._asked, self._listener = asked, listener
@@ -122,13 +122,13 @@ class _Geometry:
             entries = [self._folder.enter(Analysis("mmcs", {}, weights, numbers, tables))]
         return entries
 
-    def _mmcs_of(self, coder: Known) -> dict[str, Any]:
+    def _mmcs_of(self, coder: CoderInfo) -> dict[str, Any]:
         found = self._decoders.get(coder)
         chance = self._baselines.own(len(found), found.width, self._doing(f"random baseline of {coder.name}"))
         earlier = upper(found, self._doing(f"mmcs of {coder.name}, upper triangle"))
         return mmcs(found, self._nearest_in(coder), earlier, chance) | {"seed": self._asked.seed}
 
-    def _nearest_in(self, coder: Known) -> Nearest:
+    def _nearest_in(self, coder: CoderInfo) -> Nearest:
         """Who is nearest to each latent in its own coder."""
         if coder.name not in self._own:
             rows = self._decoders.get(coder).rows
@@ -163,7 +163,7 @@ class _Geometry:
             return [pair for pair in choosing.pairs_among(self._others) if self._coders[0] in pair]
         return choosing.pairs_among(self._coders)
 
-    def _matching(self, a: Known, b: Known) -> Entry:
+    def _matching(self, a: CoderInfo, b: CoderInfo) -> Entry:
         what = f"matching of {a.name} to {b.name}"
         found = match(self._decoders.get(a), self._decoders.get(b), self._baselines, self._doing(what))
         columns = {
@@ -176,7 +176,7 @@ class _Geometry:
         tables = {f"matching/{_both(a, b)}.parquet": columns}
         return self._folder.enter(Analysis("matching", about, _weights(a, b), found.numbers(), tables))
 
-    def _splitting(self, narrow: Known, wide: Known) -> Entry:
+    def _splitting(self, narrow: CoderInfo, wide: CoderInfo) -> Entry:
         what = f"splitting of {narrow.name} in {wide.name}"
         found = split(self._decoders.get(narrow), self._decoders.get(wide), self._baselines, self._doing(what))
         columns = {
@@ -209,12 +209,12 @@ class _Geometry:
                 entries.append(self._entered(coder, found))
         return entries
 
-    def _around(self, coder: Known, latent: int) -> Neighbourhood:
+    def _around(self, coder: CoderInfo, latent: int) -> Neighbourhood:
         other, wider = choosing.companions(coder, self._others)
         found = {role: self._decoders.get(c) for role, c in (("other", other), ("wider", wider)) if c is not None}
         return neighbourhood(self._decoders.get(coder), latent, self._asked.counts, **found)
 
-    def _entered(self, coder: Known, found: Neighbourhood) -> Entry:
+    def _entered(self, coder: CoderInfo, found: Neighbourhood) -> Entry:
         places = project(found.rows, self._asked.seed)
         points, latent = found.points, found.points[0].latent
         columns = {
@@ -240,7 +240,7 @@ class _Geometry:
         words = vocabulary(load(self._model)) if there else None
         return [self._tokens_of(coder, words) for coder in there if words is not None]
 
-    def _tokens_of(self, coder: Known, words: Vocabulary) -> Entry:
+    def _tokens_of(self, coder: CoderInfo, words: Vocabulary) -> Entry:
         found = nearest_tokens(
             self._decoders.get(coder), coder.pieces, words.matrices, self._doing(f"tokens of {coder.name}")
         )
@@ -248,12 +248,12 @@ class _Geometry:
         about = {"coder": coder.name, "place": coder.place}
         return self._folder.enter(Analysis("tokens", about, _weights(coder), token_numbers(found), tables))
 
-    def _about(self, coder: Known) -> dict[str, Any]:
+    def _about(self, coder: CoderInfo) -> dict[str, Any]:
         against = {} if self._asked.against is None else {"against": str(self._asked.against.resolve())}
         return {"place": coder.place, **against}
 
 
-def _others(run: RunFolder, against: Path, coders: Sequence[Known]) -> list[Known]:
+def _others(run: RunFolder, against: Path, coders: Sequence[CoderInfo]) -> list[CoderInfo]:
     """The coders of the other run that stand at the place of one of ours; raises UserError if none does."""
     other = RunFolder.open(against)
     if other.path.resolve() == run.path.resolve():
@@ -269,7 +269,7 @@ def _others(run: RunFolder, against: Path, coders: Sequence[Known]) -> list[Know
     return alike
 
 
-def _check_latents(asked: Asked, coders: Sequence[Known]) -> None:
+def _check_latents(asked: GeometryOptions, coders: Sequence[CoderInfo]) -> None:
     if not asked.latents:
         return
     if len(coders) != 1:
@@ -282,11 +282,11 @@ def _check_latents(asked: Asked, coders: Sequence[Known]) -> None:
             )
 
 
-def _weights(*coders: Known) -> dict[str, str]:
+def _weights(*coders: CoderInfo) -> dict[str, str]:
     return {coder.name: coder.xxh3 for coder in coders}
 
 
-def _both(a: Known, b: Known) -> str:
+def _both(a: CoderInfo, b: CoderInfo) -> str:
     return f"{file_name(a.name)}--{file_name(b.name)}"
 
 

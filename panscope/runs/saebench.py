@@ -10,10 +10,10 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from panscope.coders import store
+from panscope.coders import files as store
 from panscope.coders.wiring import WiredCoder
 from panscope.evals.saebench import CoreAbout, core_file_name, core_output, write_core
-from panscope.formats.hooks import lens_name
+from panscope.formats.site_names import lens_name
 from panscope.runs.run import RunFolder
 from panscope.storage.sealed import read_sealed
 

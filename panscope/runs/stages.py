@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from panscope.coders import store
+from panscope.coders import files as store
 from panscope.cost.memory import check_memory, estimate_memory
 from panscope.data.documents import open_documents
 from panscope.data.tokens import TokenStream
@@ -11,7 +11,7 @@ from panscope.lms.hf_versions import untested_release
 from panscope.lms.load import device_of, load, memory_bytes
 from panscope.lms.model import LanguageModel
 from panscope.plan.plan import Plan, SuiteConfig, plan
-from panscope.plan.warnings import far_above, silent
+from panscope.plan.warnings import warn_inactive_coders, warn_large_penalty
 from panscope.runs.eval_files import Results
 from panscope.runs.evaluation import check_precision, evaluate_run
 from panscope.runs.kernel_choice import KernelChoice, choose_kernels
@@ -64,7 +64,7 @@ def stored_results(run: RunFolder) -> Results:
         results[name] = read_sealed(path, then=then)
         if (results[name].get("coder"), results[name].get("evaluated_on", {}).get("part")) != (name, "held_out"):
             raise UserError(f"the file {str(path)!r} is not of this coder on held-out text; {then}")
-        if results[name].get("weights") != store.origin(run.coder(name))["xxh3"]:
+        if results[name].get("weights") != store.read_config(run.coder(name))["xxh3"]:
             raise UserError(f"the file {str(path)!r} is of other weights than the coder has now; {then}")
     return results
 
@@ -90,7 +90,7 @@ def planned_from(suite: SuiteConfig) -> Plan:
 
 def _say_planned(planned: Plan, kernels: KernelChoice, reporter: Reporter) -> None:
     reporter.planned(planned)
-    for line in (kernels.line, untested_release(), *far_above(planned)):
+    for line in (kernels.line, untested_release(), *warn_large_penalty(planned)):
         if line is not None:
             reporter.say(line)
 
@@ -139,7 +139,7 @@ def _go_on(
     results = evaluate_run(run, planned.suite, lm, reporter)
     assert results is not None, "no other process has a part of it"
     run.write_status("done")
-    if line := silent(results):
+    if line := warn_inactive_coders(results):
         reporter.say(line)
     check_precision(results, planned.suite.eval.precision)
     return results

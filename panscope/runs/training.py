@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from panscope import coders
-from panscope.activations.buffer import RowLine
+from panscope.activations.buffer import RowStream
 from panscope.activations.live import LiveActivations
-from panscope.coders import store
+from panscope.coders import files as store
 from panscope.coders.base import Coder
 from panscope.coders.batchtopk import BatchTopKCoder
 from panscope.coders.normaliser import Normaliser
@@ -28,8 +28,8 @@ from panscope.runs.run import RunFolder
 from panscope.runs.shutdown import StopRequest
 from panscope.storage.json_lines import JsonLines
 from panscope.train.checkpoint import Checkpoints
+from panscope.train.coder_trainer import CoderTrainer
 from panscope.train.loop import train
-from panscope.train.trainee import Trainee
 from panscope.transforms.fold_norm import fold_norm
 from panscope.transforms.to_jumprelu import MeanL0Threshold, frozen, with_threshold
 from panscope.transforms.unit_decoder import keeps_selection, unit_decoder
@@ -43,7 +43,7 @@ CALIBRATION_ROWS = 32_768
 class TrainingState:
     """Everything that changes while a suite trains."""
 
-    trainees: list[Trainee]
+    trainers: list[CoderTrainer]
     source: Source
     step: int
 
@@ -53,8 +53,8 @@ def fresh(plan: Plan, lm: LanguageModel, kernels: KernelChoice, reporter: Report
     source = open_source(plan, lm, reporter.say)
     reporter.say("measuring the size of the activations")
     norms = source.norms()
-    trainees = [_trainee(coder, plan, lm, normaliser_of(coder, norms), kernels) for coder in plan.coders]
-    return TrainingState(trainees, source, 0)
+    trainers = [_trainer(coder, plan, lm, normaliser_of(coder, norms), kernels) for coder in plan.coders]
+    return TrainingState(trainers, source, 0)
 
 
 def restored(plan: Plan, lm: LanguageModel, run: RunFolder, kernels: KernelChoice, reporter: Reporter) -> TrainingState:
@@ -65,19 +65,19 @@ def restored(plan: Plan, lm: LanguageModel, run: RunFolder, kernels: KernelChoic
         return fresh(plan, lm, kernels, reporter)
     step = checkpoints.steps()[-1]
     parts = checkpoints.load(step)
-    trainees = [_trainee(coder, plan, lm, UNIT, kernels) for coder in plan.coders]
-    for trainee in trainees:
-        if trainee.name not in parts:
+    trainers = [_trainer(coder, plan, lm, UNIT, kernels) for coder in plan.coders]
+    for trainer in trainers:
+        if trainer.name not in parts:
             raise UserError(
-                f"the checkpoint of step {step} has no coder {trainee.name!r}: suite.toml was changed since; "
+                f"the checkpoint of step {step} has no coder {trainer.name!r}: suite.toml was changed since; "
                 "put it back as it was, or start a new run"
             )
-        trainee.load_state_dict(parts[trainee.name])
+        trainer.load_state_dict(parts[trainer.name])
     source = open_source(plan, lm, reporter.say)
     source.rows.load_state_dict(parts["source"])
     log.take_back(parts["run"])
     reporter.say(f"going on from the checkpoint of step {step}")
-    return TrainingState(trainees, source, step)
+    return TrainingState(trainers, source, step)
 
 
 def train_suite(
@@ -98,7 +98,7 @@ def train_suite(
     try:
         with profiling(profile, reporter.say) as profiled:
             return train(
-                state.trainees,
+                state.trainers,
                 state.source.rows,
                 _Observer(state, run, reporter, stop, profiled),
                 steps=range(state.step, plan.steps),
@@ -132,13 +132,13 @@ class _Observer:
         self._reporter.logged(records)
 
     def checkpoint(self, step: int) -> None:
-        for trainee in self._state.trainees:
-            if not trainee.is_finite():
+        for trainer in self._state.trainers:
+            if not trainer.is_finite():
                 raise NonFiniteError(
-                    f"coder {trainee.name}: its weights are not finite after step {step}, and were not saved; "
+                    f"coder {trainer.name}: its weights are not finite after step {step}, and were not saved; "
                     "the checkpoint before is untouched: lower learning_rate and start again"
                 )
-        parts = {trainee.name: trainee.state_dict() for trainee in self._state.trainees}
+        parts = {trainer.name: trainer.state_dict() for trainer in self._state.trainers}
         parts["source"] = self._state.source.rows.state_dict()
         parts["run"] = self._log.mark()
         self._checkpoints.save(step, parts)
@@ -149,29 +149,29 @@ class _Observer:
 
 def save_coders(plan: Plan, lm: LanguageModel, state: TrainingState, run: RunFolder, reporter: Reporter) -> None:
     """Fold, convert and write every coder: what is saved works on raw activations."""
-    folded = {trainee.name: _fold(trainee) for trainee in state.trainees}
+    folded = {trainer.name: _fold(trainer) for trainer in state.trainers}
     thresholds = _thresholds(plan, lm, state, folded)
-    for planned, trainee in zip(plan.coders, state.trainees, strict=True):
+    for planned, trainer in zip(plan.coders, state.trainers, strict=True):
         coder = folded[planned.name]
         if planned.name in thresholds:
             coder = _converted(planned.name, coder, thresholds[planned.name], reporter)
         provenance = {
             "name": planned.name,
-            "normaliser": trainee.normaliser.model_dump(),
+            "normaliser": trainer.normaliser.model_dump(),
             "model": plan.suite.model.model_dump(exclude={"device"}),
             "model_weights": lm.weights_hash(),
             "tokens": planned.steps * plan.batch,
             "schedule": planned.training.model_dump(mode="json"),
             "activations": state.source.about(),
         }
-        wired = WiredCoder(planned.wiring, coder, trainee.normaliser.left_after_folding())
-        store.save(run.coder(planned.name), wired, trainee.finished(), provenance)
+        wired = WiredCoder(planned.wiring, coder, trainer.normaliser.left_after_folding())
+        store.save(run.coder(planned.name), wired, trainer.finished(), provenance)
 
 
-def _fold(trainee: Trainee) -> Coder:
+def _fold(trainer: CoderTrainer) -> Coder:
     """Without its normaliser, BatchTopK as JumpReLU, and with a unit decoder unless that would choose other latents."""
-    finished = trainee.finished()
-    folded = fold_norm(frozen(finished) if isinstance(finished, BatchTopKCoder) else finished, trainee.normaliser)
+    finished = trainer.finished()
+    folded = fold_norm(frozen(finished) if isinstance(finished, BatchTopKCoder) else finished, trainer.normaliser)
     return unit_decoder(folded) if keeps_selection(folded) else folded
 
 
@@ -194,8 +194,8 @@ def _thresholds(
         return {}
     rows = {c.name: CALIBRATION_ROWS * c.wiring.stacks for c in converting}
     found = {c.name: MeanL0Threshold(int(c.coder.sparsity), rows[c.name]) for c in converting}
-    normalisers = {trainee.name: trainee.normaliser for trainee in state.trainees}
-    line, left = RowLine(LiveActivations(lm, training_tokens(plan, lm), plan.sites())), CALIBRATION_ROWS
+    normalisers = {trainer.name: trainer.normaliser for trainer in state.trainers}
+    line, left = RowStream(LiveActivations(lm, training_tokens(plan, lm), plan.sites())), CALIBRATION_ROWS
     while left and (batch := line.take(left)) is not None:
         left -= len(batch)
         for planned in converting:
@@ -205,13 +205,13 @@ def _thresholds(
     return found
 
 
-def _trainee(
+def _trainer(
     planned: PlannedCoder, plan: Plan, lm: LanguageModel, scales: Normaliser, kernels: KernelChoice
-) -> Trainee:
+) -> CoderTrainer:
     digest = hashlib.sha256(f"{plan.suite.seed}/{planned.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     coder = coders.build(planned.coder).initialise(generator).to(lm.device)
-    return Trainee(
+    return CoderTrainer(
         planned.name,
         coder,
         planned.wiring,

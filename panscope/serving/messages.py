@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from panscope.activations.store.layout import Column
+from panscope.activations.store.layout import StoredColumn
 
 _ROWS, _BYTES = 512, 8 << 20
 """Of a message at most."""
 _PLAIN = {torch.bfloat16: np.uint16, torch.float32: np.float32, torch.int64: np.int64}
 
 
-def empty(column: Column, rows: int) -> NDArray[Any]:
+def empty(column: StoredColumn, rows: int) -> NDArray[Any]:
     """[rows, D] room for rows of a column, as they are sent."""
     return np.empty((rows, column.width), dtype=_PLAIN[column.dtype])
 
@@ -32,17 +32,17 @@ def plain(rows: Tensor) -> NDArray[Any]:
     return (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
 
 
-def tensor(rows: NDArray[Any], column: Column) -> Tensor:
+def tensor(rows: NDArray[Any], column: StoredColumn) -> Tensor:
     """[n, D] undo `plain`."""
     return torch.from_numpy(rows).view(column.dtype)
 
 
-def schema(columns: Sequence[Column]) -> pa.Schema:
+def schema(columns: Sequence[StoredColumn]) -> pa.Schema:
     """Of the messages that carry these columns."""
     return pa.schema([(column.folder, _type(column)) for column in columns])
 
 
-def messages(columns: Sequence[Column], window: Mapping[str, NDArray[Any]]) -> Iterator[pa.RecordBatch]:
+def messages(columns: Sequence[StoredColumn], window: Mapping[str, NDArray[Any]]) -> Iterator[pa.RecordBatch]:
     """The messages of a window, [W, D] a column by its folder's name, in the order in which rows are stored."""
     kind = schema(columns)
     step = max(1, min(_ROWS, _BYTES // sum(column.row_bytes for column in columns)))
@@ -52,7 +52,7 @@ def messages(columns: Sequence[Column], window: Mapping[str, NDArray[Any]]) -> I
         yield pa.RecordBatch.from_arrays(pieces, schema=kind)
 
 
-def rows_of(message: pa.RecordBatch, columns: Sequence[Column]) -> list[NDArray[Any]]:
+def rows_of(message: pa.RecordBatch, columns: Sequence[StoredColumn]) -> list[NDArray[Any]]:
     """[n, D] a column, views of the message."""
     found = []
     for column in columns:
@@ -63,10 +63,10 @@ def rows_of(message: pa.RecordBatch, columns: Sequence[Column]) -> list[NDArray[
     return found
 
 
-def _type(column: Column) -> pa.DataType:
+def _type(column: StoredColumn) -> pa.DataType:
     return pa.list_(pa.from_numpy_dtype(_PLAIN[column.dtype]), column.width)
 
 
-def _array(rows: NDArray[Any], column: Column) -> pa.Array:
+def _array(rows: NDArray[Any], column: StoredColumn) -> pa.Array:
     flat = pa.Array.from_buffers(pa.from_numpy_dtype(rows.dtype), rows.size, [None, pa.py_buffer(rows)])
     return pa.FixedSizeListArray.from_arrays(flat, column.width)

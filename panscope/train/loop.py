@@ -13,8 +13,8 @@ from torch.profiler import record_function
 
 from panscope.config import Config
 from panscope.kernels.backend import Kernels
+from panscope.train.coder_trainer import CoderTrainer
 from panscope.train.shared import SharedBatch
-from panscope.train.trainee import Trainee
 from panscope.types import ActivationBatch, StoppedWaiting
 
 
@@ -53,7 +53,7 @@ class Observer(Protocol):
 
 
 def train(
-    trainees: Sequence[Trainee],
+    trainers: Sequence[CoderTrainer],
     batches: Iterator[ActivationBatch],
     observer: Observer,
     *,
@@ -75,7 +75,7 @@ def train(
             except StoppedWaiting:
                 observer.checkpoint(step)
                 return False
-        learn(trainees, SharedBatch(batch), step, kernels)
+        learn(trainers, SharedBatch(batch), step, kernels)
 
         rows += len(batch)
         done = step + 1
@@ -83,8 +83,8 @@ def train(
         if done % log_every == 0 or done == steps.stop:
             now = time.monotonic()
             rate = {"rows_per_second": rows / (now - clock)}
-            learned = [trainee for trainee in trainees if trainee.steps > logged]
-            observer.logged([_line(trainee, min(done, trainee.steps), len(batch)) | rate for trainee in learned])
+            learned = [trainer for trainer in trainers if trainer.steps > logged]
+            observer.logged([_line(trainer, min(done, trainer.steps), len(batch)) | rate for trainer in learned])
             clock, rows, logged = now, 0, done
         if stop or done % checkpoint_every == 0 or done == steps.stop:
             observer.checkpoint(done)
@@ -94,17 +94,17 @@ def train(
     return True
 
 
-def learn(trainees: Sequence[Trainee], batch: SharedBatch, step: int, kernels: Kernels | None) -> None:
+def learn(trainers: Sequence[CoderTrainer], batch: SharedBatch, step: int, kernels: Kernels | None) -> None:
     """One step of every trainee that has not done all of its own."""
-    learning = [trainee for trainee in trainees if step < trainee.steps]
-    alone = [trainee for trainee in learning if kernels is None or not trainee.is_sparse]
-    together = [trainee for trainee in learning if trainee not in alone]
-    for trainee in alone:
-        trainee.learn(batch, step)
+    learning = [trainer for trainer in trainers if step < trainer.steps]
+    alone = [trainer for trainer in learning if kernels is None or not trainer.is_sparse]
+    together = [trainer for trainer in learning if trainer not in alone]
+    for trainer in alone:
+        trainer.learn(batch, step)
     if kernels is not None and together:
         kernels.side_by_side(lambda number: together[number].learn(batch, step), len(together))
 
 
-def _line(trainee: Trainee, step: int, batch: int) -> dict[str, Any]:
+def _line(trainer: CoderTrainer, step: int, batch: int) -> dict[str, Any]:
     """What is logged of one trainee after its `step` steps of `batch` rows."""
-    return {"step": step, "rows": step * batch} | trainee.read(step)
+    return {"step": step, "rows": step * batch} | trainer.read(step)

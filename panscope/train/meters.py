@@ -42,7 +42,7 @@ class DeadClock:
         self.rows_since_active.copy_(state["rows_since_active"])
 
 
-class Meter:
+class TrainingMeter:
     """Loss, FVU and L0 over the rows since the last logged line; FVU against the mean of those rows, in float64."""
 
     _NAMES = ("rows", "batches", "loss", "error", "total", "l0")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from panscope import api
-from panscope.runs.evaluation import Request
+from panscope.runs.evaluation import EvalRequest
 from panscope.types import UserError
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -58,7 +58,7 @@ def test_tables_of_a_run(run: Path) -> None:
 
 
 def test_another_evaluation(run: Path) -> None:
-    results = api.evaluate(run, Request(label="again", tokens=300))
+    results = api.evaluate(run, EvalRequest(label="again", tokens=300))
     assert results is not None
     opened = api.open_run(run)
     assert opened.labels() == ["again", "held_out"]
@@ -71,7 +71,9 @@ def test_a_request_as_a_dict(run: Path) -> None:
     assert results is not None
     (found,) = results.values()
     assert found["evaluated_on"]["context"] == 32
-    given = api.Request("short-2", tokens=200, data=api.DataConfig(**text), model=api.LanguageModelConfig(device="cpu"))
+    given = api.EvalRequest(
+        "short-2", tokens=200, data=api.DataConfig(**text), model=api.LanguageModelConfig(device="cpu")
+    )
     again = api.evaluate(run, given)
     assert again is not None and next(iter(again.values()))["fvu"] == found["fvu"]
     with pytest.raises(UserError, match="the request: the key 'tokns' is unknown; did you mean 'tokens'"):
@@ -88,7 +90,7 @@ def test_a_request_as_a_dict(run: Path) -> None:
             api.evaluate(run, {"label": "a"} | {name: value})
     table: Any = text
     with pytest.raises(UserError, match="data or model is a dict: make it a DataConfig"):
-        api.Request("a", data=table)
+        api.EvalRequest("a", data=table)
 
 
 def test_a_model_by_its_name(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from panscope.evals.question import Share
+from panscope.evals.spec import EvalShard
 from panscope.lms.load import load
 from panscope.runs import stages
-from panscope.runs.evaluation import Request, check_precision, evaluate_run
+from panscope.runs.evaluation import EvalRequest, check_precision, evaluate_run
 from panscope.runs.reporter import Silent
 from panscope.runs.run import RunFolder
 from panscope.storage.atomic import checksum
@@ -47,7 +47,7 @@ class KilledAfter(Silent):
             raise Killed
 
 
-def evaluated(run: Path, request: Request, reporter: Silent | None = None) -> dict[str, Any]:
+def evaluated(run: Path, request: EvalRequest, reporter: Silent | None = None) -> dict[str, Any]:
     folder = RunFolder.open(run)
     suite = stages.read_suite(folder.suite_file)
     results = evaluate_run(folder, suite, load(suite.model), reporter or Silent(), request)
@@ -57,19 +57,19 @@ def evaluated(run: Path, request: Request, reporter: Silent | None = None) -> di
 
 def test_sums_without_saebench_are_not_gone_on_with_for_saebench(run: Path):
     """Both replace every token, under one label; but what they judge and sum differs."""
-    expected = evaluated(run, Request(label="x", saebench=True))
+    expected = evaluated(run, EvalRequest(label="x", saebench=True))
     with pytest.raises(Killed):
-        evaluated(run, Request(label="x", splice="all", save_seconds=0), KilledAfter(400))
+        evaluated(run, EvalRequest(label="x", splice="all", save_seconds=0), KilledAfter(400))
     assert (run / "evaluation" / "x" / "part-1-of-1" / "stand.json").exists()
-    found = evaluated(run, Request(label="x", saebench=True))
+    found = evaluated(run, EvalRequest(label="x", saebench=True))
     assert found == expected
 
 
 def test_the_mean_that_is_spliced_in_is_not_rounded_to_the_coders_precision(run: Path):
     """What a site is worth to the model has nothing to do with any coder."""
     fields = ("ce_clean", "ce_zero_ablated", "ce_mean_ablated", "kl_zero_ablated")
-    wide = evaluated(run, Request(label="x"))
-    narrow = evaluated(run, Request(label="x", coder_dtype="bfloat16"))
+    wide = evaluated(run, EvalRequest(label="x"))
+    narrow = evaluated(run, EvalRequest(label="x", coder_dtype="bfloat16"))
     assert [narrow[field] for field in fields] == [wide[field] for field in fields]
     assert narrow["ce_spliced"] != wide["ce_spliced"]
 
@@ -139,9 +139,11 @@ def test_what_a_killed_process_had_begun_to_write_is_removed(panscope: Command, 
 def test_a_part_that_is_being_saved_by_another_process_is_not_taken_for_damaged(run: Path):
     """Between reading stand.json and the sums it names, the other process may have replaced them."""
     with pytest.raises(Killed):
-        evaluated(run, Request(label="x", share=Share(1, 2), save_seconds=0), KilledAfter(400))
+        evaluated(run, EvalRequest(label="x", share=EvalShard(1, 2), save_seconds=0), KilledAfter(400))
     (sums,) = (run / "evaluation" / "x" / "part-2-of-2").glob("*.safetensors")
     sums.unlink()
     folder = RunFolder.open(run)
     suite = stages.read_suite(folder.suite_file)
-    assert evaluate_run(folder, suite, load(suite.model), Silent(), Request(label="x", share=Share(0, 2))) is None
+    assert (
+        evaluate_run(folder, suite, load(suite.model), Silent(), EvalRequest(label="x", share=EvalShard(0, 2))) is None
+    )

@@ -9,12 +9,13 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from panscope.coders import inference, store
+from panscope.coders import files as store
+from panscope.coders import inference
 from panscope.data.source import is_in_part
-from panscope.evals.question import Share
+from panscope.evals.spec import EvalShard
 from panscope.lms.load import load
 from panscope.runs import stages
-from panscope.runs.evaluation import Request, evaluate_run
+from panscope.runs.evaluation import EvalRequest, evaluate_run
 from panscope.runs.reporter import Silent
 from panscope.runs.run import RunFolder
 from panscope.runs.saebench import write_saebench
@@ -48,7 +49,7 @@ def files_of(run: Path, suffix: str = "") -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in found}
 
 
-def evaluated(run: Path, request: Request, reporter: Silent | None = None) -> dict[str, dict[str, Any]] | None:
+def evaluated(run: Path, request: EvalRequest, reporter: Silent | None = None) -> dict[str, dict[str, Any]] | None:
     folder = RunFolder.open(run)
     suite = stages.read_suite(folder.suite_file)
     return evaluate_run(folder, suite, load(request.model or suite.model), reporter or Silent(), request)
@@ -80,7 +81,7 @@ class KilledAfter(Silent):
 @pytest.mark.parametrize("tokens", [1, 150, 400, 590])
 def test_a_killed_evaluation_goes_on_and_ends_with_the_same_bytes(run: Path, tokens: int):
     before = files_of(run)
-    often = Request(save_seconds=0)
+    often = EvalRequest(save_seconds=0)
     with pytest.raises(Killed):
         evaluated(run, often, KilledAfter(tokens))
     goes_on = KilledAfter(10**9)
@@ -97,24 +98,24 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_bytes(run: Path, tok
 def test_sums_of_another_question_are_not_gone_on_with(run: Path):
     """The same label, but more tokens, another text, other coders, another precision."""
     with pytest.raises(Killed):
-        evaluated(run, Request(label="x", save_seconds=0), KilledAfter(400))
+        evaluated(run, EvalRequest(label="x", save_seconds=0), KilledAfter(400))
     for request in (
-        Request(label="x", tokens=200),
-        Request(label="x", coder_dtype="bfloat16"),
-        Request(label="x", as_trained=True),
-        Request(label="x", splice="all"),
+        EvalRequest(label="x", tokens=200),
+        EvalRequest(label="x", coder_dtype="bfloat16"),
+        EvalRequest(label="x", as_trained=True),
+        EvalRequest(label="x", splice="all"),
     ):
         listens = KilledAfter(10**9)
         evaluated(run, request, listens)
         assert listens.said == []
         with pytest.raises(Killed):
-            evaluated(run, Request(label="x", save_seconds=0), KilledAfter(400))
+            evaluated(run, EvalRequest(label="x", save_seconds=0), KilledAfter(400))
 
 
 @pytest.mark.parametrize("fault", ["cut", "flipped", "gone", "stand"])
 def test_damaged_sums_are_a_sentence(run: Path, fault: str):
     with pytest.raises(Killed):
-        evaluated(run, Request(save_seconds=0), KilledAfter(400))
+        evaluated(run, EvalRequest(save_seconds=0), KilledAfter(400))
     part = run / "evaluation" / "held_out" / "part-1-of-1"
     (sums,) = part.glob("*.safetensors")
     content = bytearray(sums.read_bytes())
@@ -128,17 +129,17 @@ def test_damaged_sums_are_a_sentence(run: Path, fault: str):
         content[-3] ^= 1
         sums.write_bytes(content)
     with pytest.raises(UserError, match=r"damaged.*delete the folder .*part-1-of-1.* to measure again"):
-        evaluated(run, Request())
+        evaluated(run, EvalRequest())
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
 def test_parts_in_any_order_make_the_whole(run: Path, order: tuple[int, ...]):
     whole = {name: fields_of(run, name) for name in (TOPK, RELU)}
     for number in order[:-1]:
-        assert evaluated(run, Request(label="parts", share=Share(number, 3))) is None
+        assert evaluated(run, EvalRequest(label="parts", share=EvalShard(number, 3))) is None
     with pytest.raises(Killed):
-        evaluated(run, Request(label="parts", share=Share(order[-1], 3), save_seconds=0), KilledAfter(300))
-    results = evaluated(run, Request(label="parts", share=Share(order[-1], 3)))
+        evaluated(run, EvalRequest(label="parts", share=EvalShard(order[-1], 3), save_seconds=0), KilledAfter(300))
+    results = evaluated(run, EvalRequest(label="parts", share=EvalShard(order[-1], 3)))
     assert results is not None
     for name, expected in whole.items():
         close(results[name], expected)
@@ -200,7 +201,7 @@ def test_tables_belong_to_their_eval(run: Path):
 
 def test_as_trained_is_the_coder_before_it_became_jumprelu(run: Path):
     """TopK's L0 is exactly K and each row has its own threshold; the published coder has one for all rows."""
-    assert evaluated(run, Request(label="as-trained", as_trained=True)) is not None
+    assert evaluated(run, EvalRequest(label="as-trained", as_trained=True)) is not None
     published, trained = fields_of(run, TOPK), fields_of(run, TOPK, "-as-trained")
     assert trained["l0"] == pytest.approx(4, abs=0.05)
     assert published["l0"] != trained["l0"]
@@ -231,11 +232,11 @@ def test_wide_coders_are_measured_by_sparse_kernels(run: Path, monkeypatch: pyte
     for label, as_trained, kind in (("jumprelu", False, "Sparse"), ("topk", True, "Sparse")):
         folder = run / "coders" / TOPK
         wired = store.load_trained(folder) if as_trained else store.load(folder)
-        assert type(inference.way_for(wired.coder, "auto")).__name__ == kind
-        assert evaluated(run, Request(label=label, as_trained=as_trained)) is not None
-    assert evaluated(run, Request(label="saebench", saebench=True)) is not None
+        assert type(inference.backend_for(wired.coder, "auto")).__name__ == kind
+        assert evaluated(run, EvalRequest(label=label, as_trained=as_trained)) is not None
+    assert evaluated(run, EvalRequest(label="saebench", saebench=True)) is not None
     monkeypatch.undo()
-    assert evaluated(run, Request(label="as-trained", as_trained=True)) is not None
+    assert evaluated(run, EvalRequest(label="as-trained", as_trained=True)) is not None
     for sparse, reference in (("-jumprelu", ""), ("-topk", "-as-trained")):
         found, expected = fields_of(run, TOPK, sparse), fields_of(run, TOPK, reference)
         for number in ("l0", "fvu", "delta_loss", "kl", "dead_fraction", "uniformity", "cosine"):

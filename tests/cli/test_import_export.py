@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from panscope.api.verbs import evaluate
-from panscope.coders import store
+from panscope.coders import files as store
 from panscope.formats import FORMATS
 from panscope.publish import import_coders as importing
 from panscope.publish.export import export

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from panscope.coders import store
+from panscope.coders import files as store
 from panscope.runs.run import RunFolder
 from tests.support.tiny_lm import Command, Tiny
 

@@ -26,8 +26,8 @@ def test_both_kernels_train_the_same_coders(panscope: Command, tiny: Tiny, tmp_p
         assert call.status == 0, call.err
         assert f"kernels: {kernels}" in call.out
         lines[kernels] = [json.loads(line) for line in (tmp_path / kernels / "train.jsonl").read_text().splitlines()]
-    assert {line["way"] for line in lines["reference"]} == {"reference"}
-    assert {line["way"] for line in lines["sparse"]} <= {"sparse", "dense"}
+    assert {line["kernels"] for line in lines["reference"]} == {"reference"}
+    assert {line["kernels"] for line in lines["sparse"]} <= {"sparse", "dense"}
     for ours, reference in zip(lines["sparse"], lines["reference"], strict=True):
         assert ours["coder"] == reference["coder"]
         assert abs(ours["loss"] - reference["loss"]) <= 1e-3 * reference["loss"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from panscope import coders
-from panscope.coders import store
+from panscope.coders import files as store
 from panscope.coders.base import Coder
 from panscope.coders.batchtopk import BatchTopKCoder
 from panscope.coders.normaliser import Normaliser, Part

@@ -19,9 +19,9 @@ from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import Wiring
 from panscope.kernels.backend import Kernels
 from panscope.kernels.cpu import CpuKernels
-from panscope.train import way
+from panscope.train import sparse_dense_switch as way
+from panscope.train.coder_trainer import CoderTrainer
 from panscope.train.schedule import TrainingConfig
-from panscope.train.trainee import Trainee
 from panscope.types import ActivationBatch, Site
 
 D, DIRECTIONS, ACTIVE, LATENTS = 16, 32, 3, 48
@@ -75,11 +75,11 @@ def trained(
     assert mean_max_cosine(coder, directions) < 0.75
     wiring = Wiring(wiring="sae", reads=(SITE,), predicts=(SITE,))
     plain = Normaliser(kind="none", scale_in=1, scale_out=1)
-    trainee = Trainee(kind, coder, wiring, plain, schedule(kind), steps=STEPS, kernels=kernels)
+    trainer = CoderTrainer(kind, coder, wiring, plain, schedule(kind), steps=STEPS, kernels=kernels)
     for step, batch in enumerate(batches(directions, generator)):
-        trainee.step(batch, step)
-    assert kernels is None or trainee.read(STEPS)["way"] == "sparse"
-    return trainee.finished(), directions, generator
+        trainer.step(batch, step)
+    assert kernels is None or trainer.read(STEPS)["kernels"] == "sparse"
+    return trainer.finished(), directions, generator
 
 
 def mean_max_cosine(coder: Coder, directions: Tensor) -> float:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from panscope import coders
-from panscope.coders import store
+from panscope.coders import files as store
 from panscope.coders.normaliser import Normaliser
 from panscope.data.documents import open_documents
 from panscope.data.tokens import TokenStream

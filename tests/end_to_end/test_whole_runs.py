@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from panscope.coders import store
+from panscope.coders import files as store
 from panscope.coders.normaliser import Normaliser
 from panscope.config import read_toml
 from panscope.data.documents import open_documents
@@ -76,7 +76,7 @@ def run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "CALIBRATION_ROWS", 2048)
         patch.setattr(training, "train", _watching(training.train))
-        patch.setattr(evaluating, "first_look", _noting(evaluating.first_look))
+        patch.setattr(evaluating, "measure_site_means", _noting(evaluating.measure_site_means))
         results = stages.start(suite_config(shared), folder, Silent())
     assert results is not None
     assert set(results) == NAMES
@@ -84,13 +84,13 @@ def run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 def _watching(train: Any) -> Any:
-    def watched(trainees: Any, batches: Any, *rest: Any, **more: Any) -> bool:
+    def watched(trainers: Any, batches: Any, *rest: Any, **more: Any) -> bool:
         def noted() -> Any:
             for batch in batches:
                 TRAINED_ON.append(batch)
                 yield batch
 
-        return train(trainees, noted(), *rest, **more)
+        return train(trainers, noted(), *rest, **more)
 
     return watched
 
@@ -162,7 +162,7 @@ def test_every_logged_line_is_whole_and_learning_helps(run: RunFolder):
     records = [json.loads(line) for line in text.splitlines()]
     assert records == JsonLines(run.train_log).read()
     fields = {"step", "rows", "rows_per_second", "coder", "loss", "fvu", "l0", "dead_fraction", "dead_window"}
-    assert all(set(record) == fields | {"learning_rate", "sparsity", "way"} for record in records)
+    assert all(set(record) == fields | {"learning_rate", "sparsity", "kernels"} for record in records)
     for name in NAMES:
         own = [record for record in records if record["coder"] == name]
         steps = [record["step"] for record in own]

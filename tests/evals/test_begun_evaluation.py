@@ -11,8 +11,8 @@ from panscope import coders
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.data.documents import DataConfig, open_documents
 from panscope.data.tokens import TokenStream
-from panscope.evals.question import Question
-from panscope.evals.run import evaluate
+from panscope.evals.evaluate import evaluate
+from panscope.evals.spec import EvalSpec
 from panscope.lms.load import LanguageModelConfig, load
 from panscope.lms.model import LanguageModel, Reading, Start
 from panscope.types import SITE_KINDS, Site
@@ -58,7 +58,7 @@ def test_begun_and_whole_passes_measure_the_same(kind: str, lm: LanguageModel):
     def open_tokens() -> TokenStream:
         return TokenStream(documents, lm.tokenizer, data, part="held_out", seed=0, epochs=1)
 
-    whole, question = WholePasses(lm), Question(tokens=400, probes=3)
+    whole, question = WholePasses(lm), EvalSpec(tokens=400, probes=3)
     expected = evaluate(whole, open_tokens, measured, context=32, question=question)
     found = evaluate(lm, open_tokens, measured, context=32, question=question)
     assert set(range(lm.n_layers)) <= set(whole.started)
@@ -67,6 +67,8 @@ def test_begun_and_whole_passes_measure_the_same(kind: str, lm: LanguageModel):
         assert (result.fields["probed_tokens"] > 0) == (kind != "mlp_in_no_gain")
         assert not differences(found[name].fields, result.fields, 1e-6), name
         assert not differences(found[name].tables["positions"], result.tables["positions"], 1e-6), name
-    together = evaluate(lm, open_tokens, measured, context=32, question=replace(question, together=3))
+    interventions_per_pass = evaluate(
+        lm, open_tokens, measured, context=32, question=replace(question, interventions_per_pass=3)
+    )
     for name, result in found.items():  # other shapes of the same products, in float32
-        assert not differences(together[name].fields, result.fields, 1e-4), name
+        assert not differences(interventions_per_pass[name].fields, result.fields, 1e-4), name

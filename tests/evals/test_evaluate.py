@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from panscope.evals.question import EvalConfig, Question, Share
-from panscope.evals.run import evaluate
-from panscope.evals.tally import Result
+from panscope.evals.accumulator import Result
+from panscope.evals.evaluate import evaluate
+from panscope.evals.spec import EvalConfig, EvalShard, EvalSpec
 from panscope.types import NonFiniteError, Site, TokenBatch, UserError
 from tests.support.averaging_lm import (
     BOS,
@@ -90,10 +90,14 @@ def test_a_mean_coder_is_mean_ablation():
 
 
 @pytest.mark.parametrize("splice", ["content", "all"])
-@pytest.mark.parametrize("together", [1, 2])
-def test_special_tokens_keep_their_own_activations_unless_asked_and_padding_always(splice: str, together: int):
+@pytest.mark.parametrize("interventions_per_pass", [1, 2])
+def test_special_tokens_keep_their_own_activations_unless_asked_and_padding_always(
+    splice: str, interventions_per_pass: int
+):
     lm, row, batch = FakeLM(), row_of(7.0), a_batch(SEQUENCES)
-    measure({"c": wired(Constant(row), RESID0, RESID0)}, lm=lm, splice=splice, together=together)
+    measure(
+        {"c": wired(Constant(row), RESID0, RESID0)}, lm=lm, splice=splice, interventions_per_pass=interventions_per_pass
+    )
     replaced = batch.content if splice == "content" else batch.attention_mask
     changes = [pair for _, before, after in lm.splices for pair in zip(before.split(5), after.split(5), strict=True)]
     assert len(changes) == 3  # zeros, the mean, the coder
@@ -105,10 +109,10 @@ def test_special_tokens_keep_their_own_activations_unless_asked_and_padding_alwa
     assert not put[0].any()
 
 
-@pytest.mark.parametrize(("together", "runs"), [(1, [1] * 5), (2, [2, 2, 1]), (4, [4, 1]), (8, [5])])
-def test_ablations_run_once_a_site_and_passes_of_a_site_together(together: int, runs: list[int]):
+@pytest.mark.parametrize(("interventions_per_pass", "runs"), [(1, [1] * 5), (2, [2, 2, 1]), (4, [4, 1]), (8, [5])])
+def test_ablations_run_once_a_site_and_passes_of_a_site_together(interventions_per_pass: int, runs: list[int]):
     lm = FakeLM()
-    measure({name: a_coder(RESID1, RESID1) for name in "abc"}, lm=lm, together=together)
+    measure({name: a_coder(RESID1, RESID1) for name in "abc"}, lm=lm, interventions_per_pass=interventions_per_pass)
     looks, altered = lm.passes[:2], lm.passes[2:]
     assert looks == [(None, 5), (None, 5)]
     assert altered == [(1, 5 * copies) for copies in runs]  # zeros, the mean, three coders; from the site's block
@@ -117,7 +121,7 @@ def test_ablations_run_once_a_site_and_passes_of_a_site_together(together: int, 
 def test_sites_are_not_mixed_in_one_pass_and_begin_at_their_own_block():
     lm = FakeLM()
     many = {f"{site}{n}": a_coder(site, site) for n in range(2) for site in (RESID1, RESID0)}
-    measure(many, lm=lm, together=8)
+    measure(many, lm=lm, interventions_per_pass=8)
     assert lm.passes == [(None, 5), (None, 5), (0, 4 * 5), (1, 4 * 5)]
 
 
@@ -141,16 +145,16 @@ def test_one_backward_pass_a_batch_serves_every_coder_of_every_site():
 
 def test_coders_do_not_disturb_each_other():
     many = {"a": a_coder(RESID0, RESID0), "b": a_coder(RESID1, RESID1), "tc": a_coder(MLP_IN, MLP_OUT)}
-    together = measure(many, probes=5, **SUBSETS)
+    interventions_per_pass = measure(many, probes=5, **SUBSETS)
     for name, coder in many.items():
-        assert same(together[name], measure({name: coder}, probes=5, **SUBSETS)[name])
+        assert same(interventions_per_pass[name], measure({name: coder}, probes=5, **SUBSETS)[name])
 
 
-@pytest.mark.parametrize("together", [2, 8])
-def test_passes_together_give_the_same_numbers(together: int):
+@pytest.mark.parametrize("interventions_per_pass", [2, 8])
+def test_passes_together_give_the_same_numbers(interventions_per_pass: int):
     many = {name: a_coder(site, site) for name, site in {"a": RESID0, "b": RESID0, "c": RESID1}.items()}
-    alone = measure(many, together=1)
-    for name, result in measure(many, together=together).items():
+    alone = measure(many, interventions_per_pass=1)
+    for name, result in measure(many, interventions_per_pass=interventions_per_pass).items():
         assert not differences(result.fields, alone[name].fields, 1e-12)
 
 
@@ -163,11 +167,11 @@ def test_it_measures_as_few_batches_as_reach_the_budget(budget: int, measured: i
 def test_the_means_are_those_of_the_measured_batches():
     batches, told = in_batches(SEQUENCES, 1), []
     coder = {"c": a_coder(RESID0, RESID0)}
-    result = evaluate(FakeLM(), lambda: batches, coder, context=7, question=Question(tokens=5), progress=told.append)[
+    result = evaluate(FakeLM(), lambda: batches, coder, context=7, question=EvalSpec(tokens=5), progress=told.append)[
         "c"
     ]
     assert (result.fields["tokens"], result.fields["dead_window"], told) == (10, 10, [4, 10])
-    first_two = evaluate(FakeLM(), lambda: batches[:2], coder, context=7, question=Question())["c"]
+    first_two = evaluate(FakeLM(), lambda: batches[:2], coder, context=7, question=EvalSpec())["c"]
     assert same(result, first_two)
 
 
@@ -235,11 +239,11 @@ def test_activations_that_are_not_finite_are_named(reads: Site, bad: str):
         measure({"c": a_coder(reads, MLP_OUT)}, lm=Overflowing())
 
 
-@pytest.mark.parametrize("together", [1, 4])
-def test_a_splice_that_breaks_the_model_is_named(together: int):
+@pytest.mark.parametrize("interventions_per_pass", [1, 4])
+def test_a_splice_that_breaks_the_model_is_named(interventions_per_pass: int):
     far = wired(Constant(row_of(1e308)), RESID1, RESID1)
     with pytest.raises(NonFiniteError, match=r"'far'.*L01\.resid_post"):
-        measure({"far": far}, together=together)
+        measure({"far": far}, interventions_per_pass=interventions_per_pass)
 
 
 def test_no_gradient_is_recorded_and_no_coder_gives_no_result():
@@ -276,13 +280,13 @@ def test_the_budget_is_above_0():
 
 
 def test_a_share_is_written_as_it_is_read():
-    assert Share.parse("2/8") == Share(1, 8)
-    assert str(Share.parse("8/8")) == "8/8"
-    assert [n for n in range(7) if n in Share.parse("2/3")] == [1, 4]
-    assert all(sum(batch in Share(n, 3) for n in range(3)) == 1 for batch in range(7))
+    assert EvalShard.parse("2/8") == EvalShard(1, 8)
+    assert str(EvalShard.parse("8/8")) == "8/8"
+    assert [n for n in range(7) if n in EvalShard.parse("2/3")] == [1, 4]
+    assert all(sum(batch in EvalShard(n, 3) for n in range(3)) == 1 for batch in range(7))
     for bad in ("0/8", "9/8", "8", "a/b", "1/0", "-1/2", ""):
         with pytest.raises(UserError, match="2/8"):
-            Share.parse(bad)
+            EvalShard.parse(bad)
 
 
 def test_codes_of_coders_are_measured_on_content_alone():

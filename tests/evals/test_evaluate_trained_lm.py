@@ -9,8 +9,8 @@ import torch
 
 from panscope import coders
 from panscope.coders.wiring import WiredCoder, Wiring
-from panscope.evals.question import Question
-from panscope.evals.run import evaluate
+from panscope.evals.evaluate import evaluate
+from panscope.evals.spec import EvalSpec
 from panscope.lms.load import LanguageModelConfig, load
 from panscope.lms.model import LanguageModel
 from panscope.types import Site, TokenBatch
@@ -42,7 +42,7 @@ def text(lm: LanguageModel) -> list[TokenBatch]:
 def measure(lm: LanguageModel, many: dict[str, WiredCoder], batches: list[TokenBatch] | None = None) -> dict[str, Any]:
     """The fields of each coder's eval.json."""
     batches = text(lm) if batches is None else batches
-    results = evaluate(lm, lambda: batches, many, context=64, question=Question(probes=3, together=2))
+    results = evaluate(lm, lambda: batches, many, context=64, question=EvalSpec(probes=3, interventions_per_pass=2))
     return {name: result.fields for name, result in results.items()}
 
 

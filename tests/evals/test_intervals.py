@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from panscope.evals.firing import Firing
-from panscope.evals.outcome import Losses, Outcome, Places, Span
+from panscope.evals.outcome import Losses, Outcome, Span, TokenIndex
 from panscope.types import Latents
 from tests.support.outcomes import an_outcome, moments_of
 
@@ -36,7 +36,7 @@ def uneven(sequences: int, seed: int) -> Outcome:
     of = torch.arange(sequences).repeat_interleave(lengths)
     rows = len(of)
     starts = lengths.cumsum(0) - lengths
-    places = Places(of, torch.arange(rows) - starts[of], torch.zeros_like(of))
+    places = TokenIndex(of, torch.arange(rows) - starts[of], torch.zeros_like(of))
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g, dtype=DOUBLE)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from panscope.coders.wiring import WiredCoder
 from panscope.evals import firing
-from panscope.evals.outcome import Losses, Outcome, Places, Span, Uniformity
-from panscope.evals.question import Question, Share
-from panscope.evals.run import Evaluation, batches_of, evaluate, first_look
-from panscope.evals.tally import Result, Shape, Tally
+from panscope.evals.accumulator import CoderShape, MetricAccumulator, Result
+from panscope.evals.evaluate import Evaluation, batches_of, evaluate, measure_site_means
+from panscope.evals.outcome import Losses, Outcome, Span, TokenIndex, Uniformity
+from panscope.evals.spec import EvalShard, EvalSpec
 from panscope.types import Site, TokenBatch
 from tests.support.averaging_lm import (
     BOS,
@@ -44,8 +44,8 @@ LONGER = [
     [BOS, 3, 8, 6, 4, 4, 9],
 ]
 TOLERANCE = 1e-9
-QUESTION = Question(
-    subsets=("even", "odd"), subset_of=lambda document: document % 2, probes=7, together=2, saebench=True
+QUESTION = EvalSpec(
+    subsets=("even", "odd"), subset_of=lambda document: document % 2, probes=7, interventions_per_pass=2, saebench=True
 )
 
 
@@ -65,12 +65,12 @@ def coders() -> dict[str, WiredCoder]:
     }
 
 
-def evaluation(text: list[TokenBatch], question: Question = QUESTION) -> Evaluation:
-    means = first_look(FakeLM(), lambda: text, coders(), None)
+def evaluation(text: list[TokenBatch], question: EvalSpec = QUESTION) -> Evaluation:
+    means = measure_site_means(FakeLM(), lambda: text, coders(), None)
     return Evaluation(FakeLM(), coders(), means, context=CONTEXT, question=question)
 
 
-def measure_share(text: list[TokenBatch], share: Share) -> Evaluation:
+def measure_share(text: list[TokenBatch], share: EvalShard) -> Evaluation:
     """What one of several processes does."""
     made = evaluation(text, replace(QUESTION, share=share))
     for batch, stand in batches_of(lambda: text, None):
@@ -79,7 +79,7 @@ def measure_share(text: list[TokenBatch], share: Share) -> Evaluation:
     return made
 
 
-def whole(text: list[TokenBatch], question: Question = QUESTION) -> dict[str, Result]:
+def whole(text: list[TokenBatch], question: EvalSpec = QUESTION) -> dict[str, Result]:
     return evaluate(FakeLM(), lambda: text, coders(), context=CONTEXT, question=question)
 
 
@@ -103,7 +103,7 @@ def same(found: dict[str, Result], expected: dict[str, Result]) -> None:
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_shares_of_several_processes_merge_into_the_whole(parts: int, size: int):
     text = in_batches(LONGER, size)
-    first, *others = (measure_share(text, Share(number, parts)) for number in reversed(range(parts)))
+    first, *others = (measure_share(text, EvalShard(number, parts)) for number in reversed(range(parts)))
     for other in others:
         first.merge(other)
     same(first.results(), whole(text))
@@ -116,11 +116,11 @@ def test_batches_may_be_of_any_size(size: int):
     same(whole(in_batches(LONGER, size), question), whole(in_batches(LONGER, len(LONGER)), question))
 
 
-@pytest.mark.parametrize("together", [2, 8])
-def test_passes_run_together_measure_what_they_do_alone(together: int):
+@pytest.mark.parametrize("interventions_per_pass", [2, 8])
+def test_passes_run_together_measure_what_they_do_alone(interventions_per_pass: int):
     text = in_batches(LONGER, 3)
-    alone = whole(text, replace(QUESTION, together=1))
-    same(whole(text, replace(QUESTION, together=together)), alone)
+    alone = whole(text, replace(QUESTION, interventions_per_pass=1))
+    same(whole(text, replace(QUESTION, interventions_per_pass=interventions_per_pass)), alone)
 
 
 def test_an_evaluation_goes_on_bit_for_bit_where_it_was_saved():
@@ -168,7 +168,7 @@ def test_state_is_of_tensors_that_a_file_can_hold_and_does_not_grow_with_the_tex
 
 def test_merging_leaves_the_other_as_it_was():
     text = in_batches(LONGER, 3)
-    first, second = (measure_share(text, Share(number, 2)) for number in range(2))
+    first, second = (measure_share(text, EvalShard(number, 2)) for number in range(2))
     before = second.state_dict()
     first.merge(second)
     first.merge(second)
@@ -184,9 +184,9 @@ def test_sums_about_other_means_are_refused():
 def cut(outcome: Outcome, first: int, last: int) -> Outcome:
     """The sequences from `first` to before `last`, as a batch of its own."""
 
-    def some(places: Places) -> tuple[torch.Tensor, Places]:
+    def some(places: TokenIndex) -> tuple[torch.Tensor, TokenIndex]:
         keep = (places.sequences >= first) & (places.sequences < last)
-        return keep, Places(places.sequences[keep] - first, places.positions[keep], places.subsets[keep])
+        return keep, TokenIndex(places.sequences[keep] - first, places.positions[keep], places.subsets[keep])
 
     rows, places = some(outcome.span.rows)
     ahead, predicted = some(outcome.span.predicted)
@@ -218,7 +218,7 @@ def cut(outcome: Outcome, first: int, last: int) -> Outcome:
 )
 def test_any_parts_in_any_order_merge_into_one_pass(cuts: list[int], order: list[int], split: int):
     outcome = an_outcome()
-    probes = Places(torch.arange(8), torch.zeros(8, dtype=torch.int64), torch.zeros(8, dtype=torch.int64))
+    probes = TokenIndex(torch.arange(8), torch.zeros(8, dtype=torch.int64), torch.zeros(8, dtype=torch.int64))
     outcome = replace(outcome, uniformity=Uniformity(outcome.y[:8, 0].abs(), probes))
     ends = [0, *sorted(cuts), 8]
     pieces = [cut(outcome, *ends[n : n + 2]) for n in range(4)]
@@ -235,7 +235,7 @@ def test_any_parts_in_any_order_merge_into_one_pass(cuts: list[int], order: list
 def test_a_fresh_tally_takes_in_another_and_leaves_it_alone():
     second = tally_of([an_outcome(seed=2)])
     before = second.fields()
-    fresh = Tally(Shape(64, ("",), saebench=False), len(second.firing.table()["firings"]))
+    fresh = MetricAccumulator(CoderShape(64, ("",), saebench=False), len(second.firing.table()["firings"]))
     fresh.merge(second)
     assert not differences(fresh.fields(), before, 0)
     fresh.update(an_outcome(seed=3))

@@ -17,9 +17,9 @@ import tests.support.definitions as defined
 from panscope import coders
 from panscope.coders.wiring import WiredCoder
 from panscope.evals import firing
-from panscope.evals.question import Question
-from panscope.evals.run import evaluate
-from panscope.evals.tally import Result
+from panscope.evals.accumulator import Result
+from panscope.evals.evaluate import evaluate
+from panscope.evals.spec import EvalSpec
 from panscope.lms.load import LanguageModelConfig, load
 from panscope.lms.model import LanguageModel
 from panscope.types import Site, TokenBatch
@@ -110,11 +110,11 @@ class Case:
     predicts: Site = RESID0
     architecture: str = "relu"
     splice: str = "content"
-    judged: str = "target"
+    loss_mask: str = "target"
     subsets: tuple[str, ...] = SUBSETS
     probes: int = 6
     batch: int = 3
-    together: int = 1
+    interventions_per_pass: int = 1
 
     def coder(self) -> WiredCoder:
         own = {} if self.reads == self.predicts else {"encoder_init": "own"}
@@ -126,7 +126,7 @@ class Case:
         coded = defined.Coded(self.reads, self.predicts, row, coder.tensors()["W_dec"].numpy())
         one = self.subsets == ("",)
         asked = defined.Asked(
-            self.splice, self.judged, self.probes, self.subsets, (lambda _: 0) if one else subset_of, WINDOWS
+            self.splice, self.loss_mask, self.probes, self.subsets, (lambda _: 0) if one else subset_of, WINDOWS
         )
         return defined.measured(forward, TEXT, coded, asked), asked
 
@@ -137,9 +137,9 @@ class Case:
             {"c": self.coder()},
             text,
             splice=self.splice,
-            judged=self.judged,
+            loss_mask=self.loss_mask,
             probes=self.probes,
-            together=self.together,
+            interventions_per_pass=self.interventions_per_pass,
             **question,
         )["c"]
 
@@ -147,9 +147,11 @@ class Case:
 CASES = {
     "an SAE": Case(),
     "TopK, one subset, one batch": Case(RESID1, RESID1, "topk", subsets=("",), batch=8),
-    "a transcoder, passes together": Case(MLP_IN, MLP_OUT, together=8, batch=1),
-    "special tokens replaced": Case(MLP_OUT, MLP_OUT, "topk", splice="all", judged="input", together=2),
-    "judged where they are read, no probes": Case(judged="input", probes=0, batch=2),
+    "a transcoder, passes together": Case(MLP_IN, MLP_OUT, interventions_per_pass=8, batch=1),
+    "special tokens replaced": Case(
+        MLP_OUT, MLP_OUT, "topk", splice="all", loss_mask="input", interventions_per_pass=2
+    ),
+    "judged where they are read, no probes": Case(loss_mask="input", probes=0, batch=2),
 }
 
 
@@ -232,7 +234,11 @@ def test_a_trained_model(shared: Path):
     documents, places = torch.arange(len(ids))[:, None].expand_as(ids), torch.arange(longest).expand_as(ids)
     batch = TokenBatch(ids.clamp(min=0), mask, mask & (ids != bos), documents, places)
     found = evaluate(
-        lm, lambda: [batch], {"c": a_half_coder(64, site)}, context=longest, question=Question(probes=2, together=3)
+        lm,
+        lambda: [batch],
+        {"c": a_half_coder(64, site)},
+        context=longest,
+        question=EvalSpec(probes=2, interventions_per_pass=3),
     )["c"]
     expected, fields = defined.fields_of(group, asked), found.fields
     for numbers, tolerance in ((expected, 1e-4), (expected["intervals"], 1e-3)):

@@ -13,7 +13,7 @@ import torch
 import tests.support.definitions as defined
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import WiredCoder, Wiring
-from panscope.evals.tally import Result
+from panscope.evals.accumulator import Result
 from panscope.types import Site
 from tests.evals.test_oracle import TEXT, forward, row_of_relu, rows_of
 from tests.support.averaging_lm import (
@@ -47,7 +47,7 @@ def at_site(site: Site, row: Row, W_dec: np.ndarray, reads: Site | None = None) 
     return defined.measured(forward, TEXT, defined.Coded(reads or site, site, row, W_dec), ASKED)
 
 
-def together(groups: list[defined.Group]) -> list[defined.Token]:
+def interventions_per_pass(groups: list[defined.Group]) -> list[defined.Token]:
     """The rows of all sites: those of each site are sequences of their own."""
     step = 100
     return [
@@ -81,7 +81,7 @@ def test_a_multilayer_coder_is_an_sae_at_each_of_its_sites(sites: list[Site]):
     assert list(fields["sites"]) == [str(site) for site in sites]
     for site, numbers in zip(sites, expected, strict=True):
         assert not defined.differences(fields["sites"][str(site)], numbers, 1e-6)
-    firing = defined.firing_of(together(groups), ()) | {"dead_window": 31}
+    firing = defined.firing_of(interventions_per_pass(groups), ()) | {"dead_window": 31}
     for name in ("dead_fraction", "dead_window", "dense_fraction", "frequency", "never_fired"):
         assert not defined.differences(fields[name], firing[name], 0), name
     shares = ("dead_fraction", "dense_fraction", "dead_window")
@@ -92,7 +92,7 @@ def test_a_multilayer_coder_is_an_sae_at_each_of_its_sites(sites: list[Site]):
     assert fields["tokens"] == 31
     positions = [row for site, group in zip(sites, groups, strict=True) for row in defined.positions_of(group, site)]
     assert not defined.differences(rows_of(result.tables["positions"]), positions, 1e-6)
-    latents = defined.latents_of(together(groups))
+    latents = defined.latents_of(interventions_per_pass(groups))
     for name in ("firings", "frequency", "mean", "max"):
         assert not defined.differences(result.tables["latents"][name], [one[name] for one in latents], 1e-6), name
 

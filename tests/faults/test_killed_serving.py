@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from panscope.activations.store.layout import Column
+from panscope.activations.store.layout import StoredColumn
 from panscope.activations.store.store import Store
 from panscope.activations.store.windows import Slice, Windows
 from panscope.cli.serve import Serve
@@ -20,7 +20,7 @@ from panscope.plan.plan import SuiteConfig
 from panscope.runs import collection as collecting
 from panscope.runs.collection import StoreOptions, collect
 from panscope.runs.reporter import Silent
-from panscope.serving.client.progress import Standing
+from panscope.serving.client.progress import TrainerProgress
 from panscope.serving.client.served_rows import ServedRows, Servers
 from panscope.storage.sealed import write_json
 from panscope.types import Site
@@ -67,11 +67,11 @@ def learn(notes: Path, enough: Path, addresses: list[str]) -> None:
 
 def expected(store: Store, state: dict[str, Any]) -> dict[str, int]:
     """How often each row was given to a trainer that stands there, if each came once an epoch."""
-    _, document_ids, positions = store.read(Column.of_tokens(), 0, store.rows).unbind(dim=1)
+    _, document_ids, positions = store.read(StoredColumn.of_tokens(), 0, store.rows).unbind(dim=1)
     counts = torch.zeros(store.rows, dtype=torch.int64)
     for part in (Slice(1, 2), Slice(2, 2)):
         windows = Windows(store.rows, WINDOW_ROWS, store.manifest.cut, part)
-        standing = Standing.of(state["slices"][f"{windows.first}-{windows.end}"])
+        standing = TrainerProgress.of(state["slices"][f"{windows.first}-{windows.end}"])
         counts[windows.first : windows.end] = standing.epoch
         for window in range(len(windows)):
             first, count = windows.bounds(window)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from panscope.coders.base import Coder
-from panscope.formats import FORMATS, Asked
+from panscope.formats import FORMATS, ImportOptions
 from panscope.formats.dictionary_learning import SHAPES
 from panscope.transforms.to_jumprelu import frozen
 from panscope.types import Site, UserError
@@ -89,7 +89,7 @@ trainSAE(Rows(), configs, steps=30, save_dir=str(root), save_steps=[20], normali
 )
 """Each trainer for 30 steps on rows that are divided by their norm, which is folded in as it saves."""
 
-AT_UNKNOWN = Asked(reads=RESID, model="someone/unknown")
+AT_UNKNOWN = ImportOptions(reads=RESID, model="someone/unknown")
 NAMES = (
     "StandardTrainer",
     "StandardTrainerAprilUpdate",
@@ -157,7 +157,7 @@ def test_their_loader_reads_what_we_write(name: str, exported: dict[str, Any]) -
 def test_we_read_what_they_train(number: int, trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder = trained[0] / f"trainer_{number}"
     assert FORMAT.finds(folder)
-    found = FORMAT.read(folder, Asked())
+    found = FORMAT.read(folder, ImportOptions())
     codes, y_hat = reconstruct(found, rows())
     theirs = trained[1][folder.name]
     assert_near(y_hat, theirs["y_hat"])
@@ -184,7 +184,7 @@ def test_a_checkpoint_of_a_run_is_read_with_the_runs_configuration(
     folder = trained[0] / f"trainer_{number}"
     file = folder / "checkpoints" / "ae_20.pt"
     assert FORMAT.finds(file)
-    last, then = FORMAT.read(folder, Asked()).wired.coder, FORMAT.read(file, Asked()).wired.coder
+    last, then = FORMAT.read(folder, ImportOptions()).wired.coder, FORMAT.read(file, ImportOptions()).wired.coder
     assert type(then) is type(last)
     assert not torch.equal(then.W_enc, last.W_enc)
 
@@ -303,7 +303,7 @@ def test_k_may_be_in_the_configuration_alone_or_be_said(tmp_path: Path) -> None:
     bare = save(tmp_path / "b", state, "AutoEncoderTopK")
     with pytest.raises(UserError, match="--k"):
         FORMAT.read(bare, AT_RESID)
-    assert FORMAT.read(bare, Asked(reads=RESID, k=3)).wired.coder.config.sparsity == 3
+    assert FORMAT.read(bare, ImportOptions(reads=RESID, k=3)).wired.coder.config.sparsity == 3
     two = save(tmp_path / "c", their_state("AutoEncoderTopK"), "AutoEncoderTopK", k=7)
     with pytest.raises(UserError, match=r"say \[5, 7\]"):
         FORMAT.read(two, AT_RESID)
@@ -327,9 +327,9 @@ def test_the_site_is_the_configurations_or_asked_for(
     folder = save(tmp_path / "a", their_state("AutoEncoder"), "AutoEncoder", **trainer)
     if site is None:
         with pytest.raises(UserError, match="site"):
-            FORMAT.read(folder, Asked())
+            FORMAT.read(folder, ImportOptions())
     else:
-        assert FORMAT.read(folder, Asked()).wired.wiring.reads == (site,)
+        assert FORMAT.read(folder, ImportOptions()).wired.wiring.reads == (site,)
     assert FORMAT.read(folder, AT_RESID).wired.wiring.reads == (RESID,)
 
 
@@ -339,7 +339,7 @@ def test_names_and_origin_are_beside_the_weights(tmp_path: Path) -> None:
     assert config["hook_name"] == "blocks.3.hook_resid_post"
     assert config["hf_hook_name"] == "gpt_neox.layers.3.output"
     assert config["panscope"]["about"]["note"] == "from a test"
-    assert FORMAT.read(tmp_path / "a", Asked()).wired.wiring.reads == (RESID,)
+    assert FORMAT.read(tmp_path / "a", ImportOptions()).wired.wiring.reads == (RESID,)
 
 
 def test_the_same_coder_gives_the_same_bytes(tmp_path: Path) -> None:

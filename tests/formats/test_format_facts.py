@@ -11,7 +11,7 @@ import torch
 from panscope import coders
 from panscope.coders.base import Coder
 from panscope.coders.wiring import UNIT
-from panscope.formats import FORMATS, Asked
+from panscope.formats import FORMATS, ImportOptions
 from panscope.types import UserError
 from tests.support.hostile import read_tensors, write_tensors
 from tests.support.making import RESID, STANDARDISE, foreign, random_coder
@@ -41,7 +41,7 @@ def test_exports_are_what_it_writes(format: str, architecture: str, tmp_path: Pa
             written(format, architecture, tmp_path / "theirs")
         return
     written(format, architecture, tmp_path / "theirs")
-    again = FORMATS[format].read(tmp_path / "theirs", Asked())
+    again = FORMATS[format].read(tmp_path / "theirs", ImportOptions())
     assert again.wired.coder.config.architecture in FORMATS[format].imports
 
 
@@ -51,12 +51,12 @@ def test_imports_are_what_it_reads(format: str, tmp_path: Path) -> None:
     own, found = FORMATS[format], set()
     for architecture in own.exports:
         files = written(format, architecture, tmp_path / architecture)
-        found.add(own.read(tmp_path / architecture, Asked()).wired.coder.config.architecture)
+        found.add(own.read(tmp_path / architecture, ImportOptions()).wired.coder.config.architecture)
         if format == "llama_scope":
             config = next(file for file in files if file.name == "hyperparams.json")
             for act in ({"act_fn": "relu"}, {"act_fn": "topk", "jump_relu_threshold": 0, "top_k": 4}):
                 config.write_text(json.dumps(json.loads(config.read_text()) | act))
-                found.add(own.read(tmp_path / architecture, Asked()).wired.coder.config.architecture)
+                found.add(own.read(tmp_path / architecture, ImportOptions()).wired.coder.config.architecture)
     assert found == set(own.imports)
 
 
@@ -108,11 +108,11 @@ def test_needs_say_whether_a_site_must_be_told(format: str, tmp_path: Path) -> N
     _without_our_names(folder)
     STRANGERS[format](folder)
     if "--site" not in own.needs:
-        assert own.read(folder, Asked()).wired.wiring.reads == (RESID,)
+        assert own.read(folder, ImportOptions()).wired.wiring.reads == (RESID,)
         return
     with pytest.raises(UserError, match="name the site that it reads"):
-        own.read(folder, Asked())
-    assert own.read(folder, Asked(reads=RESID)).wired.wiring.reads == (RESID,)
+        own.read(folder, ImportOptions())
+    assert own.read(folder, ImportOptions(reads=RESID)).wired.wiring.reads == (RESID,)
 
 
 @pytest.mark.parametrize("format", ["dictionary_learning", "openai"])
@@ -128,8 +128,8 @@ def test_needs_say_whether_k_must_be_told(format: str, tmp_path: Path) -> None:
         edited("config.json", lambda fields: fields["trainer"].pop("k"))(folder)
     assert "--k" in own.needs
     with pytest.raises(UserError, match="--k"):
-        own.read(folder, Asked())
-    assert own.read(folder, Asked(k=3)).wired.coder.config.sparsity == 3
+        own.read(folder, ImportOptions())
+    assert own.read(folder, ImportOptions(k=3)).wired.coder.config.sparsity == 3
 
 
 def test_the_others_always_have_their_k() -> None:

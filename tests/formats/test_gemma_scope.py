@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from panscope.formats import FORMATS, Asked, Foreign
+from panscope.formats import FORMATS, ImportedCoder, ImportOptions
 from panscope.types import Site, UserError
 from tests.support.made_coders import D_IN, D_OUT, PREDICTS, WIDTH, MakeCoder, reconstructed
 from tests.support.making import through_a_run
@@ -126,10 +126,10 @@ def theirs(published: Path) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
     return loaded_by_saelens(published, [*ONES, *TWOS])
 
 
-def read(root: Path, place: str) -> Foreign:
+def read(root: Path, place: str) -> ImportedCoder:
     format = TWO if place in TWOS else ONE
     assert format.finds(root / place)
-    return format.read(root / place, Asked())
+    return format.read(root / place, ImportOptions())
 
 
 @pytest.mark.parametrize("place", [*ONES, *TWOS])
@@ -171,17 +171,17 @@ def test_the_first_against_its_formula(place: str, published: Path) -> None:
 def test_import_then_export_gives_back_the_tensors(place: str, published: Path, tmp_path: Path) -> None:
     """Through a run, whose widths would not fit those of the published files' models."""
     foreign = read(published, place)
-    asked = Asked(model="someone/unknown")
+    asked = ImportOptions(model="someone/unknown")
     out = through_a_run(published / place, (TWO if place in TWOS else ONE).name, tmp_path, asked)
     if place in TWOS:
         before, after = (load_file(folder / "params.safetensors") for folder in (published / place, out))
-        again = TWO.read(out, Asked())
+        again = TWO.read(out, ImportOptions())
     else:
         before, after = (
             {name: torch.from_numpy(array) for name, array in np.load(folder / "params.npz").items()}
             for folder in (published / place, out)
         )
-        again = ONE.read(out, Asked())
+        again = ONE.read(out, ImportOptions())
     assert before.keys() == after.keys()
     assert all(before[name].equal(after[name]) for name in before)
     assert again.wired.wiring == foreign.wired.wiring
@@ -196,7 +196,7 @@ def test_a_module_path_is_one_of_the_models_own_family(published: Path, tmp_path
     def site(point: str, model: str | None, said: str | None = None) -> Site:
         config = {"hf_hook_point_in": point} | ({"model_name": said} if said else {})
         (tmp_path / "config.json").write_text(json.dumps(config))
-        return TWO.read(tmp_path, Asked(model=model)).wired.wiring.reads[0]
+        return TWO.read(tmp_path, ImportOptions(model=model)).wired.wiring.reads[0]
 
     assert site(norm, None) == site(norm, None, "gemma-v3-4b-pt") == Site(3, "attn_out")
     assert site(norm, "meta-llama/Llama-3.1-8B") == site(norm, None, "Qwen/Qwen3-8B") == Site(3, "mlp_in")
@@ -207,7 +207,7 @@ def test_a_module_path_is_one_of_the_models_own_family(published: Path, tmp_path
 
 def test_without_a_family_there_are_no_module_paths_but_the_files_own(make_coder: MakeCoder, tmp_path: Path) -> None:
     def config(out: Path, about: dict[str, Any]) -> dict[str, Any]:
-        TWO.write(Foreign(make_coder("jumprelu", predicts=PREDICTS), about), out)
+        TWO.write(ImportedCoder(make_coder("jumprelu", predicts=PREDICTS), about), out)
         return json.loads((out / "config.json").read_text())
 
     points = ("hf_hook_point_in", "hf_hook_point_out", "hf_hook_name", "hf_hook_name_out")
@@ -216,7 +216,7 @@ def test_without_a_family_there_are_no_module_paths_but_the_files_own(make_coder
     (tmp_path / "a" / "config.json").write_text(
         json.dumps({"model_name": "someone/unknown", "hf_hook_point_in": "m.3.in", "hf_hook_point_out": "m.3.out"})
     )
-    found = TWO.read(tmp_path / "a", Asked(reads=Site(3, "mlp_in"), predicts=PREDICTS))
+    found = TWO.read(tmp_path / "a", ImportOptions(reads=Site(3, "mlp_in"), predicts=PREDICTS))
     assert [config(tmp_path / "b", dict(found.about))[name] for name in points] == ["m.3.in", "m.3.out"] * 2
 
 
@@ -237,9 +237,9 @@ def test_what_we_write_saelens_loads(make_coder: MakeCoder, tmp_path: Path) -> N
     }
     about = {"model": "google/gemma-3-1b-pt"}
     for place, wired in ones.items():
-        ONE.write(Foreign(wired, about), tmp_path / place)
+        ONE.write(ImportedCoder(wired, about), tmp_path / place)
     for place, wired in twos.items():
-        TWO.write(Foreign(wired, about), tmp_path / place)
+        TWO.write(ImportedCoder(wired, about), tmp_path / place)
     x = 4 * torch.randn(64, D_IN)
     save_file({"x": x}, tmp_path / "x.safetensors")
     found, said = loaded_by_saelens(tmp_path, [*ones, *twos])
@@ -263,15 +263,15 @@ def test_what_they_have_no_place_for(make_coder: MakeCoder, tmp_path: Path) -> N
         (make_coder("jumprelu", skip=True), ONE, "skip"),
     ):
         with pytest.raises(UserError, match=word):
-            format.write(Foreign(wired), tmp_path / "none")
+            format.write(ImportedCoder(wired), tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
 def test_a_site_that_no_name_says_is_asked_for(published: Path, tmp_path: Path) -> None:
     (tmp_path / "params.npz").write_bytes((published / next(iter(ONES)) / "params.npz").read_bytes())
     with pytest.raises(UserError, match="which site"):
-        ONE.read(tmp_path, Asked())
-    found = ONE.read(tmp_path / "params.npz", Asked(reads=Site(1, "mlp_out"), model="mine"))
+        ONE.read(tmp_path, ImportOptions())
+    found = ONE.read(tmp_path / "params.npz", ImportOptions(reads=Site(1, "mlp_out"), model="mine"))
     assert found.wired.wiring.reads == (Site(1, "mlp_out"),)
     assert found.about["model"] == "mine"
 
@@ -281,16 +281,16 @@ def test_coders_of_the_embedding_and_of_several_layers_are_refused(published: Pa
     folder.mkdir(parents=True)
     (folder / "params.npz").write_bytes((published / next(iter(ONES)) / "params.npz").read_bytes())
     with pytest.raises(UserError, match="embedding"):
-        ONE.read(folder, Asked())
+        ONE.read(folder, ImportOptions())
     clt = tmp_path / "google/gemma-scope-2-1b-pt/clt/layer_3_width_16k_l0_small"
     clt.mkdir(parents=True)
     weights = load_file(published / next(iter(TWOS)) / "params.safetensors")
     save_file(weights, clt / "params.safetensors")
     with pytest.raises(UserError, match="cross-layer"):
-        TWO.read(clt, Asked())
+        TWO.read(clt, ImportOptions())
     save_file(weights | {"w_dec": torch.zeros(WIDTH, 3, D_IN)}, clt / "params.safetensors")
     with pytest.raises(UserError, match="'w_dec' has shape"):
-        TWO.read(clt, Asked())
+        TWO.read(clt, ImportOptions())
 
 
 @pytest.mark.parametrize(
@@ -306,4 +306,4 @@ def test_a_config_that_says_otherwise(config: dict[str, Any], word: str, publish
     save_file(weights, tmp_path / "params.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=word):
-        TWO.read(tmp_path, Asked())
+        TWO.read(tmp_path, ImportOptions())

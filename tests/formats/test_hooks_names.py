@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from panscope.config import read_toml
-from panscope.formats import Foreign
-from panscope.formats.hooks import (
+from panscope.formats import ImportedCoder
+from panscope.formats.site_names import (
     family_named,
     hookpoint,
     lens_name,
@@ -19,7 +19,7 @@ from panscope.formats.hooks import (
     sites_named,
 )
 from panscope.lms.facts import TABLE
-from panscope.lms.families import FAMILIES, Family, family_of
+from panscope.lms.families import FAMILIES, ModelFamily, family_of
 from panscope.types import SITE_KINDS, Site
 from tests.support.made_coders import MakeCoder
 
@@ -28,7 +28,7 @@ GPT2, NEOX, LLAMA, GEMMA = (family_of(name) for name in ("gpt2", "gpt_neox", "ll
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 @pytest.mark.parametrize("kind", SITE_KINDS)
-def test_every_name_leads_back_to_its_site(kind: str, family: Family) -> None:
+def test_every_name_leads_back_to_its_site(kind: str, family: ModelFamily) -> None:
     site = Site(13, kind)
     assert site_of_lens_name(lens_name(site)) == site
     assert site_of_module_path(module_path(site, family), family) == site
@@ -55,7 +55,7 @@ def test_every_name_leads_back_to_its_site(kind: str, family: Family) -> None:
         ("L00.mlp_in", LLAMA, "blocks.0.mlp.hook_in", "model.layers.0.mlp.input", None),
     ],
 )
-def test_the_names_are_the_others(site: str, family: Family, lens: str, path: str, point: str | None) -> None:
+def test_the_names_are_the_others(site: str, family: ModelFamily, lens: str, path: str, point: str | None) -> None:
     found = Site.parse(site)
     assert (lens_name(found), module_path(found, family), hookpoint(found, family)) == (lens, path, point)
 
@@ -149,12 +149,12 @@ def test_the_family_by_a_folder_or_a_type(tmp_path: Path) -> None:
 
 def test_what_everything_exported_carries(make_coder: MakeCoder) -> None:
     about = {"model": "gpt2", "source": "runs/mine"}
-    names = names_of(Foreign(make_coder("relu", predicts=Site(3, "mlp_out")), about))
+    names = names_of(ImportedCoder(make_coder("relu", predicts=Site(3, "mlp_out")), about))
     assert names["hook_name"] == "blocks.3.mlp.hook_in"
     assert names["hf_hook_name_out"] == "transformer.h.3.mlp.output"
     assert names["panscope"]["about"] == about
     assert sites_named(names) == (Site(3, "mlp_in"), Site(3, "mlp_out"))
-    several = names_of(Foreign(make_coder("relu", sites=(Site(0, "resid_post"), Site(1, "resid_post"))), {}))
+    several = names_of(ImportedCoder(make_coder("relu", sites=(Site(0, "resid_post"), Site(1, "resid_post"))), {}))
     assert [entry["hook_name"] for entry in several["panscope"]["reads"]] == [
         "blocks.0.hook_resid_post",
         "blocks.1.hook_resid_post",

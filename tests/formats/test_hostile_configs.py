@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from panscope.formats import FORMATS, Asked, Foreign
+from panscope.formats import FORMATS, ImportedCoder, ImportOptions
 from panscope.types import UserError
 from tests.support.made_coders import D_IN, D_OUT, PREDICTS, make
 
@@ -38,8 +38,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("good")
     wired = make("batchtopk", predicts=PREDICTS)
     for name in CONFIGS:
-        FORMATS[name].write(Foreign(wired, {"model": "google/gemma-3-1b-pt"}), root / name)
-    FORMATS["saelens"].write(Foreign(make("topk"), {"model": "gpt2"}), root / "saelens.topk")
+        FORMATS[name].write(ImportedCoder(wired, {"model": "google/gemma-3-1b-pt"}), root / name)
+    FORMATS["saelens"].write(ImportedCoder(make("topk"), {"model": "gpt2"}), root / "saelens.topk")
     return root
 
 
@@ -69,7 +69,7 @@ def test_any_value_anywhere_is_read_or_is_a_sentence(name: str, data: st.DataObj
         config = with_value(config, place, data.draw(VALUES))
     path.write_text(json.dumps(config))
     try:
-        foreign = FORMATS[format].read(folders / name, Asked())
+        foreign = FORMATS[format].read(folders / name, ImportOptions())
     except UserError as error:
         assert "\n" not in str(error)
     else:
@@ -82,7 +82,7 @@ def test_any_value_anywhere_is_read_or_is_a_sentence(name: str, data: st.DataObj
 @pytest.mark.parametrize("name", CONFIGS)
 def test_tensors_that_do_not_fit_are_refused(name: str, folders: Path, tmp_path: Path) -> None:
     format, wired = FORMATS[name], make("batchtopk", predicts=PREDICTS, d_out=D_OUT if name != "llama_scope" else D_IN)
-    format.write(Foreign(wired), tmp_path)
+    format.write(ImportedCoder(wired), tmp_path)
     path = tmp_path / CONFIGS[name][1]
     is_npz = path.suffix == ".npz"
     good = {key: torch.from_numpy(value) for key, value in np.load(path).items()} if is_npz else load_file(path)
@@ -102,15 +102,15 @@ def test_tensors_that_do_not_fit_are_refused(name: str, folders: Path, tmp_path:
             else:
                 save_file(bad, path)
             with pytest.raises(UserError, match=word):
-                format.read(tmp_path, Asked())
+                format.read(tmp_path, ImportOptions())
     if wired.coder.config.d_in != wired.coder.config.d_out:
-        format.write(Foreign(wired), tmp_path)
+        format.write(ImportedCoder(wired), tmp_path)
         with pytest.raises(UserError, match="so it is a transcoder"):
-            format.read(tmp_path, Asked(reads=PREDICTS, predicts=PREDICTS))
+            format.read(tmp_path, ImportOptions(reads=PREDICTS, predicts=PREDICTS))
     extra = good | {"more": torch.zeros(3)}
     if is_npz:
         np.savez(path, **{other: value.numpy() for other, value in extra.items()})  # type: ignore[arg-type]
     else:
         save_file(extra, path)
     with pytest.raises(UserError, match="holds more too"):
-        format.read(tmp_path, Asked())
+        format.read(tmp_path, ImportOptions())

@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from panscope.formats import FORMATS, Foreign
+from panscope.formats import FORMATS, ImportedCoder
 from tests.support.attacking import Original, assert_the_same, attacked, imported_again, written
 from tests.support.hostile import STRUCTURAL, TENSORS, VALUES, holds_tensors, read_tensors, write_tensors
 from tests.support.making import K, reconstruct, rows
@@ -38,7 +38,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Origin
     return written(tmp_path_factory.mktemp("valid"))
 
 
-def assert_a_sound_coder(found: Foreign, original: Foreign) -> None:
+def assert_a_sound_coder(found: ImportedCoder, original: ImportedCoder) -> None:
     """Of the same sizes, with finite weights, so that it computes something."""
     ours, wanted = found.wired.coder.tensors(), original.wired.coder.tensors()
     for tensor_name in ("W_enc", "b_enc", "W_dec", "b_dec"):

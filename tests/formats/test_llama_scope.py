@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from panscope.formats import FORMATS, Asked, Foreign
+from panscope.formats import FORMATS, ImportedCoder, ImportOptions
 from panscope.types import Site, UserError
 from tests.support.made_coders import D_IN, D_OUT, PREDICTS, WIDTH, MakeCoder, reconstructed
 from tests.support.peers import run_in_peers
@@ -108,7 +108,7 @@ def test_the_fold_is_the_formula(name: str, rows: Tensor, tmp_path: Path) -> Non
     changes, d_out = CASES[name]
     folder = publish(tmp_path / name, hyperparams(**changes), d_out)
     assert LLAMA_SCOPE.finds(folder)
-    foreign = LLAMA_SCOPE.read(folder, Asked())
+    foreign = LLAMA_SCOPE.read(folder, ImportOptions())
     x = 6 * rows
     torch.testing.assert_close(reconstructed(foreign.wired, x).double(), wanted(folder, x), rtol=1e-5, atol=1e-5)
     active = foreign.wired.encode(x).dense().gt(0).double().mean()
@@ -120,14 +120,14 @@ def test_the_fold_is_the_formula(name: str, rows: Tensor, tmp_path: Path) -> Non
 
 
 def test_unit_vectors_where_the_threshold_meets_norms(rows: Tensor, tmp_path: Path) -> None:
-    coder = LLAMA_SCOPE.read(publish(tmp_path / "coder", hyperparams()), Asked()).wired.coder
+    coder = LLAMA_SCOPE.read(publish(tmp_path / "coder", hyperparams()), ImportOptions()).wired.coder
     torch.testing.assert_close(coder.W_dec.norm(dim=1), torch.ones(WIDTH), rtol=1e-6, atol=1e-6)
     assert coder.tensors()["threshold"].eq(torch.tensor(0.4)).all()
 
 
 def test_half_precision_is_folded_in_float64(rows: Tensor, tmp_path: Path) -> None:
     folder = publish(tmp_path / "coder", hyperparams(), dtype=torch.bfloat16)
-    ours = reconstructed(LLAMA_SCOPE.read(folder, Asked()).wired, rows)
+    ours = reconstructed(LLAMA_SCOPE.read(folder, ImportOptions()).wired, rows)
     torch.testing.assert_close(ours.double(), wanted(folder, rows), rtol=1e-5, atol=1e-5)
 
 
@@ -165,7 +165,7 @@ def test_saelens_agrees_where_its_loader_is_right(rows: Tensor, tmp_path: Path) 
     publish(tmp_path / "wrong", hyperparams())
     x = 6 * rows
     found = loaded_by_saelens(tmp_path, x, math.sqrt(D_IN) / 6, "right", "wrong")
-    ours = {name: reconstructed(LLAMA_SCOPE.read(tmp_path / name, Asked()).wired, x) for name in found}
+    ours = {name: reconstructed(LLAMA_SCOPE.read(tmp_path / name, ImportOptions()).wired, x) for name in found}
     torch.testing.assert_close(found["right"], ours["right"], rtol=1e-5, atol=1e-5)
     assert not torch.allclose(found["wrong"], ours["wrong"], rtol=0.1, atol=0.1)
     torch.testing.assert_close(ours["wrong"].double(), wanted(tmp_path / "wrong", x), rtol=1e-5, atol=1e-5)
@@ -178,16 +178,16 @@ def test_what_we_write_saelens_loads(make_coder: MakeCoder, rows: Tensor, tmp_pa
         "matryoshka": make_coder("matryoshka"),
         "transcoder": make_coder("batchtopk", predicts=PREDICTS),
         "relu": make_coder("relu"),
-        "again": LLAMA_SCOPE.read(tmp_path / "published", Asked()).wired,
+        "again": LLAMA_SCOPE.read(tmp_path / "published", ImportOptions()).wired,
     }
     for name, wired in made.items():
-        files = LLAMA_SCOPE.write(Foreign(wired, {"model": "meta-llama/Llama-3.1-8B"}), tmp_path / name)
+        files = LLAMA_SCOPE.write(ImportedCoder(wired, {"model": "meta-llama/Llama-3.1-8B"}), tmp_path / name)
         assert all(path.is_file() for path in files)
     found = loaded_by_saelens(tmp_path, 4 * rows, 1.0, *made)
     for name, wired in made.items():
         ours = reconstructed(wired, 4 * rows)
         torch.testing.assert_close(found[name], ours, rtol=1e-5, atol=1e-5)
-        again = LLAMA_SCOPE.read(tmp_path / name, Asked())
+        again = LLAMA_SCOPE.read(tmp_path / name, ImportOptions())
         assert again.wired.wiring == wired.wiring
         torch.testing.assert_close(reconstructed(again.wired, 4 * rows), ours, rtol=1e-5, atol=1e-5)
         LLAMA_SCOPE.write(again, tmp_path / f"{name}.again")
@@ -207,7 +207,7 @@ def test_what_it_has_no_place_for(make_coder: MakeCoder, tmp_path: Path) -> None
         (make_coder("relu", normaliser="token_norm"), "'token_norm'"),
     ):
         with pytest.raises(UserError, match=word):
-            LLAMA_SCOPE.write(Foreign(wired), tmp_path / "none")
+            LLAMA_SCOPE.write(ImportedCoder(wired), tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -233,5 +233,5 @@ def test_what_it_has_no_place_for(make_coder: MakeCoder, tmp_path: Path) -> None
 def test_what_is_not_ours_is_refused(changes: dict[str, Any], word: str, tmp_path: Path) -> None:
     folder = publish(tmp_path / "coder", hyperparams(**changes))
     with pytest.raises(UserError, match=word) as error:
-        LLAMA_SCOPE.read(folder, Asked())
+        LLAMA_SCOPE.read(folder, ImportOptions())
     assert str(folder) in str(error.value)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import UNIT, WiredCoder, Wiring
-from panscope.formats import FORMATS, Asked, Foreign
+from panscope.formats import FORMATS, ImportedCoder, ImportOptions
 from panscope.transforms.fold_norm import fold_norm
 from panscope.types import Site, UserError
 from tests.support.making import (
@@ -85,14 +85,14 @@ for name, options in {"raw": dict(standardize=False), "rows": dict(auxk=None), "
 NO_BIAS: dict[str, Any] = {"pre_encoder_bias": True, "encoder_bias": False}
 
 
-def several(one: Foreign) -> Foreign:
+def several(one: ImportedCoder) -> ImportedCoder:
     """The same coder, read at three layers."""
     sites = [Site(layer, "resid_post") for layer in (0, 1, 4)]
     wiring = Wiring.read({"wiring": "multilayer", "reads": sites, "predicts": sites}, "test")
-    return Foreign(WiredCoder(wiring, one.wired.coder, one.wired.normaliser), one.about)
+    return ImportedCoder(WiredCoder(wiring, one.wired.coder, one.wired.normaliser), one.about)
 
 
-EXPORTS: dict[str, Foreign] = {
+EXPORTS: dict[str, ImportedCoder] = {
     "rows": foreign(random_coder("topk", **NO_BIAS), normaliser=STANDARDISE),
     "raw": foreign(random_coder("topk", **NO_BIAS)),
     "layers": several(foreign(random_coder("topk", **NO_BIAS), normaliser=STANDARDISE)),
@@ -133,7 +133,7 @@ def test_the_hubs_mixin_reads_what_we_write(name: str, exported: dict[str, Tenso
 def test_we_read_what_the_hubs_mixin_saves(name: str, saved: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
     folder = saved[0] / name
     assert FORMAT.finds(folder)
-    found = FORMAT.read(folder, Asked())
+    found = FORMAT.read(folder, ImportOptions())
     assert_near(reconstruct(found, rows())[1], saved[1][name])
     FORMAT.write(found, tmp_path / "again")
     first, again = (safetensors.torch.load_file(place / "model.safetensors") for place in (folder, tmp_path / "again"))
@@ -179,7 +179,7 @@ def test_in_float64_and_back(standardise: bool, prefix: str, tmp_path: Path) -> 
         folder = save(tmp_path / "first", standardize=standardise)
     found = FORMAT.read(folder, AT_RESID)
     assert_near(reconstruct(found, rows())[1], oracle(folder, rows(), standardise=standardise))
-    through_a_run(folder, "mlsae", tmp_path, Asked(reads=RESID, model="someone/unknown"))
+    through_a_run(folder, "mlsae", tmp_path, ImportOptions(reads=RESID, model="someone/unknown"))
     first = safetensors.torch.load_file(folder / "model.safetensors")
     wanted = {f"{prefix}{name}": name for name in ("encoder.weight", "decoder.weight", "pre_encoder_bias")}
     again = safetensors.torch.load_file(tmp_path / "again" / "model.safetensors")
@@ -195,7 +195,7 @@ def test_small_rows_too(tmp_path: Path) -> None:
 
 def test_all_layers_are_one_coder(tmp_path: Path) -> None:
     folder = save(tmp_path / "all", layers=[0, 1, 4], model_name="EleutherAI/pythia-70m")
-    found = FORMAT.read(folder, Asked())
+    found = FORMAT.read(folder, ImportOptions())
     assert found.wired.wiring.wiring == "multilayer"
     assert [str(site) for site in found.wired.wiring.reads] == ["L00.resid_post", "L01.resid_post", "L04.resid_post"]
     assert found.about["model"] == "EleutherAI/pythia-70m"
@@ -205,16 +205,18 @@ def test_all_layers_are_one_coder(tmp_path: Path) -> None:
     assert [entry["hf_hook_name"] for entry in config["panscope"]["reads"]] == [
         f"gpt_neox.layers.{layer}.output" for layer in (0, 1, 4)
     ]
-    assert FORMAT.read(tmp_path / "again", Asked()).wired.wiring == found.wired.wiring
+    assert FORMAT.read(tmp_path / "again", ImportOptions()).wired.wiring == found.wired.wiring
     assert FORMAT.read(folder, AT_RESID).wired.wiring.reads == (RESID,)
-    assert FORMAT.read(save(tmp_path / "one", layers=[2]), Asked()).wired.wiring.reads == (Site(2, "resid_post"),)
+    assert FORMAT.read(save(tmp_path / "one", layers=[2]), ImportOptions()).wired.wiring.reads == (
+        Site(2, "resid_post"),
+    )
     none = save(tmp_path / "none")
     with pytest.raises(UserError, match="does not say at which site"):
-        FORMAT.read(none, Asked())
+        FORMAT.read(none, ImportOptions())
     sites = tuple(Site(layer, "resid_post") for layer in (0, 1, 4))
-    assert FORMAT.read(none, Asked(reads=sites)).wired.wiring == found.wired.wiring
+    assert FORMAT.read(none, ImportOptions(reads=sites)).wired.wiring == found.wired.wiring
     with pytest.raises(UserError, match=r"predicts L03\.resid_post, so it cannot read several"):
-        FORMAT.read(none, Asked(reads=sites, predicts=RESID))
+        FORMAT.read(none, ImportOptions(reads=sites, predicts=RESID))
 
 
 @pytest.mark.parametrize(
@@ -234,7 +236,7 @@ def test_all_layers_are_one_coder(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_a_sentence(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     folder = save(tmp_path / "a", **changes)
     with pytest.raises(UserError, match=words):
-        FORMAT.read(folder, Asked() if "layers" in changes else AT_RESID)
+        FORMAT.read(folder, ImportOptions() if "layers" in changes else AT_RESID)
 
 
 @pytest.mark.parametrize("name", ["encoder_lens.0.weight", "autoencoder.decoder_lens.0.weight", "lens.3.weight"])
@@ -258,7 +260,7 @@ def test_lenses_are_refused_and_not_left_out(name: str, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_there_is_no_place_for_is_refused(one: Foreign, words: str, tmp_path: Path) -> None:
+def test_what_there_is_no_place_for_is_refused(one: ImportedCoder, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
         FORMAT.write(one, tmp_path / "a")
     assert not (tmp_path / "a").exists()

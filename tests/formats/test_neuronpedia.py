@@ -19,7 +19,7 @@ KEYS: dict[type[np.Line], str] = {
     np.SourceSet: "modelId name creatorId hasDashboards visibility description type creatorName urls creatorEmail "
     "releaseName defaultOfModelId defaultRange defaultShowBreaks showDfa showCorrelated showHeadAttribution showUmap "
     "createdAt",
-    np.Source: "id modelId setName creatorId hasDashboards inferenceEnabled inferenceHosts saelensConfig "
+    np.NeuronpediaSource: "id modelId setName creatorId hasDashboards inferenceEnabled inferenceHosts saelensConfig "
     "saelensRelease saelensSaeId hfRepoId hfFolderId visibility defaultOfModelId hasUmap "
     "hasUmapLogSparsity hasUmapClusters num_prompts num_tokens_in_prompt dataset notes createdAt",
     np.Feature: "modelId layer index creatorId createdAt maxActApprox hasVector vector vectorLabel "
@@ -36,7 +36,7 @@ KEYS: dict[type[np.Line], str] = {
 }
 WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PLACE: dict[str, Any] = {"modelId": "gpt2-small", "layer": "3-ours", "index": "17", "createdAt": WHEN}
-SOURCE = np.Source(id="3-ours", modelId="gpt2-small", setName="ours", creatorId="me", createdAt=WHEN)
+SOURCE = np.NeuronpediaSource(id="3-ours", modelId="gpt2-small", setName="ours", creatorId="me", createdAt=WHEN)
 
 
 def release() -> np.Release:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from panscope.formats import FORMATS, Asked, Foreign
+from panscope.formats import FORMATS, ImportedCoder, ImportOptions
 from panscope.publish.import_coders import find
 from panscope.types import Site, UserError
 from tests.support.making import (
@@ -37,7 +37,7 @@ FORMAT = FORMATS["openai"]
 WEIGHTS = ("pre_bias", "latent_bias", "encoder.weight", "decoder.weight")
 TOPK = {"activation": "TopK", "activation_state_dict": OrderedDict(k=K, postact_fn="ReLU")}
 RELU = {"activation": "ReLU", "activation_state_dict": OrderedDict()}
-EXPORTS: dict[str, Foreign] = {
+EXPORTS: dict[str, ImportedCoder] = {
     "relu": foreign(random_coder("relu")),
     "relu_pre": foreign(random_coder("relu", pre_encoder_bias=True)),
     "topk": foreign(random_coder("topk"), normaliser=STANDARDISE),
@@ -96,7 +96,7 @@ def test_in_float64_and_back(activation: dict[str, Any], tmp_path: Path) -> None
     found = FORMAT.read(save(tmp_path / "first" / "3.pt", saved), AT_RESID)
     assert_near(reconstruct(found, rows())[1], oracle(saved, rows()))
     assert found.wired.normaliser.kind == ("standardise" if activation is TOPK else "none")
-    asked = Asked(reads=RESID, model="someone/unknown")
+    asked = ImportOptions(reads=RESID, model="someone/unknown")
     folder = through_a_run(tmp_path / "first" / "3.pt", "openai", tmp_path, asked)
     again = torch.load(folder / "3.pt", weights_only=True)
     assert_equal({name: again[name] for name in WEIGHTS}, {name: saved[name] for name in WEIGHTS})
@@ -121,9 +121,9 @@ def test_the_published_layout_says_the_site(place: str, site: str | None, tmp_pa
     assert FORMAT.finds(file) == FORMAT.finds(file.parent) == file.stem.isdigit()
     if site is None:
         with pytest.raises(UserError, match="site"):
-            FORMAT.read(file, Asked())
+            FORMAT.read(file, ImportOptions())
     else:
-        found = FORMAT.read(file, Asked())
+        found = FORMAT.read(file, ImportOptions())
         assert found.wired.wiring.reads == (Site.parse(site),)
         assert found.about["model"] == "openai-community/gpt2"
     assert FORMAT.read(file.parent, AT_RESID).wired.wiring.reads == (RESID,)
@@ -187,7 +187,7 @@ def test_names_and_origin_are_beside_the_weights(tmp_path: Path) -> None:
         (foreign(random_coder("relu", skip=True)), "skip"),
     ],
 )
-def test_what_there_is_no_place_for_is_refused(one: Foreign, words: str, tmp_path: Path) -> None:
+def test_what_there_is_no_place_for_is_refused(one: ImportedCoder, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
         FORMAT.write(one, tmp_path / "a")
     assert not (tmp_path / "a").exists()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from panscope.coders.wiring import WiredCoder, Wiring
-from panscope.formats import FORMATS, Asked, Foreign
+from panscope.formats import FORMATS, ImportedCoder, ImportOptions
 from panscope.types import SITE_KINDS, Site, UserError
 from tests.support.hostile import holds_tensors, read_tensors, write_tensors
 from tests.support.made_coders import MakeCoder
@@ -65,7 +65,7 @@ def test_the_sites_come_back(format: str, model: str | None, make_coder: MakeCod
     own = FORMATS[format]
     for number, (reads, predicts) in enumerate([*zip(SITE_KINDS, SITE_KINDS, strict=True), *PAIRS]):
         sites = [Site(3, kind) for kind in dict.fromkeys((reads, predicts))]
-        foreign = Foreign(wired_for(make_coder, format, *sites), {"model": model})
+        foreign = ImportedCoder(wired_for(make_coder, format, *sites), {"model": model})
         folder = tmp_path / f"coder-{number}"
         if not place_for(format, model, reads, predicts):
             with pytest.raises(UserError):
@@ -73,19 +73,19 @@ def test_the_sites_come_back(format: str, model: str | None, make_coder: MakeCod
             assert not folder.exists()
             continue
         own.write(foreign, folder)
-        again = own.read(folder, Asked())
+        again = own.read(folder, ImportOptions())
         assert again.wired.wiring == foreign.wired.wiring
         assert again.about["model"] == model
         if len(sites) == 1 and format != "mlsae":
-            elsewhere = own.read(folder, Asked(reads=Site(1, reads))).wired.wiring
+            elsewhere = own.read(folder, ImportOptions(reads=Site(1, reads))).wired.wiring
             assert (elsewhere.wiring, elsewhere.reads) == ("sae", (Site(1, reads),))
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_tensors_come_back_through_a_run(format: str, make_coder: MakeCoder, tmp_path: Path) -> None:
-    foreign = Foreign(wired_for(make_coder, format, Site(3, "resid_post")), {"model": "a/b"})
+    foreign = ImportedCoder(wired_for(make_coder, format, Site(3, "resid_post")), {"model": "a/b"})
     files = FORMATS[format].write(foreign, tmp_path / "first")
-    again = through_a_run(tmp_path / "first", format, tmp_path, Asked())
+    again = through_a_run(tmp_path / "first", format, tmp_path, ImportOptions())
     (file,) = filter(holds_tensors, files)
     found, wanted = read_tensors(again / file.relative_to(tmp_path / "first")), read_tensors(file)
     assert_equal(*({name: x for name, x in table.items() if isinstance(x, Tensor)} for table in (found, wanted)))
@@ -96,10 +96,10 @@ def test_the_tensors_come_back_through_a_run(format: str, make_coder: MakeCoder,
 def test_several_sites_are_kept_or_refused(format: str, wiring: str, make_coder: MakeCoder, tmp_path: Path) -> None:
     one = wired_for(make_coder, format, STREAM[0])
     several = Wiring.read({"wiring": wiring, "reads": STREAM, "predicts": STREAM}, "test")
-    foreign = Foreign(WiredCoder(several, one.coder, one.normaliser), {"model": "gpt2"})
+    foreign = ImportedCoder(WiredCoder(several, one.coder, one.normaliser), {"model": "gpt2"})
     if wiring == "multilayer" and format in ("saelens", "mlsae"):
         FORMATS[format].write(foreign, tmp_path / "a")
-        assert FORMATS[format].read(tmp_path / "a", Asked()).wired.wiring == several
+        assert FORMATS[format].read(tmp_path / "a", ImportOptions()).wired.wiring == several
     else:
         with pytest.raises(UserError, match=wiring):
             FORMATS[format].write(foreign, tmp_path / "a")
@@ -108,14 +108,14 @@ def test_several_sites_are_kept_or_refused(format: str, wiring: str, make_coder:
 
 @pytest.mark.parametrize("format", ["gemma_scope", "gemma_scope_2", "llama_scope", "sparsify", "openai"])
 def test_where_coders_read_one_site_several_cannot_be_said(format: str, make_coder: MakeCoder, tmp_path: Path) -> None:
-    FORMATS[format].write(Foreign(wired_for(make_coder, format, STREAM[0])), tmp_path / "a")
+    FORMATS[format].write(ImportedCoder(wired_for(make_coder, format, STREAM[0])), tmp_path / "a")
     with pytest.raises(UserError, match=r"cannot read several \(L00\.resid_post L01\.resid_post\): name one site"):
-        FORMATS[format].read(tmp_path / "a", Asked(reads=STREAM))
+        FORMATS[format].read(tmp_path / "a", ImportOptions(reads=STREAM))
 
 
 @pytest.mark.parametrize("format", ["gemma_scope", "gemma_scope_2", "sparsify", "openai", "saelens"])
 def test_damaged_sites_are_a_sentence(format: str, make_coder: MakeCoder, tmp_path: Path) -> None:
-    files = FORMATS[format].write(Foreign(wired_for(make_coder, format, Site(3, "resid_post"))), tmp_path / "a")
+    files = FORMATS[format].write(ImportedCoder(wired_for(make_coder, format, Site(3, "resid_post"))), tmp_path / "a")
     (file,) = (file for file in files if file.suffix == ".json")
     names = json.loads(file.read_text())
     for own in ({"wiring": "multilayer", "reads": 3}, {"wiring": "crosscoder"}, {"reads": [{"site": "L3"}]}, {}):
@@ -123,16 +123,16 @@ def test_damaged_sites_are_a_sentence(format: str, make_coder: MakeCoder, tmp_pa
         table["panscope"] = own
         file.write_text(json.dumps(names))
         with pytest.raises(UserError, match=r"a/\w+\.json") as refusal:
-            FORMATS[format].read(tmp_path / "a", Asked())
+            FORMATS[format].read(tmp_path / "a", ImportOptions())
         assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_whole_numbers_are_no_weights(format: str, make_coder: MakeCoder, tmp_path: Path) -> None:
-    foreign = Foreign(wired_for(make_coder, format, Site(3, "resid_post")), {"model": "gpt2"})
+    foreign = ImportedCoder(wired_for(make_coder, format, Site(3, "resid_post")), {"model": "gpt2"})
     file = next(file for file in FORMATS[format].write(foreign, tmp_path / "a") if holds_tensors(file))
     table = read_tensors(file)
     name = next(name for name in table if name.lower() in ("w_enc", "encoder.weight"))
     write_tensors(file, table | {name: table[name].to(torch.int32)})
     with pytest.raises(UserError, match=rf"tensor '{name}' is of torch\.int32, expected floating point"):
-        FORMATS[format].read(tmp_path / "a", Asked())
+        FORMATS[format].read(tmp_path / "a", ImportOptions())

@@ -12,7 +12,7 @@ from torch import Tensor
 from panscope import coders
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import WiredCoder, Wiring
-from panscope.formats import FORMATS, Asked, Foreign
+from panscope.formats import FORMATS, ImportedCoder, ImportOptions
 from panscope.types import Site, UserError
 from tests.support.made_coders import D_OUT, PREDICTS, MakeCoder, filled, reconstructed
 from tests.support.peers import run_in_peers
@@ -73,7 +73,7 @@ def written(make_coder: MakeCoder, tmp_path_factory: pytest.TempPathFactory) -> 
     root = tmp_path_factory.mktemp("written")
     made = {name: make_coder(architecture, **fields) for name, (architecture, fields) in VARIANTS.items()}
     for name, wired in made.items():
-        files = SAELENS.write(Foreign(wired, ABOUT), root / name)
+        files = SAELENS.write(ImportedCoder(wired, ABOUT), root / name)
         assert {path.name for path in files} == {path.name for path in (root / name).iterdir()}
     return root, made
 
@@ -126,7 +126,7 @@ def test_it_takes_them_for_what_they_are(theirs: Any) -> None:
 def test_import_then_export_gives_the_same_files(name: str, written: Any, tmp_path: Path) -> None:
     root, made = written
     assert SAELENS.finds(root / name)
-    foreign = SAELENS.read(root / name, Asked())
+    foreign = SAELENS.read(root / name, ImportOptions())
     assert foreign.wired.wiring == made[name].wiring
     assert foreign.wired.normaliser == made[name].normaliser
     SAELENS.write(foreign, tmp_path)
@@ -150,8 +150,8 @@ def test_the_file_says_where_it_reads_and_where_it_comes_from(written: Any) -> N
 def test_a_fixed_factor_is_folded_before_writing(make_coder: MakeCoder, rows: Tensor, tmp_path: Path) -> None:
     inner = make_coder("jumprelu", pre_encoder_bias=True)
     scaled = WiredCoder(inner.wiring, inner.coder, Normaliser(kind="sqrt_d", scale_in=0.5, scale_out=0.5))
-    SAELENS.write(Foreign(scaled), tmp_path)
-    again = SAELENS.read(tmp_path, Asked()).wired
+    SAELENS.write(ImportedCoder(scaled), tmp_path)
+    again = SAELENS.read(tmp_path, ImportOptions()).wired
     torch.testing.assert_close(reconstructed(again, rows), reconstructed(scaled, rows), rtol=1e-5, atol=1e-5)
     assert again.normaliser.kind == "none"
 
@@ -168,5 +168,5 @@ def test_what_has_no_place_there_is_refused(make_coder: MakeCoder, tmp_path: Pat
         (several, "crosscoder"),
     ):
         with pytest.raises(UserError, match=word):
-            SAELENS.write(Foreign(wired), tmp_path / "none")
+            SAELENS.write(ImportedCoder(wired), tmp_path / "none")
     assert not (tmp_path / "none").exists()

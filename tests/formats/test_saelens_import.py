@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from panscope.formats import FORMATS, Asked, Foreign
+from panscope.formats import FORMATS, ImportedCoder, ImportOptions
 from panscope.types import Site, UserError
 from tests.support.made_coders import MakeCoder, reconstructed
 from tests.support.making import through_a_run
@@ -114,14 +114,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Ten
 def test_our_reconstruction_is_theirs(name: str, saved: tuple[Path, dict[str, Tensor]]) -> None:
     root, found = saved
     assert SAELENS.finds(root / name)
-    foreign = SAELENS.read(root / name, Asked())
+    foreign = SAELENS.read(root / name, ImportOptions())
     torch.testing.assert_close(reconstructed(foreign.wired, found["x"]), found[name], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in SAVED if not name.startswith(("batchtopk", "matryoshka"))])
 def test_import_then_export_gives_back_the_tensors(name: str, saved: Any, tmp_path: Path) -> None:
     before = load_file(saved[0] / name / "sae_weights.safetensors")
-    asked = Asked(reads=Site(5, "mlp_out") if name.endswith("checkpoint") else None, model="someone/unknown")
+    asked = ImportOptions(reads=Site(5, "mlp_out") if name.endswith("checkpoint") else None, model="someone/unknown")
     out = through_a_run(saved[0] / name, "saelens", tmp_path, asked)
     after = load_file(out / "sae_weights.safetensors")
     assert before.keys() == after.keys()
@@ -130,13 +130,13 @@ def test_import_then_export_gives_back_the_tensors(name: str, saved: Any, tmp_pa
 
 def test_the_sites_are_those_of_the_hooks(saved: Any) -> None:
     def wiring(name: str) -> tuple[str, str]:
-        found = SAELENS.read(saved[0] / name, Asked()).wired.wiring
+        found = SAELENS.read(saved[0] / name, ImportOptions()).wired.wiring
         return str(found.reads[0]), str(found.predicts[0])
 
     assert wiring("standard.True") == ("L05.resid_post", "L05.resid_post")
     assert wiring("of_heads") == ("L05.attn_z", "L05.attn_z")
     assert wiring("skip_transcoder") == ("L05.mlp_in_no_gain", "L05.mlp_out")
-    asked = Asked(reads=Site(1, "mlp_in"), predicts=Site(1, "mlp_out"), model="mine")
+    asked = ImportOptions(reads=Site(1, "mlp_in"), predicts=Site(1, "mlp_out"), model="mine")
     foreign = SAELENS.read(saved[0] / "skip_transcoder", asked)
     assert foreign.wired.wiring.reads == (Site(1, "mlp_in"),)
     assert foreign.about["model"] == "mine"
@@ -161,7 +161,7 @@ def test_folders_of_version_3_are_read_as_it_reads_them(make_coder: MakeCoder, r
     base |= {"model_name": "gpt2-small", "hook_point": "blocks.8.hook_resid_pre", "apply_b_dec_to_input": True}
     topk = {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5}}
     for name, more in (("relu", {"activation_fn_str": "relu"}), ("topk", topk)):
-        SAELENS.write(Foreign(make_coder(name, pre_encoder_bias=True)), tmp_path / name)
+        SAELENS.write(ImportedCoder(make_coder(name, pre_encoder_bias=True)), tmp_path / name)
         (tmp_path / name / "cfg.json").write_text(json.dumps(base | more))
     weights = tmp_path / "topk" / "sae_weights.safetensors"
     save_file(load_file(weights), weights)
@@ -169,22 +169,22 @@ def test_folders_of_version_3_are_read_as_it_reads_them(make_coder: MakeCoder, r
     run_in_peers(OLD, tmp_path)
     found = load_file(tmp_path / "found.safetensors")
     for name in ("relu", "topk"):
-        foreign = SAELENS.read(tmp_path / name, Asked())
+        foreign = SAELENS.read(tmp_path / name, ImportOptions())
         torch.testing.assert_close(reconstructed(foreign.wired, rows), found[name], rtol=1e-5, atol=1e-5)
         assert foreign.wired.wiring.reads == (Site(7, "resid_post"),)
         assert foreign.wired.coder.config.architecture == name
 
 
 def test_the_decoder_bias_is_taken_off_unless_the_file_says_no(make_coder: MakeCoder, tmp_path: Path) -> None:
-    SAELENS.write(Foreign(make_coder("relu")), tmp_path)
+    SAELENS.write(ImportedCoder(make_coder("relu")), tmp_path)
     config = json.loads((tmp_path / "cfg.json").read_text())
     assert config.pop("apply_b_dec_to_input") is False
     (tmp_path / "cfg.json").write_text(json.dumps(config))
-    assert SAELENS.read(tmp_path, Asked()).wired.coder.config.pre_encoder_bias
+    assert SAELENS.read(tmp_path, ImportOptions()).wired.coder.config.pre_encoder_bias
 
 
 def folder_of(make_coder: MakeCoder, path: Path, changes: dict[str, Any], architecture: str = "relu") -> Path:
-    SAELENS.write(Foreign(make_coder(architecture)), path)
+    SAELENS.write(ImportedCoder(make_coder(architecture)), path)
     config = json.loads((path / "cfg.json").read_text())
     (path / "cfg.json").write_text(json.dumps(config | changes))
     return path
@@ -217,7 +217,7 @@ def folder_of(make_coder: MakeCoder, path: Path, changes: dict[str, Any], archit
 )
 def test_what_is_not_ours_is_refused(changes: dict[str, Any], word: str, make_coder: MakeCoder, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=word) as error:
-        SAELENS.read(folder_of(make_coder, tmp_path / "coder", changes), Asked())
+        SAELENS.read(folder_of(make_coder, tmp_path / "coder", changes), ImportOptions())
     assert str(tmp_path / "coder") in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -245,41 +245,41 @@ def test_a_transcoder_that_takes_a_bias_off_its_input_is_refused_as_they_do(
         )
         for applies in (False, True, None):
             folder = tmp_path / f"{name}.{applies}"
-            SAELENS.write(Foreign(wired), folder)
+            SAELENS.write(ImportedCoder(wired), folder)
             config = json.loads((folder / "cfg.json").read_text()) | {"apply_b_dec_to_input": applies}
             assert config["architecture"] == name
             (folder / "cfg.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
             folders.append(folder)
             if applies is False:
-                assert not SAELENS.read(folder, Asked()).wired.coder.config.pre_encoder_bias
+                assert not SAELENS.read(folder, ImportOptions()).wired.coder.config.pre_encoder_bias
             else:
                 with pytest.raises(UserError, match=f"'{name}' takes no bias off its input"):
-                    SAELENS.read(folder, Asked())
+                    SAELENS.read(folder, ImportOptions())
     assert run_in_peers(REFUSED, *folders).split() == ["loaded", *["apply_b_dec_to_input"] * 2] * len(TRANSCODERS)
 
 
 def test_several_sites_may_be_said_of_one_coder(make_coder: MakeCoder, tmp_path: Path) -> None:
     sites = (Site(0, "mlp_in"), Site(1, "mlp_in"))
-    SAELENS.write(Foreign(make_coder("relu")), tmp_path / "sae")
-    assert SAELENS.read(tmp_path / "sae", Asked(reads=sites)).wired.wiring.reads == sites
-    SAELENS.write(Foreign(make_coder("relu", predicts=Site(3, "mlp_out"))), tmp_path / "transcoder")
+    SAELENS.write(ImportedCoder(make_coder("relu")), tmp_path / "sae")
+    assert SAELENS.read(tmp_path / "sae", ImportOptions(reads=sites)).wired.wiring.reads == sites
+    SAELENS.write(ImportedCoder(make_coder("relu", predicts=Site(3, "mlp_out"))), tmp_path / "transcoder")
     with pytest.raises(UserError, match=r"predicts L03\.mlp_out, so it cannot read several"):
-        SAELENS.read(tmp_path / "transcoder", Asked(reads=sites))
+        SAELENS.read(tmp_path / "transcoder", ImportOptions(reads=sites))
 
 
 def test_a_files_own_module_path_is_kept_where_the_family_is_unknown(make_coder: MakeCoder, tmp_path: Path) -> None:
-    SAELENS.write(Foreign(make_coder("relu", site=Site(5, "resid_post"))), tmp_path / "theirs")
+    SAELENS.write(ImportedCoder(make_coder("relu", site=Site(5, "resid_post"))), tmp_path / "theirs")
     file = tmp_path / "theirs" / "cfg.json"
     config = json.loads(file.read_text())
     config["metadata"] |= {"panscope": None, "hf_hook_name": "decoder.blocks.5", "model_name": "someone/unknown"}
     file.write_text(json.dumps(config))
-    asked = Asked()
+    asked = ImportOptions()
     for out in ("once", "twice"):
         folder = through_a_run(file.parent, "saelens", tmp_path / out, asked)
         said = json.loads((folder / "cfg.json").read_text())["metadata"]
         assert (said["hook_name"], said["hf_hook_name"]) == ("blocks.5.hook_resid_post", "decoder.blocks.5")
         file = folder / "cfg.json"
-    elsewhere = through_a_run(file.parent, "saelens", tmp_path / "else", Asked(reads=Site(4, "mlp_out")))
+    elsewhere = through_a_run(file.parent, "saelens", tmp_path / "else", ImportOptions(reads=Site(4, "mlp_out")))
     assert json.loads((elsewhere / "cfg.json").read_text())["metadata"]["hf_hook_name"] is None
 
 
@@ -287,16 +287,16 @@ def test_a_files_own_module_path_is_kept_where_the_family_is_unknown(make_coder:
 def test_a_k_that_is_none_is_refused(k: object, make_coder: MakeCoder, tmp_path: Path) -> None:
     folder = folder_of(make_coder, tmp_path / "coder", {"k": k}, "topk")
     with pytest.raises(UserError, match=r"sparsity|k is|--k"):
-        SAELENS.read(folder, Asked())
+        SAELENS.read(folder, ImportOptions())
 
 
 def test_a_factor_beside_a_checkpoint_is_folded_in(make_coder: MakeCoder, rows: Tensor, tmp_path: Path) -> None:
     plain = make_coder("jumprelu", pre_encoder_bias=True)
-    SAELENS.write(Foreign(plain), tmp_path)
+    SAELENS.write(ImportedCoder(plain), tmp_path)
     config = json.loads((tmp_path / "cfg.json").read_text())
     (tmp_path / "cfg.json").write_text(json.dumps(config | {"normalize_activations": "expected_average_only_in"}))
     (tmp_path / "activation_scaler.json").write_text(json.dumps({"scaling_factor": 0.25, "has_whitening": False}))
-    scaled = SAELENS.read(tmp_path, Asked()).wired
+    scaled = SAELENS.read(tmp_path, ImportOptions()).wired
     torch.testing.assert_close(
         reconstructed(scaled, rows), reconstructed(plain, rows * 0.25) / 0.25, rtol=1e-5, atol=1e-5
     )

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from panscope.formats import FORMATS, Asked, Foreign
+from panscope.formats import FORMATS, ImportedCoder, ImportOptions
 from panscope.types import Site, UserError
 from tests.support.making import (
     AT_RESID,
@@ -70,7 +70,7 @@ half = SparseCoder(d, SparseCoderConfig(k=k, num_latents=f), dtype=torch.bfloat1
 half.save_to_disk(root / "layers.6")
 json.dump({"sae": {"k": k}, "model": "EleutherAI/pythia-70m", "dataset": "x"}, open(root / "config.json", "w"))
 """
-EXPORTS: dict[str, Foreign] = {
+EXPORTS: dict[str, ImportedCoder] = {
     "sae": foreign(random_coder("topk")),
     "sae_pre": foreign(random_coder("topk", pre_encoder_bias=True)),
     "sae_skip": foreign(random_coder("topk", skip=True)),
@@ -124,7 +124,7 @@ def test_their_loader_reads_what_we_write(name: str, exported: dict[str, Any]) -
 def test_we_read_what_they_save(name: str, saved: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder = saved[0] / name
     assert FORMAT.finds(folder)
-    found = FORMAT.read(folder, Asked())
+    found = FORMAT.read(folder, ImportOptions())
     codes, y_hat = reconstruct(found, rows())
     limit = 0.02 if name == "layers.6" else 1e-5  # there they compute in bfloat16
     assert_near(y_hat, saved[1][name]["y_hat"], limit)
@@ -167,7 +167,7 @@ def oracle(folder: Path, x: Tensor, *, transcode: bool) -> Tensor:
 @pytest.mark.parametrize("skip", [False, True])
 def test_in_float64_and_back(transcode: bool, skip: bool, tmp_path: Path) -> None:
     folder = save(tmp_path / "layers.3.mlp", transcode=transcode, skip_connection=skip, some_new_key=1)
-    asked = Asked(reads=MLP_IN if transcode else MLP_OUT, predicts=MLP_OUT, model="someone/unknown")
+    asked = ImportOptions(reads=MLP_IN if transcode else MLP_OUT, predicts=MLP_OUT, model="someone/unknown")
     found = FORMAT.read(folder, asked)
     assert_near(reconstruct(found, rows())[1], oracle(folder, rows(), transcode=transcode))
     again = through_a_run(folder, "sparsify", tmp_path, asked)
@@ -195,11 +195,11 @@ def test_the_folders_name_is_the_site(
     folder = save(tmp_path / hookpoint, transcode=transcode)
     if sites is None:
         with pytest.raises(UserError, match=r"site"):
-            FORMAT.read(folder, Asked(model=model))
+            FORMAT.read(folder, ImportOptions(model=model))
         return
-    wiring = FORMAT.read(folder, Asked(model=model)).wired.wiring
+    wiring = FORMAT.read(folder, ImportOptions(model=model)).wired.wiring
     assert (str(wiring.reads[0]), str(wiring.predicts[0])) == sites
-    elsewhere = FORMAT.read(folder, Asked(reads=Site(1, "attn_out"), predicts=RESID)).wired.wiring
+    elsewhere = FORMAT.read(folder, ImportOptions(reads=Site(1, "attn_out"), predicts=RESID)).wired.wiring
     assert (elsewhere.reads, elsewhere.predicts) == ((Site(1, "attn_out"),), (RESID,))
 
 
@@ -217,7 +217,7 @@ def test_what_is_written_says_where_it_stands_and_comes_from(tmp_path: Path) -> 
     assert config["hook_name"] == "blocks.3.mlp.hook_in"
     assert config["hf_hook_name_out"] == "gpt_neox.layers.3.mlp.output"
     assert config["panscope"]["about"]["note"] == "from a test"
-    found = FORMAT.read(tmp_path / "anywhere", Asked())
+    found = FORMAT.read(tmp_path / "anywhere", ImportOptions())
     assert found.wired.wiring == one.wired.wiring
     assert found.about["model"] == "EleutherAI/pythia-70m"
 
@@ -266,7 +266,7 @@ def test_a_skip_that_is_not_announced_is_refused(tmp_path: Path) -> None:
         (foreign(random_coder("topk"), MLP_IN, MLP_OUT, model="someone/unknown", hookpoint="L03M"), "not known"),
     ],
 )
-def test_what_there_is_no_place_for_is_refused(one: Foreign, words: str, tmp_path: Path) -> None:
+def test_what_there_is_no_place_for_is_refused(one: ImportedCoder, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
         FORMAT.write(one, tmp_path / "a")
     assert not (tmp_path / "a").exists()

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from panscope.geometry.pairs import (
-    Known,
+    CoderInfo,
     companions,
     matchings,
     pairs_among,
@@ -14,9 +14,9 @@ from panscope.geometry.pairs import (
 )
 
 
-def known(name: str, place: str = "R", architecture: str = "topk", latents: int = 64, sparsity: float = 8) -> Known:
+def known(name: str, place: str = "R", architecture: str = "topk", latents: int = 64, sparsity: float = 8) -> CoderInfo:
     folder = Path("coders") / name.split("@")[0]
-    return Known(name, folder, place, architecture, sparsity, latents, width=16, xxh3="")
+    return CoderInfo(name, folder, place, architecture, sparsity, latents, width=16, xxh3="")
 
 
 A, B = known("a"), known("b", architecture="relu", sparsity=0.1)
@@ -25,7 +25,7 @@ E = known("e", sparsity=4)
 ELSEWHERE = known("z", place="M", latents=128)
 
 
-def names(pairs: list[tuple[Known, Known]]) -> list[str]:
+def names(pairs: list[tuple[CoderInfo, CoderInfo]]) -> list[str]:
     return [f"{a.name}{b.name}" for a, b in pairs]
 
 

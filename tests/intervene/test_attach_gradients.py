@@ -56,7 +56,7 @@ def test_what_is_put_in_is_a_constant_what_is_added_stands_beside(llama: Languag
     def add(_module: Any, _inputs: Any, output: Any) -> Any:
         return (output[0] + constant, *output[1:]) if isinstance(output, tuple) else output + constant
 
-    handle = llama.places.blocks[1].register_forward_hook(add)
+    handle = llama.site_resolver.blocks[1].register_forward_hook(add)
     expected = slopes(llama, e)
     handle.remove()
     with attach(llama, coder, edits=Steer("c", 3, 2.0)):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from panscope.coders import inference
-from panscope.coders.inference import way_for
+from panscope.coders.inference import backend_for
 from panscope.coders.normaliser import Normaliser
 from panscope.lms.model import LanguageModel
 from panscope.loading.loaded_coder import LoadedCoder
@@ -137,7 +137,7 @@ def test_which_way_a_coder_goes(llama: LanguageModel, monkeypatch: pytest.Monkey
     assert coder.encode(torch.randn(2, 24)).values.dtype == torch.bfloat16
     assert made(llama, SITE, architecture="relu", kernels="auto").kernels == "reference"
     with pytest.raises(UserError, match="the coder is in bfloat16, and they compute float32"):
-        way_for(coder.wired.coder, "sparse")
+        backend_for(coder.wired.coder, "sparse")
     with pytest.raises(UserError, match="there are none for devices of type 'meta'"):
         made(llama, SITE, kernels="sparse").to("meta")
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from huggingface_hub.hf_api import RepoFolder
 
-from panscope.coders import store
+from panscope.coders import files as store
 from panscope.formats import FORMATS
-from panscope.formats.base import Asked, Foreign
+from panscope.formats.base import ImportedCoder, ImportOptions
 from panscope.lms.load import named_device
 from panscope.lms.model import LanguageModel
 from panscope.loading import hub
@@ -49,7 +49,7 @@ def test_our_own(run: Path, llama: LanguageModel) -> None:
     with pytest.raises(UserError, match="revision 'v1' is set, but"):
         load(run, "L01R-topk", revision="v1")
     with pytest.raises(UserError, match=r"asked is given, but '.*L01R-topk' is a coder of ours, which says it all"):
-        load(run, "L01R-topk", asked=Asked(k=2))
+        load(run, "L01R-topk", asked=ImportOptions(k=2))
     kernels: Any = "fast"
     with pytest.raises(UserError, match="kernels is 'fast': use one of auto, sparse, reference"):
         load(run, "L01R-topk", kernels=kernels)
@@ -68,8 +68,8 @@ def test_foreign_folders(tmp_path: Path, llama: LanguageModel, format: str) -> N
     coder = made(llama, SITE, architecture="jumprelu")
     folder = tmp_path / "layer_1"
     folder.mkdir()
-    FORMATS[format].write(Foreign(coder.wired, {"model": "m"}), folder)
-    for found in (load(folder), load(folder, format=format), load(folder, asked=Asked(reads=SITE))):
+    FORMATS[format].write(ImportedCoder(coder.wired, {"model": "m"}), folder)
+    for found in (load(folder), load(folder, format=format), load(folder, asked=ImportOptions(reads=SITE))):
         assert found.wiring.reads == (SITE,)
         assert found.name == "layer_1"
         torch.testing.assert_close(found.encode(X).tensor(), coder.encode(X).tensor(), rtol=1e-4, atol=1e-5)

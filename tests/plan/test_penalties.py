@@ -8,12 +8,12 @@ import pytest
 from panscope import builtin, coders
 from panscope.coders.topk import SelectingConfig
 from panscope.plan import recipe
-from panscope.plan.warnings import LARGEST, far_above, silent
+from panscope.plan.warnings import LARGEST, warn_inactive_coders, warn_large_penalty
 from tests.support.paper_lm import planned
 
 
 def said(**table: Any) -> list[str]:
-    return far_above(planned({"width": 64, "layers": [1], **table}))
+    return warn_large_penalty(planned({"width": 64, "layers": [1], **table}))
 
 
 @pytest.mark.parametrize(("architecture", "sparsity"), [("jumprelu", 32), ("gated", 32), ("relu", 32)])
@@ -51,9 +51,9 @@ def test_nothing_that_ships_is_above_the_largest():
 
 
 def test_coders_that_are_active_nowhere_are_named():
-    assert silent({"a": {"l0": 12.0}, "b": {"l0": 0.6}}) is None
-    assert silent({"a": {"l0": 12.0}, "c": {"l0": 0.0}, "b": {"l0": 0.2}}) == (
+    assert warn_inactive_coders({"a": {"l0": 12.0}, "b": {"l0": 0.6}}) is None
+    assert warn_inactive_coders({"a": {"l0": 12.0}, "c": {"l0": 0.0}, "b": {"l0": 0.2}}) == (
         "an L0 of about 0, which reconstructs little but the mean: b, c; lower sparsity where it is a penalty, or "
         "give jumprelu a target_l0"
     )
-    assert "0, 1, 2, 3, 4 and 2 more;" in str(silent({str(n): {"l0": 0.0} for n in range(7)}))
+    assert "0, 1, 2, 3, 4 and 2 more;" in str(warn_inactive_coders({str(n): {"l0": 0.0} for n in range(7)}))

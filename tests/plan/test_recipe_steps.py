@@ -12,7 +12,7 @@ from panscope.lms.facts import ModelFacts
 from panscope.plan import recipe
 from panscope.plan.plan import Plan, SuiteConfig, plan
 from panscope.runs.normalisers import normaliser_of
-from panscope.train.trainee import Trainee
+from panscope.train.coder_trainer import CoderTrainer
 from panscope.types import ActivationBatch, UserError
 
 FACTS = ModelFacts(
@@ -83,15 +83,15 @@ def learns(found: Plan) -> None:
     batch = batch_for(found)
     coder = coders.build(one.coder).initialise(torch.Generator().manual_seed(1))
     normaliser = normaliser_of(one, measure_norms(iter([batch]), ROWS))
-    trainee = Trainee(one.name, coder, one.wiring, normaliser, one.training, steps=one.steps)
+    trainer = CoderTrainer(one.name, coder, one.wiring, normaliser, one.training, steps=one.steps)
     before = {name: weight.detach().clone() for name, weight in coder.named_parameters()}
     for step in (0, *LATER):
-        trainee.step(batch, step)
-    assert trainee.read(LATER.stop)["loss"] > 0  # and raises if it is not finite
-    assert trainee.is_finite()
+        trainer.step(batch, step)
+    assert trainer.read(LATER.stop)["loss"] > 0  # and raises if it is not finite
+    assert trainer.is_finite()
     for name, weight in coder.named_parameters():
         assert torch.equal(weight, before[name]) != weight.requires_grad, name
-    assert all(bool(torch.isfinite(weight).all()) for weight in trainee.finished().parameters())
+    assert all(bool(torch.isfinite(weight).all()) for weight in trainer.finished().parameters())
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 import panscope
-from panscope.coders import store
+from panscope.coders import files as store
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.lms.load import load as load_model
 from panscope.publish.compose import compose
-from panscope.publish.provenance import opened
+from panscope.publish.provenance import load_for_export
 from panscope.runs.run import RunFolder
 from panscope.storage.sealed import read_sealed_toml, write_sealed_toml
 from panscope.types import Site
@@ -99,7 +99,7 @@ def check_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def prepend_bos(folder: Path) -> bool | None:
-    return opened(folder).about.get("prepend_bos")
+    return load_for_export(folder).about.get("prepend_bos")
 
 
 def test_bos_is_said_to_saelens_only_where_training_put_it(run: Path, tmp_path: Path):

@@ -11,14 +11,14 @@ import torch
 from huggingface_hub import ModelCard, constants
 from safetensors.torch import save_file
 
-from panscope.cli.publish import _figures
-from panscope.coders import store
+from panscope.coders import files as store
 from panscope.coders.wiring import WiredCoder, Wiring
-from panscope.formats import FORMATS, Asked
+from panscope.formats import FORMATS, ImportOptions
 from panscope.publish.card import check_licence
 from panscope.publish.compose import Composed, compose
+from panscope.publish.figures import card_figures
 from panscope.publish.hub_upload import send
-from panscope.publish.provenance import public
+from panscope.publish.provenance import redact_paths
 from panscope.report.runs import read_runs
 from panscope.runs.evaluation import HELD_OUT
 from panscope.runs.run import RunFolder
@@ -56,7 +56,7 @@ def out(places) -> Path:
 
 
 def composed(run: Path, out: Path) -> Composed:
-    figures = _figures(read_runs([run]), HELD_OUT)
+    figures = card_figures(read_runs([run]), HELD_OUT)
     return compose(RunFolder.open(run), out, repository=NAME, licence="cc-by-4.0", label=HELD_OUT, figures=figures)
 
 
@@ -108,7 +108,7 @@ def test_no_place_of_this_machine_is_published(places, out: Path):
     ],
 )
 def test_of_a_path_the_last_part_is_published(said: str, shown: str):
-    assert public({"where": [said]}) == {"where": [shown]}
+    assert redact_paths({"where": [said]}) == {"where": [shown]}
 
 
 def test_our_files_keep_their_seals_and_numbers(run: Path, out: Path):
@@ -116,7 +116,7 @@ def test_our_files_keep_their_seals_and_numbers(run: Path, out: Path):
         config = read_sealed(out / name / "config.json")
         weights = out / name / "sae_weights.safetensors"
         assert config["xxh3"] == {weights.name: checksum(weights)}
-        assert config["coder"] == store.origin(run / "coders" / name)["coder"]
+        assert config["coder"] == store.read_config(run / "coders" / name)["coder"]
         if name != NOT_MEASURED:
             theirs, ours = (read_sealed(place / name / "eval.json") for place in (out, run / "coders"))
             assert {key: theirs[key] for key in ("fvu", "l0", "intervals")} == {
@@ -146,7 +146,7 @@ def test_we_read_back_what_is_for_saelens(run: Path, out: Path):
     for name in FOR_SAELENS:
         ours = store.load(run / "coders" / name)
         assert FORMATS["saelens"].finds(out / name)
-        theirs = FORMATS["saelens"].read(out / name, Asked()).wired
+        theirs = FORMATS["saelens"].read(out / name, ImportOptions()).wired
         assert theirs.wiring == ours.wiring
         torch.testing.assert_close(theirs.decode(theirs.encode(x), x), ours.decode(ours.encode(x), x))
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from panscope.cli.publish import _figures
 from panscope.publish.compose import compose
-from panscope.publish.provenance import opened
+from panscope.publish.figures import card_figures
+from panscope.publish.provenance import load_for_export
 from panscope.report.runs import read_runs
 from panscope.runs.eval_selection import label_to_publish
 from panscope.runs.evaluation import HELD_OUT
@@ -49,7 +49,7 @@ def card(run: RunFolder, tmp_path: Path) -> Callable[..., str]:
     def written(asked: str | None = None) -> str:
         out, label = tmp_path / "out", label_to_publish(run, asked)
         out.mkdir()
-        figures = _figures(read_runs([run.path]), label)
+        figures = card_figures(read_runs([run.path]), label)
         compose(run, out, repository="me/coders", licence="mit", label=label, figures=figures)
         return (out / "README.md").read_text(encoding="utf-8")
 
@@ -86,7 +86,7 @@ def test_of_several_one_must_be_named(run: RunFolder, card: Callable[..., str], 
     assert "(`code.jsonl`)" in text and text.count("| 50.0 | 0.5000") == 8
     assert published(tmp_path, "eval.json")["fvu"] == 0.5
     assert published(tmp_path, "cfg.json")["metadata"]["l0"] == 50.0
-    assert "l0" not in opened(run.coder(CODER)).about, "who exports names none"
+    assert "l0" not in load_for_export(run.coder(CODER)).about, "who exports names none"
 
 
 def test_another_one_may_be_named(run: RunFolder, card: Callable[..., str], tmp_path: Path):

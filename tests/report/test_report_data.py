@@ -12,7 +12,7 @@ import pytest
 from panscope.report import figures
 from panscope.report.figure import Figure, Missing, Plot
 from panscope.report.rows import coder_rows, identity, site_rows, tag
-from panscope.report.runs import Facts, Results, read_runs
+from panscope.report.runs import Results, RunFacts, read_runs
 from panscope.storage.sealed import read_sealed, write_sealed
 from panscope.types import UserError
 
@@ -82,7 +82,7 @@ def test_coders_that_differ_in_their_tag_alone_are_told_apart(name: str, archite
     site = "L01.resid_post"
     about = {"run": "r", "name": name, "wiring": "sae", "reads": [site], "predicts": [site], "width": 8}
     about |= {"architecture": architecture, "published": architecture, "expansion": 4, "sparsity": 16}
-    facts = Facts.read(about | {"sparsity_means": "K", "sparsity_from": None}, "test")
+    facts = RunFacts.read(about | {"sparsity_means": "K", "sparsity_from": None}, "test")
     assert tag(facts) == expected
     assert identity(facts, facts.sites[0], several=False)["family"] == f"{architecture} {expected}".strip()
 

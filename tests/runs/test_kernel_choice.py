@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from panscope.kernels import choose
-from panscope.kernels.choose import Found
+from panscope.kernels.choose import KernelSupport
 from panscope.plan.plan import Plan
 from panscope.runs import kernel_choice as kernels
 from panscope.runs.kernel_choice import choose_kernels
@@ -26,13 +26,13 @@ def plan_of(wanted: str, *tables: dict[str, Any]) -> Plan:
 @pytest.fixture
 def there(monkeypatch: pytest.MonkeyPatch) -> Any:
     fake = SimpleNamespace(name="fake", description="fake kernels, two threads")
-    monkeypatch.setattr(kernels, "sparse_kernels", lambda device: Found(fake, fake.description))  # pyright: ignore
+    monkeypatch.setattr(kernels, "sparse_kernels", lambda device: KernelSupport(fake, fake.description))  # pyright: ignore
     return fake
 
 
 @pytest.fixture
 def missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "sparse_kernels", lambda device: Found(None, "numba is not installed"))
+    monkeypatch.setattr(kernels, "sparse_kernels", lambda device: KernelSupport(None, "numba is not installed"))
 
 
 def test_the_default_is_auto_and_is_written_out():
@@ -79,12 +79,14 @@ def test_a_name_that_is_none():
 
 def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(choose.importlib.util, "find_spec", lambda name: None)
-    assert choose.sparse_kernels(CPU) == Found(None, "numba is not installed")
-    assert choose.sparse_kernels(torch.device("cuda")) == Found(None, "triton is not installed")
+    assert choose.sparse_kernels(CPU) == KernelSupport(None, "numba is not installed")
+    assert choose.sparse_kernels(torch.device("cuda")) == KernelSupport(None, "triton is not installed")
 
 
 def test_a_device_without_any():
-    assert choose.sparse_kernels(torch.device("meta")) == Found(None, "there are none for devices of type 'meta'")
+    assert choose.sparse_kernels(torch.device("meta")) == KernelSupport(
+        None, "there are none for devices of type 'meta'"
+    )
 
 
 def test_this_machines_cpu_has_them():

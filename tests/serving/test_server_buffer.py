@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panscope.serving.server.buffer import UNTOUCHED, Buffer, Choice
+from panscope.serving.server.buffer import UNTOUCHED, Buffer, WindowChoice
 
 GRACE, FORGET = 10.0, 60.0
 
@@ -227,7 +227,7 @@ def test_nobody_starves(windows: int, places: int, grace: float, order: list[int
 def test_a_choice_says_what_makes_room() -> None:
     desk = Desk(3, 1)
     desk.come("a")
-    assert desk.buffer.choose() == Choice(0, None)
+    assert desk.buffer.choose() == WindowChoice(0, None)
     desk.read()
     desk.take("a")
-    assert desk.buffer.choose() == Choice(1, 0)
+    assert desk.buffer.choose() == WindowChoice(1, 0)

@@ -17,7 +17,7 @@ from pyarrow import flight
 from panscope.activations.store.store import Store
 from panscope.serving.client.connection import Connection
 from panscope.serving.protocol import HEALTH
-from panscope.serving.server.server import Door
+from panscope.serving.server.server import ListenConfig
 from panscope.types import Site, StoppedWaiting, UserError
 from tests.support.served_store import (
     MLP,
@@ -142,7 +142,7 @@ def test_a_trainer_starts_while_one_of_its_servers_is_not_there_yet(store: Store
         batches = take(source, 10)
         assert f"rows {len(HALVES[0])} to {ROWS - 1} of {ROWS} are on no server" in " ".join(said)
         assert set(numbers(batches)) <= set(HALVES[0])
-        with serving(store, part="2/2", door=Door(port=port)):
+        with serving(store, part="2/2", door=ListenConfig(port=port)):
             while not set(numbers(batches)) & set(HALVES[1]):
                 batches.append(next(source))
 
@@ -165,7 +165,7 @@ def test_a_server_that_is_not_there_keeps_its_place_in_the_state(store: Store) -
 
 
 def test_a_server_that_comes_back_with_another_slice_is_refused(store: Store) -> None:
-    door = Door(port=_free_port())
+    door = ListenConfig(port=_free_port())
     with ExitStack() as first:
         first.enter_context(serving(store, door=door))
         with trainer([door.location(door.port)]) as source:
@@ -229,7 +229,7 @@ def test_the_wrong_trainer_is_refused_on_both_sides(store: Store, wrong: dict[st
 
 @pytest.mark.parametrize("token", [None, "", "wrong", "secret2", "SECRET"])
 def test_a_wrong_token_is_refused_on_both_sides(store: Store, token: str | None) -> None:
-    door = Door(port=0, token="secret")
+    door = ListenConfig(port=0, token="secret")
     with serving(store, door=door) as served:
         with pytest.raises(UserError, match="the token is not the server's") as caught:
             trainer([served.address], token=token)
@@ -243,18 +243,18 @@ def test_a_wrong_token_is_refused_on_both_sides(store: Store, token: str | None)
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
 def test_without_a_token_only_this_machine_is_listened_to(store: Store, host: str) -> None:
-    with pytest.raises(UserError, match="set PANSCOPE_TOKEN"), serving(store, door=Door(host, 0)):
+    with pytest.raises(UserError, match="set PANSCOPE_TOKEN"), serving(store, door=ListenConfig(host, 0)):
         pass
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_this_machine_needs_no_token(store: Store, host: str) -> None:
-    with serving(store, door=Door(host, 0)) as served, trainer([served.address]) as source:
+    with serving(store, door=ListenConfig(host, 0)) as served, trainer([served.address]) as source:
         take(source, 3)
 
 
 def test_with_a_token_other_machines_may_ask(store: Store) -> None:
-    with serving(store, door=Door("0.0.0.0", 0, token="secret")) as served:
+    with serving(store, door=ListenConfig("0.0.0.0", 0, token="secret")) as served:
         address = served.address.replace("0.0.0.0", "127.0.0.1")
         take(trainer([address], token="secret"), 3)
     assert any("there is no TLS" in line for line in served.log)
@@ -262,7 +262,7 @@ def test_with_a_token_other_machines_may_ask(store: Store) -> None:
 
 def test_two_servers_on_one_port_are_refused(store: Store) -> None:
     with serving(store) as served, pytest.raises(UserError, match="cannot be listened on"):
-        Door(port=int(served.address.rpartition(":")[2])).check()
+        ListenConfig(port=int(served.address.rpartition(":")[2])).check()
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +285,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pa
 
 def test_rows_come_through_tls_with_a_token(store: Store, certificates: dict[str, tuple[Path, Path]]) -> None:
     ours, theirs = certificates["ours"], certificates["theirs"]
-    with serving(store, door=Door("127.0.0.1", 0, "secret", *ours)) as served:
+    with serving(store, door=ListenConfig("127.0.0.1", 0, "secret", *ours)) as served:
         assert served.address.startswith("grpc+tls://")
         with trainer([served.address], token="secret", certificate=ours[0]) as source:
             batches = take(source, 50)
@@ -299,9 +299,9 @@ def test_rows_come_through_tls_with_a_token(store: Store, certificates: dict[str
 def test_a_certificate_without_its_key_is_refused(certificates: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
     certificate, key = certificates["ours"]
     with pytest.raises(UserError, match="belong together"):
-        Door(certificate=certificate).check()
+        ListenConfig(certificate=certificate).check()
     store = make_store(tmp_path / "s", ROWS)
-    missing = Door("127.0.0.1", 0, None, tmp_path / "none.pem", key)
+    missing = ListenConfig("127.0.0.1", 0, None, tmp_path / "none.pem", key)
     with pytest.raises(UserError, match="cannot be read"), serving(store, door=missing):
         pass
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from panscope.coders import store
-from panscope.formats import FORMATS, Asked, Foreign
+from panscope.coders import files as store
+from panscope.formats import FORMATS, ImportedCoder, ImportOptions
 from panscope.publish.export import export
 from panscope.publish.import_coders import import_coders
 from panscope.runs.run import RunFolder
@@ -38,12 +38,12 @@ class Original:
     """One coder of a format, as it was written and as it is read."""
 
     folder: Path
-    read: Foreign
+    read: ImportedCoder
 
     def files(self) -> list[Path]:
         return sorted(path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())
 
-    def asked(self) -> Asked:
+    def asked(self) -> ImportOptions:
         """What is to be said to import it: the model only where the files leave it out."""
         return AT_RESID if self.read.about.get("model") else replace(AT_RESID, model=MODEL)
 
@@ -80,7 +80,7 @@ def bounded() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def attacked(name: str, original: Original, change: Callable[[Path, Path], None]) -> Foreign | None:
+def attacked(name: str, original: Original, change: Callable[[Path, Path], None]) -> ImportedCoder | None:
     """What reading a changed copy of a coder gives: a coder, or None after one good sentence.
 
     It is imported and exported too: what cannot be read is not imported either, and leaves nothing.
@@ -121,7 +121,7 @@ def _or_a_sentence(job: Callable[[], Any]) -> Any:
         return None
 
 
-def imported_again(name: str, folder: Path, asked: Asked, root: Path) -> Foreign | None:
+def imported_again(name: str, folder: Path, asked: ImportOptions, root: Path) -> ImportedCoder | None:
     """The coder of the run that the import made; exported again it is a folder, or a sentence."""
     lines: list[str] = []
     run = root / "run"
@@ -133,10 +133,10 @@ def imported_again(name: str, folder: Path, asked: Asked, root: Path) -> Foreign
     (coder,) = RunFolder.open(run).coder_names()
     again = _or_a_sentence(lambda: export(run, name, root / "out"))
     assert (root / "out").exists() == (again is not None)
-    return Foreign(store.load(run / "coders" / coder))
+    return ImportedCoder(store.load(run / "coders" / coder))
 
 
-def assert_the_same(found: Foreign, original: Foreign) -> None:
+def assert_the_same(found: ImportedCoder, original: ImportedCoder) -> None:
     assert found.wired.wiring == original.wired.wiring
     assert found.wired.normaliser == original.wired.normaliser
     assert found.wired.coder.config == original.wired.coder.config

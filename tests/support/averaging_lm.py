@@ -13,9 +13,9 @@ from torch import Tensor
 from panscope import coders
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import UNIT, WiredCoder, Wiring
-from panscope.evals.question import Question
-from panscope.evals.run import evaluate
-from panscope.evals.tally import Result
+from panscope.evals.accumulator import Result
+from panscope.evals.evaluate import evaluate
+from panscope.evals.spec import EvalSpec
 from panscope.lms.model import Start
 from panscope.types import Latents, Site, TokenBatch
 
@@ -145,7 +145,7 @@ def measure(
     """Evaluate coders of the fake model on a text, SEQUENCES unless given."""
     text = all_text() if text is None else text
     lm = FakeLM() if lm is None else lm
-    return evaluate(lm, lambda: text, many, context=CONTEXT, question=Question(**question))
+    return evaluate(lm, lambda: text, many, context=CONTEXT, question=EvalSpec(**question))
 
 
 def a_coder(reads: Site, predicts: Site, architecture: str = "relu", **fields: Any) -> WiredCoder:

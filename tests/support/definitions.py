@@ -46,7 +46,7 @@ class Asked:
     """What differs between evaluations."""
 
     splice: str = "content"
-    judged: str = "target"
+    loss_mask: str = "target"
     probes: int = 0
     subsets: tuple[str, ...] = ("",)
     subset_of: Callable[[int], int] = lambda document: 0
@@ -105,10 +105,10 @@ def content(text: Text, n: int) -> list[int]:
     return [t for t, token in enumerate(text.sequences[n]) if token not in text.special]
 
 
-def judged_places(text: Text, n: int, judged: str) -> list[int]:
+def judged_places(text: Text, n: int, loss_mask: str) -> list[int]:
     """The positions t whose prediction of t + 1 counts."""
     real, own = len(unpadded(text, n)), content(text, n)
-    return [t for t in range(real - 1) if (t + 1 if judged == "target" else t) in own]
+    return [t for t in range(real - 1) if (t + 1 if loss_mask == "target" else t) in own]
 
 
 def measured(forward: Forward, text: Text, coded: Coded, asked: Asked) -> Group:
@@ -138,8 +138,8 @@ def measured(forward: Forward, text: Text, coded: Coded, asked: Asked) -> Group:
     def token(n: int, t: int, *, ahead: int = 0, **of: Any) -> Token:
         return Token(n, t, asked.subset_of(text.documents[n][t + ahead]), of)
 
-    predictions = [(n, t) for n in every for t in judged_places(text, n, asked.judged)]
-    ahead = int(asked.judged == "target")
+    predictions = [(n, t) for n in every for t in judged_places(text, n, asked.loss_mask)]
+    ahead = int(asked.loss_mask == "target")
     return Group(
         [token(n, t, **of_row(y[n, t], made[n, t][1], mean), codes=made[n, t][0]) for n, t in rows],
         [token(n, t, ahead=ahead, **of_prediction(passes, text, n, t)) for n, t in predictions],
@@ -170,7 +170,7 @@ def probed(text: Text, asked: Asked) -> list[tuple[int, int]]:
     """One prediction from a content token in each of the first sequences, drawn with the sequence's number as seed."""
     chosen = []
     for n in range(min(asked.probes, len(text.sequences))):
-        places = sorted({*judged_places(text, n, asked.judged)} & {*content(text, n)})
+        places = sorted({*judged_places(text, n, asked.loss_mask)} & {*content(text, n)})
         if places:
             draw = torch.randint(len(places), (), generator=torch.Generator().manual_seed(n))
             chosen.append((n, places[int(draw)]))

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from panscope import builtin, coders
-from panscope.coders import store
+from panscope.coders import files as store
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import UNIT, WiredCoder, Wiring
 from panscope.runs.run import RunFolder

@@ -13,7 +13,7 @@ from panscope import coders
 from panscope.coders.base import Coder
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import UNIT, WiredCoder, Wiring
-from panscope.formats.base import Asked, Foreign
+from panscope.formats.base import ImportedCoder, ImportOptions
 from panscope.publish.export import export
 from panscope.publish.import_coders import import_coders
 from panscope.runs.run import RunFolder
@@ -21,7 +21,7 @@ from panscope.types import Site
 
 B, D, F, K = 64, 12, 40, 5
 RESID, MLP_IN, MLP_OUT = Site(3, "resid_post"), Site(3, "mlp_in"), Site(3, "mlp_out")
-AT_RESID = Asked(reads=RESID)
+AT_RESID = ImportOptions(reads=RESID)
 STANDARDISE = Normaliser(kind="standardise", scale_in=1, scale_out=1)
 
 
@@ -43,12 +43,12 @@ def random_coder(architecture: str, **fields: Any) -> Coder:
 
 def foreign(
     coder: Coder, reads: Site = RESID, predicts: Site | None = None, normaliser: Normaliser = UNIT, **about: Any
-) -> Foreign:
+) -> ImportedCoder:
     """A coder at its sites, of a language model that has a family."""
     target = predicts or reads
     kind = "sae" if target == reads else "transcoder"
     wiring = Wiring.read({"wiring": kind, "reads": [reads], "predicts": [target]}, "test")
-    return Foreign(WiredCoder(wiring, coder, normaliser), {"model": "EleutherAI/pythia-70m", **about})
+    return ImportedCoder(WiredCoder(wiring, coder, normaliser), {"model": "EleutherAI/pythia-70m", **about})
 
 
 def rows(seed: int = 32, size: float = 1.0) -> Tensor:
@@ -57,7 +57,7 @@ def rows(seed: int = 32, size: float = 1.0) -> Tensor:
     return (torch.randn(B, D, generator=generator) * 1.5 + 0.3) * size
 
 
-def reconstruct(found: Foreign, x: Tensor) -> tuple[Tensor, Tensor]:
+def reconstruct(found: ImportedCoder, x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes [B, F] and reconstruction [B, D] by ours."""
     with torch.no_grad():
         codes = found.wired.encode(x)
@@ -79,7 +79,7 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         assert torch.equal(found[name], tensor), name
 
 
-def through_a_run(source: Path, format: str, out: Path, asked: Asked) -> Path:
+def through_a_run(source: Path, format: str, out: Path, asked: ImportOptions) -> Path:
     """A coder of another tool imported into a run and exported from it in its own format: the folder."""
     import_coders(source, out / "run", asked, format=format, say=lambda line: None)
     (name,) = RunFolder.open(out / "run").coder_names()

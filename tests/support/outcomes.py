@@ -8,19 +8,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from panscope.evals.accumulator import CoderShape, MetricAccumulator
 from panscope.evals.moments import LAYOUT, Moments, by_sequence_and_subset
-from panscope.evals.outcome import Losses, Outcome, Places, Span
-from panscope.evals.tally import Shape, Tally
+from panscope.evals.outcome import Losses, Outcome, Span, TokenIndex
 from panscope.types import Latents
 
 E, F, K = 3, 12, 4
 CENTRE = torch.tensor([5.0, -1.0, 0.0], dtype=torch.float64)
 
 
-def places(sequences: int, tokens: int) -> Places:
+def places(sequences: int, tokens: int) -> TokenIndex:
     """Every token of every sequence, all of one subset."""
     each = torch.arange(sequences).repeat_interleave(tokens)
-    return Places(each, torch.arange(tokens).repeat(sequences), torch.zeros(sequences * tokens, dtype=torch.int64))
+    return TokenIndex(each, torch.arange(tokens).repeat(sequences), torch.zeros(sequences * tokens, dtype=torch.int64))
 
 
 def an_outcome(sequences: int = 8, tokens: int = 5, seed: int = 0, first_row: int = 0) -> Outcome:
@@ -59,8 +59,8 @@ def with_rows(y: Tensor, y_hat: Tensor, *, sequences: int = 1, centre: Tensor | 
     return replace(plain, y=y, y_hat=y_hat, centre=y.mean(dim=0) if centre is None else centre)
 
 
-def tally_of(outcomes: list[Outcome], positions: int = 64) -> Tally:
-    tally = Tally(Shape(positions, ("",), saebench=False), outcomes[0].latents.width)
+def tally_of(outcomes: list[Outcome], positions: int = 64) -> MetricAccumulator:
+    tally = MetricAccumulator(CoderShape(positions, ("",), saebench=False), outcomes[0].latents.width)
     for outcome in outcomes:
         tally.update(outcome)
     return tally

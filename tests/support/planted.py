@@ -11,8 +11,8 @@ import torch
 from panscope import coders
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import Wiring
+from panscope.train.coder_trainer import CoderTrainer
 from panscope.train.schedule import TrainingConfig
-from panscope.train.trainee import Trainee
 from panscope.types import ActivationBatch, Site
 
 D, WIDTH, STEPS = 6, 12, 40
@@ -81,17 +81,17 @@ def wired(wiring: str, *layers: int) -> Wiring:
 TRANSCODER = wired("transcoder")
 
 
-def trainee(
+def trainer(
     kind: str,
     training: dict[str, Any] | None = None,
     scales: Normaliser = SCALES,
     wiring: Wiring = TRANSCODER,
     steps: int = STEPS,
     **fields: Any,
-) -> Trainee:
+) -> CoderTrainer:
     """A coder in training, a transcoder unless another wiring is given."""
     fixed = {"d_in": D, "d_out": D, "width": WIDTH, "encoder_init": "own"} | ARCHITECTURES[kind] | fields
     config = coders.config_type(kind.partition("_")[0]).read(fixed, "test")
     coder = coders.build(config).initialise(torch.Generator().manual_seed(3))
     schedule = TrainingConfig.read(TRAINING | (training or {}), "test")
-    return Trainee(kind, coder, wiring, scales, schedule, steps=steps)
+    return CoderTrainer(kind, coder, wiring, scales, schedule, steps=steps)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from panscope import coders
-from panscope.coders import store
+from panscope.coders import files as store
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.plan.plan import SuiteConfig
 from panscope.runs.run import RunFolder

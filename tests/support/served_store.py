@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from panscope.activations.store.layout import Column
+from panscope.activations.store.layout import StoredColumn
 from panscope.activations.store.manifest import Manifest, Origin
 from panscope.activations.store.store import Store
 from panscope.activations.store.windows import Slice
 from panscope.activations.store.writer import StoreWriter
 from panscope.serving.client.connection import Access
 from panscope.serving.client.served_rows import ServedRows, Servers
-from panscope.serving.server.server import ActivationServer, Door
-from panscope.serving.server.service import Limits, Service
+from panscope.serving.server.server import ActivationServer, ListenConfig
+from panscope.serving.server.service import Service, ServiceLimits
 from panscope.types import ActivationBatch, Site
 
 RESID, MLP = Site(3, "resid_post"), Site(1, "mlp_out")
@@ -84,14 +84,14 @@ def serving(
     *,
     part: str = "1/1",
     sites: tuple[Site, ...] = (RESID, MLP),
-    door: Door | None = None,
+    door: ListenConfig | None = None,
     **limits: Any,
 ) -> Iterator[Served]:
     """A server of windows of 32 rows, four of them in memory."""
     log: list[str] = []
     defaults = {"window_rows": 2 * BLOCK, "windows": 4, "grace": 0.0, "forget": 60.0}
-    service = Service(store, sites, Slice.parse(part), Limits(**defaults | limits), log=log.append)
-    with ActivationServer(service, door or Door(port=0), log.append) as server:
+    service = Service(store, sites, Slice.parse(part), ServiceLimits(**defaults | limits), log=log.append)
+    with ActivationServer(service, door or ListenConfig(port=0), log.append) as server:
         yield Served(server, service, log)
 
 
@@ -127,7 +127,7 @@ def check_bits(store: Store, batches: Iterable[ActivationBatch]) -> None:
     for batch in batches:
         for column in store.columns(tuple(batch.rows)):
             wanted = store.take(column, batch.token_ids)
-            if column.folder == Column.of_tokens().folder:
+            if column.folder == StoredColumn.of_tokens().folder:
                 found = torch.stack([batch.token_ids, batch.document_ids, batch.positions], dim=1)
             else:
                 found = batch.rows[Site.parse(column.folder.removeprefix("sites/"))]

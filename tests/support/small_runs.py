@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panscope.coders import store
+from panscope.coders import files as store
 from panscope.plan.plan import SuiteConfig
 from panscope.runs import stages
 from panscope.runs.reporter import Silent

@@ -10,28 +10,28 @@ import pytest
 import torch
 
 from panscope.coders.normaliser import Normaliser
-from panscope.train.trainee import Trainee
-from tests.support.planted import WIDER, sparse_batch, trainee, wired
+from panscope.train.coder_trainer import CoderTrainer
+from tests.support.planted import WIDER, sparse_batch, trainer, wired
 
 AS_THEY_COME = Normaliser(kind="none", scale_in=1, scale_out=1)
 WINDOW, ROWS, WIDTH, ALIVE, STEPS = 256, 64, 32, 8, 300
 
 
-def starved(architecture: str, auxk: float, *, legacy: bool = False) -> Trainee:
+def starved(architecture: str, auxk: float, *, legacy: bool = False) -> CoderTrainer:
     """K = 2 of 32 latents, of which the same eight win."""
     training = {"dead_window": WINDOW, "lr_warmup_steps": 0, "lr_decay_steps": 0, "learning_rate": 0.003}
     fields: dict[str, Any] = {"d_in": WIDER, "d_out": WIDER, "width": WIDTH, "sparsity": 2, "encoder_init": "transpose"}
     if auxk:
         fields |= {"auxk": 6, "auxk_bias": legacy}
     wiring = wired("sae", 0)
-    learner = trainee(architecture, training, AS_THEY_COME, wiring, STEPS, auxk_coefficient=auxk, **fields)
+    learner = trainer(architecture, training, AS_THEY_COME, wiring, STEPS, auxk_coefficient=auxk, **fields)
     with torch.no_grad():
         learner.coder.W_enc[ALIVE:] *= 0.01
         learner.coder.b_enc[:ALIVE] = 1.0
     return learner
 
 
-def dead_shares(learner: Trainee) -> list[float]:
+def dead_shares(learner: CoderTrainer) -> list[float]:
     shares = []
     for step in range(STEPS):
         learner.step(sparse_batch(step, ROWS), step)

@@ -8,7 +8,7 @@ import torch
 
 from panscope.train.loop import train
 from panscope.types import NonFiniteError, StoppedWaiting
-from tests.support.planted import STEPS, batches, trainee
+from tests.support.planted import STEPS, batches, trainer
 
 
 class Spy:
@@ -34,7 +34,7 @@ class Spy:
 
 
 def test_every_coder_sees_every_batch_and_all_is_told_in_time():
-    together, spy = [trainee("topk"), trainee("relu")], Spy()
+    together, spy = [trainer("topk"), trainer("relu")], Spy()
     assert train(together, batches(), spy, steps=range(0, 11), log_every=4, checkpoint_every=5)
     assert spy.steps == list(range(1, 12))
     assert spy.checkpoints == [5, 10, 11]
@@ -44,7 +44,7 @@ def test_every_coder_sees_every_batch_and_all_is_told_in_time():
     assert [r["rows"] for r in spy.records] == [64, 64, 128, 128, 176, 176]
     assert all(r["rows_per_second"] > 0 for r in spy.records)
     for learner in together:
-        alone = trainee(learner.name)
+        alone = trainer(learner.name)
         for step, rows in zip(range(11), batches(), strict=False):
             alone.step(rows, step)
         for a, b in zip(alone.coder.parameters(), learner.coder.parameters(), strict=True):
@@ -53,24 +53,24 @@ def test_every_coder_sees_every_batch_and_all_is_told_in_time():
 
 def test_a_wish_to_stop_is_met_after_the_step_and_saved():
     spy = Spy(stop_at=3)
-    assert not train([trainee("topk")], batches(), spy, steps=range(0, STEPS), log_every=100, checkpoint_every=100)
+    assert not train([trainer("topk")], batches(), spy, steps=range(0, STEPS), log_every=100, checkpoint_every=100)
     assert (spy.steps, spy.checkpoints, spy.records) == ([1, 2, 3], [3], [])
 
 
 def test_a_wish_to_stop_in_the_last_step_changes_nothing():
     spy = Spy(stop_at=5)
-    assert train([trainee("topk")], batches(), spy, steps=range(0, 5), log_every=5, checkpoint_every=100)
+    assert train([trainer("topk")], batches(), spy, steps=range(0, 5), log_every=5, checkpoint_every=100)
     assert (spy.checkpoints, len(spy.records)) == ([5], 1)
 
 
 def test_a_finished_run_has_no_steps_left():
-    spy, learner = Spy(), trainee("topk")
+    spy, learner = Spy(), trainer("topk")
     assert train([learner], iter(()), spy, steps=range(7, 7), log_every=1, checkpoint_every=1)
     assert (spy.steps, spy.checkpoints) == ([], [])
 
 
 def test_two_parts_make_the_whole():
-    whole, parts = trainee("jumprelu"), trainee("jumprelu")
+    whole, parts = trainer("jumprelu"), trainer("jumprelu")
     train([whole], batches(), Spy(), steps=range(0, STEPS), log_every=7, checkpoint_every=7)
     train([parts], batches(), Spy(stop_at=16), steps=range(0, STEPS), log_every=7, checkpoint_every=7)
     spy = Spy()
@@ -81,7 +81,7 @@ def test_two_parts_make_the_whole():
 
 
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_logged_or_saved():
-    good, bad, spy = trainee("relu"), trainee("topk"), Spy()
+    good, bad, spy = trainer("relu"), trainer("topk"), Spy()
     with torch.no_grad():
         bad.coder.b_dec[0] = math.nan
     with pytest.raises(NonFiniteError, match="coder topk: the loss is nan at step 2"):
@@ -97,5 +97,5 @@ def test_waiting_for_rows_can_be_left_with_everything_saved():
         raise StoppedWaiting
 
     spy = Spy()
-    assert not train([trainee("topk")], given(), spy, steps=range(0, STEPS), log_every=100, checkpoint_every=100)
+    assert not train([trainer("topk")], given(), spy, steps=range(0, STEPS), log_every=100, checkpoint_every=100)
     assert (spy.steps, spy.checkpoints) == ([1, 2], [2])

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from panscope.coders.normaliser import Normaliser
 from panscope.train.checkpoint import Checkpoints
-from panscope.train.trainee import Trainee
+from panscope.train.coder_trainer import CoderTrainer
 from panscope.types import ActivationBatch
-from tests.support.planted import ARCHITECTURES, STEPS, WIDER, WIDTH, batch, sparse_batch, trainee, wired
+from tests.support.planted import ARCHITECTURES, STEPS, WIDER, WIDTH, batch, sparse_batch, trainer, wired
 
 AS_THEY_COME = Normaliser(kind="none", scale_in=1, scale_out=1)
 every_kind = pytest.mark.parametrize("kind", ARCHITECTURES)
 halves = pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 
 
-def gradients(learner: Trainee) -> dict[str, Tensor]:
+def gradients(learner: CoderTrainer) -> dict[str, Tensor]:
     """What the last step gave to Adam: nothing is cleared before the next one."""
     return {name: p.grad.clone() for name, p in learner.coder.named_parameters() if p.grad is not None}
 
@@ -31,12 +31,12 @@ def gradients(learner: Trainee) -> dict[str, Tensor]:
 @every_kind
 def test_clipping_is_torchs_on_the_whole_gradient_as_one_vector(kind: str):
     """After the part along unit decoder vectors is taken out; a gradient that is short enough stays as it is."""
-    plain = trainee(kind)
+    plain = trainer(kind)
     plain.step(batch(0), 0)
     whole = torch.nn.Parameter(torch.cat([g.flatten() for g in gradients(plain).values()]))
     norm = whole.detach().norm().item()
     for most in (0.3 * norm, 1.5 * norm):
-        learner = trainee(kind, {"clip_norm": most})
+        learner = trainer(kind, {"clip_norm": most})
         learner.step(batch(0), 0)
         found = torch.cat([g.flatten() for g in gradients(learner).values()])
         whole.grad = whole.detach().clone()
@@ -47,7 +47,7 @@ def test_clipping_is_torchs_on_the_whole_gradient_as_one_vector(kind: str):
 
 def test_a_clipped_run_ends_elsewhere():
     """Adam hardly feels one constant factor, but the factor changes from step to step."""
-    free, clipped = trainee("topk"), trainee("topk", {"clip_norm": 0.05})
+    free, clipped = trainer("topk"), trainer("topk", {"clip_norm": 0.05})
     for step in range(STEPS):
         free.step(batch(step), step)
         clipped.step(batch(step), step)
@@ -58,7 +58,7 @@ def test_a_clipped_run_ends_elsewhere():
 def test_the_average_is_one_kept_by_hand(kind: str):
     """a <- d a + (1 - d) w after every step, divided by 1 - d^steps; then unit decoder vectors, positive thresholds."""
     decay, steps = 0.8, 12
-    learner, kept = trainee(kind, {"average_decay": decay}), {}
+    learner, kept = trainer(kind, {"average_decay": decay}), {}
     for step in range(steps):
         learner.step(batch(step), step)
         for name, p in learner.coder.named_parameters():
@@ -76,7 +76,7 @@ def test_the_average_is_one_kept_by_hand(kind: str):
 
 
 def test_averaging_leaves_the_learning_alone():
-    plain, averaging = trainee("topk"), trainee("topk", {"average_decay": 0.9})
+    plain, averaging = trainer("topk"), trainer("topk", {"average_decay": 0.9})
     for step in range(10):
         plain.step(batch(step), step)
         averaging.step(batch(step), step)
@@ -89,14 +89,14 @@ def test_averaging_leaves_the_learning_alone():
 
 def test_the_average_of_one_step_is_that_step():
     """Without the correction it would be a thousandth of it."""
-    learner = trainee("topk", {"average_decay": 0.999})
+    learner = trainer("topk", {"average_decay": 0.999})
     learner.step(batch(0), 0)
     assert torch.allclose(learner.finished().W_enc, learner.coder.W_enc, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind != "relu_skip"])
 def test_a_bias_that_is_not_learned_stays_0(kind: str):
-    learner, with_bias = trainee(kind, encoder_bias=False), trainee(kind)
+    learner, with_bias = trainer(kind, encoder_bias=False), trainer(kind)
     for step in range(10):
         learner.step(batch(step), step)
         with_bias.step(batch(step), step)
@@ -106,13 +106,13 @@ def test_a_bias_that_is_not_learned_stays_0(kind: str):
     assert not torch.equal(learner.coder.W_enc, with_bias.coder.W_enc)
 
 
-def sparse_trainee(kind: str, precision: str) -> Trainee:
+def sparse_trainee(kind: str, precision: str) -> CoderTrainer:
     training = {"precision": precision, "normaliser": "none", "lr_decay_steps": 0}
     chosen: dict[str, Any] = {"d_in": WIDER, "d_out": WIDER, "width": 64, "encoder_init": "transpose"}
-    return trainee(kind, training, AS_THEY_COME, wired("sae", 0), steps=100, **chosen)
+    return trainer(kind, training, AS_THEY_COME, wired("sae", 0), steps=100, **chosen)
 
 
-def curve(learner: Trainee) -> list[float]:
+def curve(learner: CoderTrainer) -> list[float]:
     """The mean loss of each ten of 100 steps."""
     means = []
     for step in range(100):
@@ -122,7 +122,7 @@ def curve(learner: Trainee) -> list[float]:
     return means
 
 
-def with_scale(learner: Trainee, scale: float) -> Trainee:
+def with_scale(learner: CoderTrainer, scale: float) -> CoderTrainer:
     """float16 that starts with another loss scale than 65,536."""
     state = learner.state_dict()
     if learner.config.precision == "float16":
@@ -157,7 +157,7 @@ def test_half_precision_follows_single_precision(kind: str, precision: str, near
 @halves
 @every_kind
 def test_what_is_learned_and_kept_is_single_precision(kind: str, precision: str):
-    learner = trainee(kind, {"precision": precision, "average_decay": 0.9})
+    learner = trainer(kind, {"precision": precision, "average_decay": 0.9})
     for step in range(4):
         learner.step(batch(step), step)
     state = learner.state_dict()
@@ -165,7 +165,7 @@ def test_what_is_learned_and_kept_is_single_precision(kind: str, precision: str)
     kept = [*state["tensors"].values(), *moments, *state["optimiser"]["average"].values()]
     assert {tensor.dtype for tensor in kept} == {torch.float32}
     assert math.isfinite(learner.read(4)["loss"])
-    exact = trainee(kind)
+    exact = trainer(kind)
     for step in range(4):
         exact.step(batch(step), step)
     assert not torch.equal(exact.coder.W_enc, learner.coder.W_enc)  # the products did lose bits
@@ -176,12 +176,12 @@ def large(step: int, size: float = 40) -> ActivationBatch:
     return batch(step, rows=16).map(lambda column: column * size if column.is_floating_point() else column)
 
 
-def scale_of(learner: Trainee) -> float:
+def scale_of(learner: CoderTrainer) -> float:
     return learner.state_dict()["optimiser"]["scaler"]["scale"]
 
 
 def test_a_step_that_overflows_is_left_out_and_the_scale_comes_down():
-    learner = trainee("topk", {"precision": "float16", "lr_warmup_steps": 0})
+    learner = trainer("topk", {"precision": "float16", "lr_warmup_steps": 0})
     scales, moved = [65536.0], []
     for step in range(12):
         before = learner.coder.tensors()
@@ -199,12 +199,12 @@ def test_a_step_that_overflows_is_left_out_and_the_scale_comes_down():
 
 def test_a_scaled_gradient_is_clipped_by_its_own_size():
     """Not by 512 times that: a bound half as long again as the gradient leaves it alone, a shorter one is kept to."""
-    plain = trainee("topk")
+    plain = trainer("topk")
     plain.step(batch(0), 0)
     expected = torch.cat([g.flatten() for g in gradients(plain).values()])
     norm = expected.norm().item()
     for most in (0.3 * norm, 1.5 * norm):
-        learner = with_scale(trainee("topk", {"precision": "float16", "clip_norm": most}), 512.0)
+        learner = with_scale(trainer("topk", {"precision": "float16", "clip_norm": most}), 512.0)
         learner.step(batch(0), 0)
         found = torch.cat([g.flatten() for g in gradients(learner).values()])
         kept = min(1.0, most / norm)
@@ -217,7 +217,7 @@ def test_a_scaled_gradient_is_clipped_by_its_own_size():
 def test_half_precision_goes_on_bit_for_bit(kind: str, precision: str, cut: int, tmp_path: Path):
     """With its scale, in the middle of coming down, and its average."""
     training = {"precision": precision, "average_decay": 0.9, "clip_norm": 5.0}
-    whole, resumed = trainee(kind, training), trainee(kind, training)
+    whole, resumed = trainer(kind, training), trainer(kind, training)
     for step in range(cut):
         whole.step(large(step), step)
     Checkpoints(tmp_path).save(cut, {"a": whole.state_dict()})

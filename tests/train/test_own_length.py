@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from panscope.train.checkpoint import Checkpoints
+from panscope.train.coder_trainer import CoderTrainer
 from panscope.train.loop import train
-from panscope.train.trainee import Trainee
 from panscope.types import ActivationBatch
-from tests.support.planted import batch, batches, trainee
+from tests.support.planted import batch, batches, trainer
 from tests.train.test_loop import Spy
 
 SHORT, LONG, LOG, SAVE = 7, 20, 5, 3
@@ -20,17 +20,17 @@ TRAINING: dict[str, Any] = {"lr_warmup_steps": 2, "lr_decay_steps": 3, "sparsity
 EXTRA: dict[str, Any] = {"average_decay": 0.8}
 
 
-def three() -> list[Trainee]:
+def three() -> list[CoderTrainer]:
     """One of 7 steps, one of 20, one of 10 (whose end is a logged step)."""
     lengths = {"topk": SHORT, "relu": LONG, "batchtopk": 10}
-    learners = [trainee(kind, TRAINING | EXTRA, steps=steps) for kind, steps in lengths.items()]
+    learners = [trainer(kind, TRAINING | EXTRA, steps=steps) for kind, steps in lengths.items()]
     return learners
 
 
 class Keeping(Spy):
     """Also keeps the weights after every step, and the states where a checkpoint is due."""
 
-    def __init__(self, learners: list[Trainee], stop_at: int | None = None) -> None:
+    def __init__(self, learners: list[CoderTrainer], stop_at: int | None = None) -> None:
         super().__init__(stop_at)
         self.learners = learners
         self.weights: list[dict[str, dict[str, Tensor]]] = []
@@ -40,7 +40,7 @@ class Keeping(Spy):
         self.weights.append({one.name: one.coder.tensors() for one in self.learners})
 
 
-def go(learners: list[Trainee], spy: Spy, start: int = 0, rows: Iterator[ActivationBatch] | None = None) -> bool:
+def go(learners: list[CoderTrainer], spy: Spy, start: int = 0, rows: Iterator[ActivationBatch] | None = None) -> bool:
     rows = rows or batches(start)
     return train(learners, rows, spy, steps=range(start, LONG), log_every=LOG, checkpoint_every=SAVE)
 

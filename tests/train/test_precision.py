@@ -7,9 +7,9 @@ import torch
 
 from panscope import coders
 from panscope.coders.wiring import UNIT, Wiring
+from panscope.train.coder_trainer import CoderTrainer
 from panscope.train.precision import check_precision, forward_in, step_in
 from panscope.train.schedule import TrainingConfig
-from panscope.train.trainee import Trainee
 from panscope.types import Site, UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -61,4 +61,4 @@ def test_tf32_needs_its_units():
     config = TrainingConfig.read({"precision": "tf32", "normaliser": "none", "learning_rate": 1e-3}, "training")
     wiring = Wiring(wiring="sae", reads=(SITE,), predicts=(SITE,))
     with pytest.raises(UserError, match=r"coder L00: precision 'tf32' is of NVIDIA's matrix units, .* on cpu"):
-        Trainee("L00", coder, wiring, UNIT, config, steps=1)
+        CoderTrainer("L00", coder, wiring, UNIT, config, steps=1)

@@ -12,8 +12,8 @@ from panscope import coders
 from panscope.coders.normaliser import Normaliser
 from panscope.kernels.backend import Kernels
 from panscope.kernels.choose import sparse_kernels
+from panscope.train.coder_trainer import CoderTrainer
 from panscope.train.schedule import TrainingConfig
-from panscope.train.trainee import Trainee
 from panscope.types import ActivationBatch, Site
 from tests.support.planted import ARCHITECTURES, TRAINING, WIDER, sparse_batch, wired
 
@@ -38,23 +38,23 @@ def kernels() -> Kernels:
     return found.kernels
 
 
-def learner(kind: str, kernels: Kernels | None, fields: dict[str, Any] | None = None, **training: Any) -> Trainee:
+def learner(kind: str, kernels: Kernels | None, fields: dict[str, Any] | None = None, **training: Any) -> CoderTrainer:
     fixed = {"d_in": WIDER, "d_out": WIDER, "width": LATENTS, "encoder_init": "own"}
     whole = fixed | ARCHITECTURES[kind] | FEW_ACTIVE.get(kind, {}) | (fields or {})
     config = coders.config_type(kind.partition("_")[0]).read(whole, "test")
     coder = coders.build(config).initialise(torch.Generator().manual_seed(3))
     schedule = TrainingConfig.read(TRAINING | {"dead_window": 500} | training, "test")
-    return Trainee(kind, coder, SITE, AS_THEY_COME, schedule, steps=STEPS, kernels=kernels)
+    return CoderTrainer(kind, coder, SITE, AS_THEY_COME, schedule, steps=STEPS, kernels=kernels)
 
 
-def sparse_steps(one: Trainee, steps: int) -> tuple[torch.Tensor, int]:
+def sparse_steps(one: CoderTrainer, steps: int) -> tuple[torch.Tensor, int]:
     """The loss of every step, and how many went the sparse way."""
     losses, sparse = [], 0
     for step in range(steps):
         one.step(sparse_batch(step), step)
         figures = one.read(step + 1)
         losses.append(figures["loss"])
-        sparse += figures["way"] == "sparse"
+        sparse += figures["kernels"] == "sparse"
     return torch.tensor(losses, dtype=torch.float64), sparse
 
 
@@ -95,7 +95,7 @@ def test_relu_starts_dense_and_goes_sparse_without_a_jump(kernels: Kernels):
     for step in range(STEPS):
         one.step(sparse_batch(step), step)
         figures = one.read(step + 1)
-        ways.append(figures["way"])
+        ways.append(figures["kernels"])
         losses.append(figures["loss"])
     assert ways[0] == "dense" and ways[-1] == "sparse"
     assert torch.allclose(torch.tensor(losses, dtype=torch.float64), expected, rtol=1e-3)
@@ -115,7 +115,7 @@ def test_switching_back_needs_no_more_than_the_next_step(kernels: Kernels):
             batch = ActivationBatch(rows, batch.token_ids, batch.document_ids, batch.positions)
         for one in (ours, reference):
             one.step(batch, step)
-        ways.append(ours.read(step + 1)["way"])
+        ways.append(ours.read(step + 1)["kernels"])
         reference.read(step + 1)
     assert ways[5] == "sparse" and ways[6] == "dense"
     for name, tensor in reference.coder.tensors().items():

@@ -17,10 +17,10 @@ from panscope.coders.normaliser import Normaliser
 from panscope.ops.base import Rows
 from panscope.ops.dense import DenseOps
 from panscope.train.checkpoint import Checkpoints
+from panscope.train.coder_trainer import CoderTrainer
 from panscope.train.meters import DeadClock
-from panscope.train.trainee import Trainee
 from panscope.types import ActivationBatch, NonFiniteError
-from tests.support.planted import ARCHITECTURES, PREDICTS, READS, SCALES, STEPS, TRAINING, WIDTH, batch, trainee
+from tests.support.planted import ARCHITECTURES, PREDICTS, READS, SCALES, STEPS, TRAINING, WIDTH, batch, trainer
 
 every_architecture = pytest.mark.parametrize("kind", ARCHITECTURES)
 
@@ -68,7 +68,7 @@ class HandWrittenClock:
 
 
 def gradients_of(
-    learner: Trainee, weights: dict[str, Tensor], rows: ActivationBatch, clock: HandWrittenClock
+    learner: CoderTrainer, weights: dict[str, Tensor], rows: ActivationBatch, clock: HandWrittenClock
 ) -> dict[str, Tensor]:
     """The loss's gradients at `weights`, by autograd through a copy of the coder in float64."""
     coder = copy.deepcopy(learner.coder).double()
@@ -82,7 +82,7 @@ def gradients_of(
     return {name: p.grad for name, p in coder.named_parameters() if p.grad is not None}
 
 
-def by_hand(learner: Trainee, steps: int, *, project: bool) -> dict[str, Tensor]:
+def by_hand(learner: CoderTrainer, steps: int, *, project: bool) -> dict[str, Tensor]:
     """The weights after `steps` steps: scale, differentiate, project, Adam, unit norm."""
     weights = {name: w.double() for name, w in learner.coder.tensors().items()}
     beta1, beta2 = TRAINING["adam_betas"]
@@ -104,7 +104,7 @@ def by_hand(learner: Trainee, steps: int, *, project: bool) -> dict[str, Tensor]
 
 @every_architecture
 def test_steps_are_those_of_a_hand_written_adam(kind: str):
-    learner = trainee(kind)
+    learner = trainer(kind)
     expected = by_hand(learner, 8, project=True)
     for step in range(8):
         learner.step(batch(step), step)
@@ -116,7 +116,7 @@ def test_steps_are_those_of_a_hand_written_adam(kind: str):
 @pytest.mark.parametrize("kind", ["topk", "jumprelu"])
 def test_the_gradient_is_projected_before_adam(kind: str):
     """The same steps without the projection end elsewhere, so the test above would notice."""
-    learner = trainee(kind)
+    learner = trainer(kind)
     without = by_hand(learner, 8, project=False)
     for step in range(8):
         learner.step(batch(step), step)
@@ -129,7 +129,7 @@ def test_the_gradient_is_projected_before_adam(kind: str):
 def test_input_and_target_have_their_own_scale(kind: str):
     """A learner with scales equals one without, given rows that were scaled beforehand."""
     ones = Normaliser(kind="none", scale_in=1, scale_out=1)
-    scaled, plain = trainee(kind), trainee(kind, scales=ones)
+    scaled, plain = trainer(kind), trainer(kind, scales=ones)
     for step in range(3):
         rows = batch(step)
         scaled.step(rows, step)
@@ -141,7 +141,7 @@ def test_input_and_target_have_their_own_scale(kind: str):
 
 
 def test_rows_in_half_precision_are_learned_in_single():
-    learner = trainee("topk")
+    learner = trainer("topk")
     rows = batch(0)
     halves = {site: x.bfloat16() for site, x in rows.rows.items()}
     learner.step(ActivationBatch(halves, rows.token_ids, rows.document_ids, rows.positions), 0)
@@ -151,7 +151,7 @@ def test_rows_in_half_precision_are_learned_in_single():
 
 def test_the_sparsity_now_in_force_is_the_schedules():
     """K goes 12, 9, 6, 3 over three steps: that many latents are active where enough are positive."""
-    learner = trainee("topk", {"sparsity_from": 12, "sparsity_warmup_steps": 3, "learning_rate": 1e-9})
+    learner = trainer("topk", {"sparsity_from": 12, "sparsity_warmup_steps": 3, "learning_rate": 1e-9})
     seen = []
     for step in range(5):
         x = batch(step).rows[READS] * SCALES.scale_in
@@ -165,7 +165,7 @@ def test_the_sparsity_now_in_force_is_the_schedules():
 
 @every_architecture
 def test_the_meter_is_brute_force_in_float64(kind: str):
-    learner = trainee(kind)
+    learner = trainer(kind)
     losses, y_all, y_hat_all, active = [], [], [], []
     for step in range(5):
         rows = batch(step, rows=7 + step)
@@ -186,7 +186,7 @@ def test_the_meter_is_brute_force_in_float64(kind: str):
 
 
 def test_a_reading_starts_the_figures_again():
-    learner, other = trainee("topk"), trainee("topk")
+    learner, other = trainer("topk"), trainer("topk")
     for step in range(4):
         learner.step(batch(step), step)
         other.step(batch(step), step)
@@ -194,7 +194,7 @@ def test_a_reading_starts_the_figures_again():
             learner.read(2)
     last = learner.read(4)
     assert last["fvu"] != other.read(4)["fvu"]
-    again = trainee("topk")
+    again = trainer("topk")
     for step in range(4):
         again.step(batch(step), step)
         if step == 1:
@@ -203,7 +203,7 @@ def test_a_reading_starts_the_figures_again():
 
 
 def test_what_is_logged_names_the_coder_and_what_is_in_force():
-    learner = trainee("topk", {"sparsity_from": 12, "sparsity_warmup_steps": 3})
+    learner = trainer("topk", {"sparsity_from": 12, "sparsity_warmup_steps": 3})
     for step in (0, 1):
         learner.step(batch(step), step)
     figures = learner.read(2)
@@ -237,7 +237,7 @@ def test_the_dead_clock_is_brute_force():
 
 @every_architecture
 def test_no_number_any_more_is_one_sentence(kind: str):
-    learner = trainee(kind)
+    learner = trainer(kind)
     learner.step(batch(0), 0)
     with torch.no_grad():
         learner.coder.b_dec[0] = math.nan
@@ -247,10 +247,10 @@ def test_no_number_any_more_is_one_sentence(kind: str):
     ):
         learner.read(2)
     assert not learner.is_finite()
-    assert trainee(kind).is_finite()
+    assert trainer(kind).is_finite()
 
 
-def everything(learner: Trainee) -> dict[str, Any]:
+def everything(learner: CoderTrainer) -> dict[str, Any]:
     """All that a state holds, as flat names."""
     flat: dict[str, Any] = {}
 
@@ -265,7 +265,7 @@ def everything(learner: Trainee) -> dict[str, Any]:
     return flat
 
 
-def assert_same(a: Trainee, b: Trainee) -> None:
+def assert_same(a: CoderTrainer, b: CoderTrainer) -> None:
     left, right = everything(a), everything(b)
     assert left.keys() == right.keys()
     for place, value in left.items():
@@ -276,14 +276,14 @@ def assert_same(a: Trainee, b: Trainee) -> None:
 @every_architecture
 @pytest.mark.parametrize("cut", [1, 7, 31])
 def test_a_learner_taken_up_from_disk_goes_on_bit_for_bit(kind: str, cut: int, tmp_path: Path):
-    whole = trainee(kind)
+    whole = trainer(kind)
     for step in range(cut):
         whole.step(batch(step), step)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(cut, {"a": whole.state_dict()})
 
     # Other weights and no normaliser: all of it must come from the state.
-    resumed = trainee(kind, scales=Normaliser(kind="none", scale_in=1, scale_out=1))
+    resumed = trainer(kind, scales=Normaliser(kind="none", scale_in=1, scale_out=1))
     resumed.step(batch(99), 0)
     resumed.load_state_dict(checkpoints.load(cut)["a"])
     assert_same(whole, resumed)
@@ -296,10 +296,10 @@ def test_a_learner_taken_up_from_disk_goes_on_bit_for_bit(kind: str, cut: int, t
 
 def test_a_state_shares_no_memory_with_the_learner_that_took_it():
     """Two learners go on from one state in memory, and do not disturb each other."""
-    first = trainee("relu")
+    first = trainer("relu")
     first.step(batch(0), 0)
     state = copy.deepcopy(first.state_dict())
-    second, third = trainee("relu"), trainee("relu")
+    second, third = trainer("relu"), trainer("relu")
     second.load_state_dict(state)
     third.load_state_dict(state)
     second.step(batch(1), 1)
@@ -309,7 +309,7 @@ def test_a_state_shares_no_memory_with_the_learner_that_took_it():
 
 def test_a_latent_without_a_gradient_is_left_alone():
     """A TopK latent that is never chosen keeps its weights, but for the rounding of its norm."""
-    learner = trainee("topk")
+    learner = trainer("topk")
     with torch.no_grad():
         learner.coder.b_enc[4] = -100.0
     before = {name: tensor[4].clone() for name, tensor in learner.coder.tensors().items() if name != "b_dec"}

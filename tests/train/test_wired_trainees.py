@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from panscope.coders.normaliser import Normaliser, Part
+from panscope.train.coder_trainer import CoderTrainer
 from panscope.train.median import geometric_median
-from panscope.train.trainee import Trainee
 from panscope.types import ActivationBatch, Site
-from tests.support.planted import TRAINING, WIDTH, D, batch, trainee, wired
+from tests.support.planted import TRAINING, WIDTH, D, batch, trainer, wired
 
 S, B = 3, 16
 LAYERS = tuple(range(S))
@@ -36,7 +36,7 @@ def stacked(number: int) -> ActivationBatch:
     return ActivationBatch(rows, index, index, index)
 
 
-def stepped(learner: Trainee, rows: ActivationBatch) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
+def stepped(learner: CoderTrainer, rows: ActivationBatch) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
     """One step: its loss, the weights before it, the gradients that Adam was given."""
     before = {name: p.detach().double().requires_grad_() for name, p in learner.coder.named_parameters()}
     learner.step(rows, 1)
@@ -74,7 +74,7 @@ def mlsae_loss(w: dict[str, Tensor], rows: ActivationBatch, k: int) -> Tensor:
 
 
 def test_the_multi_layer_saes_loss_from_its_definition():
-    learner = trainee("topk", MLSAE, STANDARDISE, MULTILAYER, encoder_bias=False, **PRE_BIAS)
+    learner = trainer("topk", MLSAE, STANDARDISE, MULTILAYER, encoder_bias=False, **PRE_BIAS)
     for number in range(3):  # away from the first weights; the biases are not 0 any more
         learner.step(stacked(number), number)
     learner.meter.read()
@@ -92,7 +92,7 @@ def test_the_multi_layer_saes_loss_from_its_definition():
 def test_each_setting_of_that_loss_matters(change: dict[str, Any]):
     """Or the test above could pass with any of them."""
     rows = stacked(7)
-    learner = trainee("topk", MLSAE | change, STANDARDISE, MULTILAYER, encoder_bias=False, **PRE_BIAS)
+    learner = trainer("topk", MLSAE | change, STANDARDISE, MULTILAYER, encoder_bias=False, **PRE_BIAS)
     loss, weights, _ = stepped(learner, rows)
     assert loss != pytest.approx(mlsae_loss(weights, rows, k=3).item(), rel=1e-3)
 
@@ -100,7 +100,7 @@ def test_each_setting_of_that_loss_matters(change: dict[str, Any]):
 @pytest.mark.parametrize("loss", ["squared_error", "fvu"])
 def test_a_per_row_normaliser_without_undoing_is_measured_in_its_own_space(loss: str):
     """OpenAI's recipe: layer-normed rows are inputs, and what undoes into the rows themselves is the target."""
-    learner = trainee("relu", {"normaliser": "standardise", "loss": loss}, STANDARDISE, wired("sae", 1), **PRE_BIAS)
+    learner = trainer("relu", {"normaliser": "standardise", "loss": loss}, STANDARDISE, wired("sae", 1), **PRE_BIAS)
     rows = stacked(3)
     found, w, given = stepped(learner, rows)
     x = rows.rows[SITES[1]].double()
@@ -116,7 +116,7 @@ def test_a_per_row_normaliser_without_undoing_is_measured_in_its_own_space(loss:
 
 def test_a_crosscoders_sites_are_concatenated_each_by_its_own_factor():
     """One code; the loss is the sum of the sites' squared errors in their normalised space."""
-    learner = trainee("relu", {}, PARTS, CROSSCODER, d_in=S * D, d_out=S * D, width=24, **PRE_BIAS)
+    learner = trainer("relu", {}, PARTS, CROSSCODER, d_in=S * D, d_out=S * D, width=24, **PRE_BIAS)
     rows = stacked(4)
     found, w, given = stepped(learner, rows)
     x = [rows.rows[site].double() * scale for site, scale in zip(SITES, (0.5, 0.1, 0.02), strict=True)]
@@ -135,7 +135,7 @@ def test_a_crosscoders_sites_are_concatenated_each_by_its_own_factor():
 def test_a_multilayer_coders_rows_stand_one_layer_under_the_other():
     """A step on S layers is a step of an SAE on the same rows as one batch."""
     scales = Normaliser(kind="unit_rms", scale_in=0.3, scale_out=0.3)
-    whole, single = trainee("topk", {}, scales, MULTILAYER), trainee("topk", {}, scales, wired("sae", 0))
+    whole, single = trainer("topk", {}, scales, MULTILAYER), trainer("topk", {}, scales, wired("sae", 0))
     for step in range(4):
         rows = stacked(step)
         whole.step(rows, step)
@@ -152,7 +152,7 @@ def test_the_dead_window_counts_tokens_and_not_layers():
     for wiring, sites in ((wired("sae", 0), 1), (MULTILAYER, S), (CROSSCODER, S)):
         width = D if wiring.wiring != "crosscoder" else S * D
         plain = Normaliser(kind="none", scale_in=1, scale_out=1)
-        learner = trainee("relu", {"dead_window": 4 * B, "learning_rate": 1e-9}, plain, wiring, d_in=width, d_out=width)
+        learner = trainer("relu", {"dead_window": 4 * B, "learning_rate": 1e-9}, plain, wiring, d_in=width, d_out=width)
         with torch.no_grad():
             learner.coder.b_enc[:3] = -1e6
             learner.coder.b_enc[3:] = 1e3
@@ -167,7 +167,7 @@ def test_active_means_above_what_the_recipe_says():
     """Codes of 5e-4 are active for L0, and not for a dead window that asks for 1e-3 (Gao et al.)."""
     for above, expected in ((0.0, 0.0), (1e-3, 1.0)):
         training = {"active_above": above, "dead_window": B, "learning_rate": 1e-12}
-        learner = trainee("relu", training)
+        learner = trainer("relu", training)
         with torch.no_grad():
             learner.coder.W_enc.zero_()
             learner.coder.b_enc.fill_(5e-4)
@@ -206,7 +206,7 @@ def test_the_first_bias_is_the_median_where_it_is_subtracted(
 ):
     """The rate rises from 0, so the first step leaves the bias as it was put."""
     d = expected.shape[1]
-    learner = trainee("topk", {"b_dec_init": init}, scales, wiring, d_in=d, d_out=d, **PRE_BIAS)
+    learner = trainer("topk", {"b_dec_init": init}, scales, wiring, d_in=d, d_out=d, **PRE_BIAS)
     learner.step(FIRST, 0)
     found = learner.coder.b_dec.detach().clone()
     assert torch.allclose(found, geometric_median(expected), rtol=1e-4, atol=1e-5)
@@ -217,7 +217,7 @@ def test_the_first_bias_is_the_median_where_it_is_subtracted(
 
 
 def test_a_transcoders_first_bias_is_the_median_of_what_it_predicts():
-    learner = trainee("topk", {"b_dec_init": "geometric_median"})
+    learner = trainer("topk", {"b_dec_init": "geometric_median"})
     learner.step(batch(0), 0)
     (_, predicted) = batch(0).rows.values()
     assert torch.allclose(learner.coder.b_dec.detach(), geometric_median(3.0 * predicted), rtol=1e-4, atol=1e-5)

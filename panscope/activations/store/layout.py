@@ -23,7 +23,7 @@ _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}
 
 
 @dataclass(frozen=True)
-class Column:
+class StoredColumn:
     """One tensor of a store, cut into shards."""
 
     folder: str
@@ -33,12 +33,12 @@ class Column:
     dtype: torch.dtype
 
     @classmethod
-    def of_site(cls, site: Site, width: int, dtype: torch.dtype) -> "Column":
+    def of_site(cls, site: Site, width: int, dtype: torch.dtype) -> "StoredColumn":
         """The rows of one site."""
         return cls(f"sites/{site}", width, dtype)
 
     @classmethod
-    def of_tokens(cls) -> "Column":
+    def of_tokens(cls) -> "StoredColumn":
         """Where every row comes from."""
         return cls(TOKENS, TOKEN_FIELDS, torch.int64)
 

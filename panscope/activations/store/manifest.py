@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, field_validator
 
 from panscope.activations.norms import SiteNorms
-from panscope.activations.store.layout import Column, Cut
+from panscope.activations.store.layout import Cut, StoredColumn
 from panscope.config import Config
 from panscope.types import Site, UserError
 
@@ -83,9 +83,9 @@ class Manifest(Config):
         """Into shards and blocks."""
         return Cut(self.shard_rows, self.block_rows)
 
-    def column(self, site: Site, width: int) -> Column:
+    def column(self, site: Site, width: int) -> StoredColumn:
         """Where rows of a site are."""
-        return Column.of_site(site, width, getattr(torch, self.dtype))
+        return StoredColumn.of_site(site, width, getattr(torch, self.dtype))
 
     def norms(self, site: Site) -> SiteNorms:
         """What normalisers are made from, over all rows."""

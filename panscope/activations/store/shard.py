@@ -22,7 +22,7 @@ import xxhash
 from pydantic import Field
 from torch import Tensor
 
-from panscope.activations.store.layout import PAGE, Column
+from panscope.activations.store.layout import PAGE, StoredColumn
 from panscope.config import Config
 from panscope.storage.atomic import replacing
 from panscope.types import UserError
@@ -60,7 +60,7 @@ class ShardRecord(Config):
 class ShardWriter:
     """Takes blocks of rows one after another; only the last block of a shard may be shorter than the others."""
 
-    def __init__(self, file: BinaryIO, column: Column, aside: Executor) -> None:
+    def __init__(self, file: BinaryIO, column: StoredColumn, aside: Executor) -> None:
         """Checksums and norms of a large block are made by `aside` while the system takes its bytes."""
         self._file, self._column, self._aside = file, column, aside
         self._rows, self._flushing = 0, 0
@@ -117,7 +117,7 @@ class ShardWriter:
 
 
 @contextmanager
-def writing_shard(path: Path, column: Column) -> Iterator[ShardWriter]:
+def writing_shard(path: Path, column: StoredColumn) -> Iterator[ShardWriter]:
     """A writer of the shard at `path`, which is there only once everything was written and `finish` was called."""
     with (
         ThreadPoolExecutor(1, "panscope-shard") as aside,
@@ -142,7 +142,7 @@ def bytes_of(rows: Tensor) -> memoryview:
     return memoryview(rows.contiguous().view(torch.uint8).numpy().reshape(-1))  # type: ignore[arg-type]
 
 
-def check_size(path: Path, column: Column, rows: int, found: int) -> None:
+def check_size(path: Path, column: StoredColumn, rows: int, found: int) -> None:
     """Raise UserError if a shard of `found` bytes is not one of that many rows."""
     size = PAGE + rows * column.row_bytes
     if found != size:
@@ -152,7 +152,7 @@ def check_size(path: Path, column: Column, rows: int, found: int) -> None:
         )
 
 
-def check_header(path: Path, column: Column, rows: int, found: bytes) -> None:
+def check_header(path: Path, column: StoredColumn, rows: int, found: bytes) -> None:
     """Raise UserError if the header `found` is not the one of that many rows."""
     if found != column.header(rows):
         raise UserError(f"the file {str(path)!r} is damaged: its header is not its rows'; take an undamaged copy")
@@ -180,7 +180,7 @@ class _Mapped:
 class Shard:
     """A shard on disk, mapped at its first use."""
 
-    def __init__(self, path: Path, column: Column, record: ShardRecord, block_rows: int) -> None:
+    def __init__(self, path: Path, column: StoredColumn, record: ShardRecord, block_rows: int) -> None:
         self._path, self._column, self._record, self._block_rows = path, column, record, block_rows
         self._checked = [False] * len(record.blocks)
         self._mapped = _map(path, column, record.rows)
@@ -215,7 +215,7 @@ class Shard:
         self._mapped.map.madvise(mmap.MADV_WILLNEED, begin, PAGE + (first + count) * row - begin)
 
 
-def _map(path: Path, column: Column, rows: int) -> _Mapped:
+def _map(path: Path, column: StoredColumn, rows: int) -> _Mapped:
     """The rows of a shard; raises UserError if its size or header are not those of that many rows."""
     size = PAGE + rows * column.row_bytes
     with reading(path), path.open("rb") as file:

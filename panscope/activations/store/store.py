@@ -13,7 +13,7 @@ from torch import Tensor
 
 from panscope.activations.norms import SiteNorms
 from panscope.activations.store.files import Files, LocalFiles
-from panscope.activations.store.layout import Column
+from panscope.activations.store.layout import StoredColumn
 from panscope.activations.store.manifest import FILE, Manifest
 from panscope.activations.store.shard import Shard, reading
 from panscope.activations.store.writer import checked_record, read_manifest
@@ -30,7 +30,7 @@ class Store:
         if self.manifest.rows is None:
             raise UserError(f"the store {files.where!r} is not complete: give the panscope collect command again")
         self.rows: int = self.manifest.rows
-        self._shards: dict[tuple[Column, int], Shard] = {}
+        self._shards: dict[tuple[StoredColumn, int], Shard] = {}
 
     @classmethod
     def open(cls, folder: Path) -> "Store":
@@ -66,13 +66,13 @@ class Store:
                     "collect it into the same store, or choose another site"
                 )
 
-    def columns(self, sites: Sequence[Site]) -> list[Column]:
+    def columns(self, sites: Sequence[Site]) -> list[StoredColumn]:
         """The columns of `sites`, and that of the tokens."""
         self.check_has(sites)
         manifest = self.manifest
-        return [*(manifest.column(site, manifest.sites[str(site)].width) for site in sites), Column.of_tokens()]
+        return [*(manifest.column(site, manifest.sites[str(site)].width) for site in sites), StoredColumn.of_tokens()]
 
-    def read(self, column: Column, first: int, count: int) -> Tensor:
+    def read(self, column: StoredColumn, first: int, count: int) -> Tensor:
         """[count, D] the rows from `first` on, not to be written to: a view of the file if they are in one shard."""
         pieces = []
         for shard, begin, number in self._pieces(first, count):
@@ -81,11 +81,11 @@ class Store:
             pieces.append(opened.rows[begin : begin + number])
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def take(self, column: Column, index: Tensor) -> Tensor:
+    def take(self, column: StoredColumn, index: Tensor) -> Tensor:
         """[B, D] copies of the rows at `index` [B] int64, in that order; `check` those before."""
         return self.take_all([column], index)[0]
 
-    def take_all(self, columns: Sequence[Column], index: Tensor) -> list[Tensor]:
+    def take_all(self, columns: Sequence[StoredColumn], index: Tensor) -> list[Tensor]:
         """The same of several columns."""
         size = self.manifest.shard_rows
         first, last = (int(row) // size for row in index.aminmax())
@@ -102,12 +102,12 @@ class Store:
                     rows[here] = self.shard(column, shard).rows.index_select(0, inside)
         return found
 
-    def check(self, column: Column, first: int, count: int) -> None:
+    def check(self, column: StoredColumn, first: int, count: int) -> None:
         """Compare the rows with their checksums, unless that was done; raises UserError naming the damaged file."""
         for shard, begin, number in self._pieces(first, count):
             self.shard(column, shard).check(begin, number)
 
-    def fetch_ahead(self, columns: Sequence[Column], first: int, count: int) -> None:
+    def fetch_ahead(self, columns: Sequence[StoredColumn], first: int, count: int) -> None:
         """Have these rows brought into memory and checked, as they are read soon; waits for the checking."""
         pieces = self._pieces(first, count)
         names = [name(shard) for column in columns for shard, _, _ in pieces for name in (column.record, column.shard)]
@@ -118,7 +118,7 @@ class Store:
         for column in columns:
             self.check(column, first, count)
 
-    def shard(self, column: Column, number: int) -> Shard:
+    def shard(self, column: StoredColumn, number: int) -> Shard:
         """One shard, mapped; raises UserError if its file or record is missing or not what it must be."""
         opened = self._shards.get((column, number))
         if opened is None:

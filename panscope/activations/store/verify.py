@@ -10,7 +10,7 @@ from pathlib import Path
 import xxhash
 
 from panscope.activations.store.files import Files
-from panscope.activations.store.layout import PAGE, Column
+from panscope.activations.store.layout import PAGE, StoredColumn
 from panscope.activations.store.manifest import FILE, Manifest
 from panscope.activations.store.shard import ShardRecord, check_header, check_size, reading
 from panscope.activations.store.writer import checked_record, read_manifest, summed
@@ -40,7 +40,7 @@ class _Check:
         assert manifest.rows is not None
         self._files, self._manifest, self._progress, self._rows = files, manifest, progress, manifest.rows
         sites = {name: manifest.column(Site.parse(name), site.width) for name, site in manifest.sites.items()}
-        self._columns = {**sites, "": Column.of_tokens()}
+        self._columns = {**sites, "": StoredColumn.of_tokens()}
         self._read = 0
         self._total = sum(self._rows * column.row_bytes for column in self._columns.values())
 
@@ -54,11 +54,11 @@ class _Check:
             if name and len(found) == self._manifest.cut.shards(self._rows):
                 yield from self._sums(name, found)
 
-    def _fetch_ahead(self, column: Column, number: int) -> None:
+    def _fetch_ahead(self, column: StoredColumn, number: int) -> None:
         if number < self._manifest.cut.shards(self._rows):
             self._files.fetch_ahead([column.record(number), column.shard(number)])
 
-    def _shard(self, column: Column, number: int, found: list[ShardRecord]) -> Iterator[str]:
+    def _shard(self, column: StoredColumn, number: int, found: list[ShardRecord]) -> Iterator[str]:
         """What is wrong with a shard and its record, which goes to `found` if it is whole."""
         record = None
         try:
@@ -74,7 +74,7 @@ class _Check:
             yield str(error)
         self._advance(end - self._read)
 
-    def _data(self, path: Path, column: Column, rows: int, record: ShardRecord | None) -> Iterator[str]:
+    def _data(self, path: Path, column: StoredColumn, rows: int, record: ShardRecord | None) -> Iterator[str]:
         """Size and header of a shard, and its checksums if there is a record of them."""
         with reading(path), path.open("rb", buffering=0) as file:
             check_size(path, column, rows, path.stat().st_size)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from panscope.activations.source import RowSource
-from panscope.activations.store.layout import Column
+from panscope.activations.store.layout import StoredColumn
 from panscope.activations.store.manifest import FILE, Manifest, StoredSite, check_same
 from panscope.activations.store.shard import ShardRecord, ShardWriter, writing_shard
 from panscope.storage.atomic import WriteError
@@ -35,7 +35,7 @@ class StoreWriter:
     def __init__(self, folder: Path, manifest: Manifest, sites: Mapping[Site, int]) -> None:
         """`sites` and their widths; raises UserError if the folder holds something else."""
         self._folder = folder
-        self._tokens = Column.of_tokens()
+        self._tokens = StoredColumn.of_tokens()
         self.manifest = self._begun(manifest)
         columns = {site: self.manifest.column(site, width) for site, width in sites.items()}
         self._columns = {site: column for site, column in columns.items() if self._lacks(site, column)}
@@ -56,7 +56,7 @@ class StoreWriter:
         """Whether the folder holds nothing but the lock of this process, and what a kill left of a first manifest."""
         return self._folder.is_dir() and all(path.name.startswith(".") for path in self._folder.iterdir())
 
-    def _lacks(self, site: Site, column: Column) -> bool:
+    def _lacks(self, site: Site, column: StoredColumn) -> bool:
         """Whether anything of a site, or of the tokens beside it, is not there."""
         rows = self.manifest.rows
         if rows is None or str(site) not in self.manifest.sites:
@@ -76,7 +76,7 @@ class StoreWriter:
     def _shards_done(self) -> int:
         return self._done([*self._columns.values(), self._tokens])
 
-    def _done(self, columns: list[Column]) -> int:
+    def _done(self, columns: list[StoredColumn]) -> int:
         """How many shards there are of all these, from the first on."""
         names = [name for column in columns for name in (column.record, column.shard)]
         return next(n for n in itertools.count() if not all((self._folder / name(n)).is_file() for name in names))
@@ -128,7 +128,7 @@ class StoreWriter:
             self._write_record(column, shard, record)
         return rows
 
-    def _writer(self, stack: ExitStack, column: Column, shard: int) -> ShardWriter:
+    def _writer(self, stack: ExitStack, column: StoredColumn, shard: int) -> ShardWriter:
         return stack.enter_context(writing_shard(self._folder / column.shard(shard), column))
 
     def _check_same_rows(self, shard: int, now: ShardRecord) -> None:
@@ -141,10 +141,10 @@ class StoreWriter:
                 "or their versions changed since it was begun; collect into another folder"
             )
 
-    def _write_record(self, column: Column, shard: int, record: ShardRecord) -> None:
+    def _write_record(self, column: StoredColumn, shard: int, record: ShardRecord) -> None:
         write_sealed(self._folder / column.record(shard), record.model_dump(mode="json"))
 
-    def _record(self, column: Column, shard: int) -> ShardRecord:
+    def _record(self, column: StoredColumn, shard: int) -> ShardRecord:
         return read_record(self._folder / column.record(shard))
 
     def _sweep(self) -> None:
@@ -177,7 +177,7 @@ def summed(found: list[ShardRecord]) -> StoredSite:
     )
 
 
-def name_of(manifest: Manifest, column: Column, number: int) -> str:
+def name_of(manifest: Manifest, column: StoredColumn, number: int) -> str:
     """What a shard is called in its record."""
     return f"{column.folder}/{number:05d} of {manifest.identity}"
 
@@ -192,7 +192,7 @@ def read_record(path: Path) -> ShardRecord:
     return ShardRecord.read(read_sealed(path), str(path))
 
 
-def checked_record(path: Path, manifest: Manifest, column: Column, number: int) -> ShardRecord:
+def checked_record(path: Path, manifest: Manifest, column: StoredColumn, number: int) -> ShardRecord:
     """The record of a shard of a finished store; raises UserError if it is damaged or that of another shard."""
     record = read_record(path)
     assert manifest.rows is not None

@@ -17,14 +17,14 @@ from panscope.kernels.cpu.arithmetic import LEAST, dots, lowest_bit, widen
 from panscope.kernels.cpu.arrays import Buffers, array
 from panscope.kernels.cpu.bound import GROUP, can_screen, everything, highest, lift, passing, row_bound
 from panscope.kernels.cpu.compiled import inlined, kernel
-from panscope.kernels.cpu.product import Question, Screened, over_chunks, place, promising
+from panscope.kernels.cpu.product import Screened, ScreenQuery, over_chunks, place, promising
 from panscope.kernels.cpu.threads import Threads
 
 _FOUND = 1 << 16
 """Entries that a thread collects before it hands them over."""
 
 
-class Work(NamedTuple):
+class ThresholdWork(NamedTuple):
     """Memory for one row, and for what several rows gave."""
 
     groups: Any
@@ -41,7 +41,7 @@ class Work(NamedTuple):
     """[at least F] float32 of the entries found."""
 
 
-def work(buffers: Buffers, latents: int) -> Work:
+def work(buffers: Buffers, latents: int) -> ThresholdWork:
     """This thread's."""
     found, one, whole = max(latents, _FOUND), torch.float32, torch.int64
     shapes = {
@@ -51,7 +51,7 @@ def work(buffers: Buffers, latents: int) -> Work:
         "pre": (latents, one),
     }
     shapes |= {"latents": (found, whole), "values": (found, one)}
-    return Work(**{name: buffers.array(name, (size,), dtype) for name, (size, dtype) in shapes.items()})
+    return ThresholdWork(**{name: buffers.array(name, (size,), dtype) for name, (size, dtype) in shapes.items()})
 
 
 class _FullError(Exception):
@@ -83,7 +83,7 @@ class _Pieces:
         return Entries(values, latents, starts)
 
 
-def above(threads: Threads, buffers: Buffers, question: Question, capacity: int) -> Entries | None:
+def above(threads: Threads, buffers: Buffers, question: ScreenQuery, capacity: int) -> Entries | None:
     """`Kernels.above`, with the question's floor."""
     assert question.floor is not None
     x, W_enc, b_enc, size = (
@@ -92,7 +92,7 @@ def above(threads: Threads, buffers: Buffers, question: Question, capacity: int)
     floor, counts, pieces = array(question.floor), torch.zeros(len(x), dtype=torch.int64), _Pieces(capacity)
     in_row = array(counts)
 
-    def visit(asked: Question, screened: Screened, may_waste: int) -> int:
+    def visit(asked: ScreenQuery, screened: Screened, may_waste: int) -> int:
         lost, memory = array(asked.rows.lost), work(buffers, len(W_enc))
         row, end = screened.first, screened.first + len(screened.maxima)
         while row < end:

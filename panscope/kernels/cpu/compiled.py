@@ -3,7 +3,8 @@
 Compiled at the first call with each set of argument types, without Python's global lock, and kept on disk: in
 `NUMBA_CACHE_DIR` if that is set, else beside the source, else in the user's cache folder. Numba takes what it finds
 there for stale by the text of the kernel's own file, and of what the kernel closes over; so each kernel closes over the
-text of the whole package, whose helpers it contains.
+text of the whole package, whose helpers it contains. The hash of that text is in the names of the files too: Numba
+unpickles the argument types of an old file before it looks whether it is stale, which fails where a class was renamed.
 
 Sums may be reordered and contracted (`reassoc`, `contract`), which vectorises them; NaN and infinity keep their sense.
 Nothing is allocated and no reference counted (`_nrt`): counting costs more than many a row's arithmetic.
@@ -67,6 +68,6 @@ def _closing_over(value: str, function: Callable[..., Any]) -> Callable[..., Any
     assert not function.__closure__
     code = function.__code__.replace(co_freevars=("package",))
     closing = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, (CellType(value),))
-    closing.__module__, closing.__qualname__ = function.__module__, function.__qualname__
+    closing.__module__, closing.__qualname__ = function.__module__, f"{function.__qualname__}-{value[:16]}"
     closing.__doc__ = function.__doc__
     return closing

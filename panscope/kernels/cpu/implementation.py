@@ -19,7 +19,7 @@ from panscope.kernels.backend import (
 from panscope.kernels.cpu.above import above
 from panscope.kernels.cpu.arrays import Buffers
 from panscope.kernels.cpu.group import group
-from panscope.kernels.cpu.product import Question
+from panscope.kernels.cpu.product import ScreenQuery
 from panscope.kernels.cpu.reconstruct import reconstruct
 from panscope.kernels.cpu.rows import encoder_screen, input_rows
 from panscope.kernels.cpu.threads import Threads
@@ -72,13 +72,13 @@ class CpuKernels:
         self, rows: InputRows, W_enc: Tensor, b_enc: Tensor, screen: Screen, k: int, norms: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Exact pre-activations and latents, [B, K], of the k largest relu(pre) * norms of each row; else 0, 0."""
-        return topk(self._threads, self._buffers, Question(rows, W_enc, b_enc, screen, scale=norms), k)
+        return topk(self._threads, self._buffers, ScreenQuery(rows, W_enc, b_enc, screen, scale=norms), k)
 
     def above(
         self, rows: InputRows, W_enc: Tensor, b_enc: Tensor, screen: Screen, floor: Tensor, capacity: int
     ) -> Entries | None:
         """Every place with pre-activation > floor [F], with its exact pre-activation; None if over `capacity`."""
-        return above(self._threads, self._buffers, Question(rows, W_enc, b_enc, screen, floor=floor), capacity)
+        return above(self._threads, self._buffers, ScreenQuery(rows, W_enc, b_enc, screen, floor=floor), capacity)
 
     def reconstruct(
         self, codes: Entries, W_dec: Tensor, base: Tensor, y: Tensor, weights: Tensor, ends: Sequence[int]

@@ -32,7 +32,7 @@ _UNLIMITED = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
-class Question:
+class ScreenQuery:
     """Rows and latents, and how the latents are ranked: everything a selection reads."""
 
     rows: InputRows
@@ -50,7 +50,7 @@ class Question:
         return latent_terms(self.screen, self.b_enc, self.scale, self.floor)
 
     @cached_property
-    def in_full(self) -> "Question":
+    def in_full(self) -> "ScreenQuery":
         """The same with a screen in float32."""
         rows = replace(self.rows, low=self.rows.x, lost=torch.zeros_like(self.rows.lost))
         return replace(self, rows=rows, screen=Screen(self.W_enc, self.screen.size, torch.zeros_like(self.screen.lost)))
@@ -87,11 +87,11 @@ def promising(screened: Any, b: Any, floor: Any, terms: Any, groups: Any) -> Any
     return count
 
 
-Visit = Callable[[Question, Screened, int], int]
+Visit = Callable[[ScreenQuery, Screened, int], int]
 """(question, screened, how many may be rescored in vain) -> the first row not done."""
 
 
-def chunk_rows(rows: int, question: Question, threads: int) -> int:
+def chunk_rows(rows: int, question: ScreenQuery, threads: int) -> int:
     """How many rows a chunk has: few enough for the cache and to keep all threads busy, enough for the product."""
     width = max(1, len(question.W_enc) * question.screen.low.element_size())
     most = min(_MOST_ROWS, max(_LEAST_ROWS, _CHUNK_BYTES // width))
@@ -99,7 +99,7 @@ def chunk_rows(rows: int, question: Question, threads: int) -> int:
     return max(_LEAST_ROWS, -(-rows // max(1, rounds * threads)))
 
 
-def over_chunks(threads: Threads, buffers: Buffers, question: Question, visit: Visit) -> None:
+def over_chunks(threads: Threads, buffers: Buffers, question: ScreenQuery, visit: Visit) -> None:
     """Show every row's screened products to `visit`; what it leaves of a chunk it is shown again in float32."""
     count, step = len(question.rows.x), chunk_rows(len(question.rows.x), question, threads.count)
 
@@ -113,7 +113,7 @@ def over_chunks(threads: Threads, buffers: Buffers, question: Question, visit: V
     threads.run(task, -(-count // step))
 
 
-def screen(question: Question, first: int, end: int, buffers: Buffers) -> Screened:
+def screen(question: ScreenQuery, first: int, end: int, buffers: Buffers) -> Screened:
     """The screened rows from `first` to `end` - 1, in this thread's buffers."""
     low, rows, count = question.screen.low.detach(), question.rows, end - first
     size, lost = array(rows.size), array(rows.lost)
@@ -127,5 +127,5 @@ def screen(question: Question, first: int, end: int, buffers: Buffers) -> Screen
     return Screened(first, array(products), maxima)
 
 
-def _may_waste(question: Question, rows: int) -> int:
+def _may_waste(question: ScreenQuery, rows: int) -> int:
     return _UNLIMITED if question.screen.low.dtype == torch.float32 else int(rows * len(question.W_enc) * _WASTE)

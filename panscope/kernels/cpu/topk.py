@@ -18,11 +18,11 @@ from panscope.kernels.cpu.arithmetic import LEAST, ZERO, bits_of, dots, from_bit
 from panscope.kernels.cpu.arrays import Buffers, array
 from panscope.kernels.cpu.bound import GROUP, can_screen, everything, highest, lift, lowest, passing, row_bound
 from panscope.kernels.cpu.compiled import inlined, kernel
-from panscope.kernels.cpu.product import Question, Screened, over_chunks, place, promising
+from panscope.kernels.cpu.product import Screened, ScreenQuery, over_chunks, place, promising
 from panscope.kernels.cpu.threads import Threads
 
 
-class Work(NamedTuple):
+class TopKWork(NamedTuple):
     """Memory for one row."""
 
     keys: Any
@@ -37,22 +37,22 @@ class Work(NamedTuple):
     """[F + 3] int64 numbers of candidates."""
 
 
-def work(buffers: Buffers, latents: int) -> Work:
+def work(buffers: Buffers, latents: int) -> TopKWork:
     """This thread's."""
     one, whole = torch.float32, torch.int64
     shapes = {"keys": (latents + 64, torch.int32), "candidates": (latents, whole), "screened": (latents, one)}
     shapes |= {"pre": (latents, one), "score": (latents, one), "chosen": (latents + 3, whole)}
-    return Work(**{name: buffers.array(name, (size,), dtype) for name, (size, dtype) in shapes.items()})
+    return TopKWork(**{name: buffers.array(name, (size,), dtype) for name, (size, dtype) in shapes.items()})
 
 
-def topk(threads: Threads, buffers: Buffers, question: Question, k: int) -> tuple[Tensor, Tensor]:
+def topk(threads: Threads, buffers: Buffers, question: ScreenQuery, k: int) -> tuple[Tensor, Tensor]:
     """`Kernels.topk`."""
     x, W_enc, b_enc = array(question.rows.x), array(question.W_enc), array(question.b_enc)
     size = array(question.rows.size)
     pre, latents = torch.empty(len(x), k), torch.empty(len(x), k, dtype=torch.int64)
     values, places = array(pre), array(latents)
 
-    def visit(asked: Question, screened: Screened, may_waste: int) -> int:
+    def visit(asked: ScreenQuery, screened: Screened, may_waste: int) -> int:
         lost, memory = array(asked.rows.lost), work(buffers, len(W_enc))
         return _rows(screened, x, size, lost, W_enc, b_enc, asked.terms, may_waste, memory, values, places)
 

@@ -5,7 +5,7 @@ Multi-Layer SAE, section 4: on one token most latents are active at one layer or
 
 from panscope.report import choice, style
 from panscope.report.figure import Figure, Missing, Row, Spec
-from panscope.report.runs import Coder, Results
+from panscope.report.runs import CoderResults, Results
 
 MOST_CODERS = 3
 MOST_LATENTS = 200
@@ -27,12 +27,12 @@ def latent_layers(results: Results) -> Figure | Missing:
     return Figure(rows, _heat_map(rows), f"{NOTE} {more}".strip())
 
 
-def _table(results: Results, coder: Coder) -> list[Row] | None:
+def _table(results: Results, coder: CoderResults) -> list[Row] | None:
     evaluation = results.drawn(coder)
     return None if evaluation is None else evaluation.table("layers")
 
 
-def _shares(coder: Coder, table: list[Row], *, several: bool) -> list[Row]:
+def _shares(coder: CoderResults, table: list[Row], *, several: bool) -> list[Row]:
     """A row for each of some latents and each layer; latents that never fired are left out."""
     totals: dict[int, dict[int, float]] = {}
     for row in table:

@@ -9,7 +9,7 @@ from panscope.report import charts, choice
 from panscope.report.axes import FVU, L0, Axis
 from panscope.report.figure import Figure, Missing, Row
 from panscope.report.rows import at_layer, coder_of, coder_rows
-from panscope.report.runs import Coder, Results
+from panscope.report.runs import CoderResults, Results
 
 ROWS = Axis("rows", "rows trained on", format="~s")
 DEAD = Axis("dead_fraction", "dead (share of latents)")
@@ -61,16 +61,16 @@ def _why_not(kinds: set[bool]) -> str:
     return f"every TopK coder here was trained {there} annealing K: train the same with {lacks} and a `tag` beside it"
 
 
-def _everyone(coder: Coder) -> bool:
+def _everyone(coder: CoderResults) -> bool:
     return True
 
 
-def _annealed(coder: Coder) -> bool:
+def _annealed(coder: CoderResults) -> bool:
     begin = coder.facts.sparsity_from
     return begin is not None and coder.facts.sparsity is not None and begin > coder.facts.sparsity
 
 
-def _logged(results: Results, wanted: Callable[[Coder], bool]) -> list[Row]:
+def _logged(results: Results, wanted: Callable[[CoderResults], bool]) -> list[Row]:
     """The lines of every wanted coder, at most 100 each."""
     lines: dict[tuple[str, str], list[Row]] = {}
     for run in results.runs:

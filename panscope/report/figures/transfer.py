@@ -8,7 +8,7 @@ from panscope.report import charts, choice
 from panscope.report.axes import DELTA_LOSS, FVU, L0, LAYER, MSE, Axis
 from panscope.report.figure import Figure, Missing, Row
 from panscope.report.rows import in_order, site_rows
-from panscope.report.runs import HELD_OUT, Coder, Evaluation, Results
+from panscope.report.runs import HELD_OUT, CoderResults, EvaluationResults, Results
 
 _METRICS = ("l0", "fvu", "mse", "delta_loss", "tokens")
 _ASPECTS = {
@@ -67,11 +67,11 @@ def _drawn_text(results: Results) -> str:
     return "held-out text" if results.label == HELD_OUT else f"the text of the evaluation {results.label!r}"
 
 
-def _name(coder: Coder) -> tuple[str, str]:
+def _name(coder: CoderResults) -> tuple[str, str]:
     return coder.facts.run, coder.facts.name
 
 
-def _differences(one: Evaluation, other: Evaluation) -> set[str]:
+def _differences(one: EvaluationResults, other: EvaluationResults) -> set[str]:
     """The aspects that two evaluations of a coder differ in."""
     return {
         aspect

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import flight
 
-from panscope.activations.store.layout import Column
+from panscope.activations.store.layout import StoredColumn
 from panscope.config import Config
 from panscope.serving import messages
 from panscope.serving.protocol import (
@@ -109,7 +109,7 @@ class Connection:
         """This trainer needs nothing more."""
         self._action(BYE, Bye(trainer=trainer), _FAREWELL)
 
-    def window(self, ticket: Ticket, columns: Sequence[Column], rows: int) -> Iterator[list[NDArray[Any]]]:
+    def window(self, ticket: Ticket, columns: Sequence[StoredColumn], rows: int) -> Iterator[list[NDArray[Any]]]:
         """The messages of a window of that many rows, [n, D] a column each, in the order in which they are stored."""
         size = rows * sum(column.row_bytes for column in columns)
         options = self._call(_WINDOW + size / _SLOWEST)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from panscope.activations.store.layout import Column
+from panscope.activations.store.layout import StoredColumn
 from panscope.activations.store.windows import Windows
 from panscope.serving import messages
 from panscope.serving.client.connection import Access, Connection, Lost, Missed, Unknown
@@ -60,7 +60,7 @@ class Feed:
         self._stop = threading.Event()
         self.facts: Facts | None = None
         """What the server said; None until it has answered once. The next two follow from it."""
-        self.columns: list[Column] = []
+        self.columns: list[StoredColumn] = []
         self.windows: Windows | None = None
         self.error: UserError | None = None
         """Why this can never work."""
@@ -255,10 +255,10 @@ class Feed:
         return [messages.empty(column, rows) for column in self.columns]
 
 
-def _columns(facts: Facts, sites: Sequence[str]) -> list[Column]:
+def _columns(facts: Facts, sites: Sequence[str]) -> list[StoredColumn]:
     manifest = facts.manifest
     widths = {name: manifest.sites[name].width for name in sites}
-    return [*(manifest.column(Site.parse(name), width) for name, width in widths.items()), Column.of_tokens()]
+    return [*(manifest.column(Site.parse(name), width) for name, width in widths.items()), StoredColumn.of_tokens()]
 
 
 def _inverse(order: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from panscope.serving.protocol import bits, from_bits
 
 
 @dataclass
-class Standing:
+class TrainerProgress:
     """Changes only by `give`."""
 
     windows: int
@@ -53,7 +53,7 @@ class Standing:
         }
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> "Standing":
+    def of(cls, state: dict[str, Any]) -> "TrainerProgress":
         """Undo `state_dict`."""
         partial = {int(window): rows for window, rows in state["partial"].items()}
         standing = cls(state["windows"], state["epoch"], partial, state["last"])

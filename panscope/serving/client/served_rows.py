@@ -26,7 +26,7 @@ from panscope.activations.store.manifest import Manifest
 from panscope.serving.allocator import keep_large_blocks
 from panscope.serving.client.connection import Access, check_address
 from panscope.serving.client.feed import Feed, Window
-from panscope.serving.client.progress import Standing
+from panscope.serving.client.progress import TrainerProgress
 from panscope.serving.protocol import Facts, Hello
 from panscope.types import ActivationBatch, Site, StoppedWaiting, UserError
 
@@ -74,7 +74,7 @@ class ServedRows:
         self._sites, self._batch, self._seed = tuple(sites), batch, seed
         self._say = servers.say
         self.device = device or torch.device("cpu")
-        self._standings: dict[tuple[int, int], Standing] = {}
+        self._standings: dict[tuple[int, int], TrainerProgress] = {}
         self._opened: deque[Window] = deque()
         self._begun = False
         self._asked: Callable[[], bool] = lambda: False
@@ -152,7 +152,7 @@ class ServedRows:
                 )
         slices = {tuple(map(int, name.split("-"))): value for name, value in state["slices"].items()}
         with self._changed:
-            self._standings = {(first, end): Standing.of(value) for (first, end), value in slices.items()}
+            self._standings = {(first, end): TrainerProgress.of(value) for (first, end), value in slices.items()}
             self._opened.clear()
             for feed in self._feeds:
                 if feed.facts is not None:
@@ -245,7 +245,7 @@ class ServedRows:
         """Give a feed its place, and let it fetch what was not given yet."""
         assert feed.facts is not None and feed.windows is not None
         self._check_fits(feed)
-        standing = self._standings.setdefault(_rows_of(feed), Standing(len(feed.windows)))
+        standing = self._standings.setdefault(_rows_of(feed), TrainerProgress(len(feed.windows)))
         if standing.windows != len(feed.windows):
             raise UserError(
                 f"the server {feed.address!r} cuts its slice into {len(feed.windows)} windows, and the checkpoint has "

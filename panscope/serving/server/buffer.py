@@ -33,9 +33,9 @@ class Trainer:
     """When it last said anything."""
     taking: set[int] = field(default_factory=set)
     """Windows on their way to it."""
-    behind: float | None = None
+    lagging_since: float | None = None
     """Since when it leaves something lying that it could take."""
-    hungry: float | None = None
+    starved_since: float | None = None
     """Since when it has asked and nothing was there."""
 
     def wants(self) -> NDArray[np.bool_]:
@@ -55,7 +55,7 @@ class Resident:
 
 
 @dataclass(frozen=True)
-class Choice:
+class WindowChoice:
     """Read `window`, after dropping `drop` if it is not None."""
 
     window: int
@@ -83,7 +83,7 @@ class Buffer:
         trainer = self.trainers[name]
         trainer.heard = self._clock()
         if trainer.epoch != epoch or (had & ~trainer.had).any():
-            trainer.behind = None
+            trainer.lagging_since = None
         trainer.epoch, trainer.had = epoch, had
         self._look_round()
 
@@ -92,14 +92,14 @@ class Buffer:
         trainer = self.trainers[name]
         wanted = trainer.wants()
         offered = [window for window in self.resident if wanted[window]]
-        if not offered and trainer.hungry is None:
-            trainer.hungry = self._clock()
+        if not offered and trainer.starved_since is None:
+            trainer.starved_since = self._clock()
         return offered
 
     def begins(self, name: str, window: int) -> None:
         """A window goes on its way to a trainer."""
         now, trainer = self._clock(), self.trainers[name]
-        trainer.heard, trainer.behind = now, None
+        trainer.heard, trainer.lagging_since = now, None
         trainer.taking.add(window)
         resident = self.resident.get(window)
         if resident is not None and resident.touched is None:
@@ -142,21 +142,21 @@ class Buffer:
             del self.trainers[name]
         return gone
 
-    def choose(self) -> Choice | None:
+    def choose(self) -> WindowChoice | None:
         """What to read now; None if nothing is wanted or nothing may make room."""
         window = self._next()
         if window is None:
             return None
         if len(self.resident) < self._places:
-            return Choice(window, None)
+            return WindowChoice(window, None)
         drop = self._droppable()
-        return None if drop is None else Choice(window, drop)
+        return None if drop is None else WindowChoice(window, drop)
 
     def seconds(self) -> float | None:
         """After which time alone may change what `choose` or `forget_silent` do; None for never."""
         now = self._clock()
         times = [trainer.heard + self._forget for trainer in self.trainers.values()]
-        if self._hungry():
+        if self._starved():
             times += [self._kept_until(window) for window in self.resident]
         return max(0.0, min(times) - now) if times else None
 
@@ -168,24 +168,24 @@ class Buffer:
         if not wants:
             return None
         counts = np.sum(list(wants.values()), axis=0)
-        hungry = self._hungry()
-        candidates = np.flatnonzero(wants[hungry[0].name] if hungry else counts)
+        starved_since = self._starved()
+        candidates = np.flatnonzero(wants[starved_since[0].name] if starved_since else counts)
         if not len(candidates):
             return None
         most = candidates[counts[candidates] == counts[candidates].max()]
         return int(most[np.argmin((most - self._cursor) % self.windows)])
 
-    def _hungry(self) -> list[Trainer]:
+    def _starved(self) -> list[Trainer]:
         """Those that asked in vain and for whom there is something to read, the longest waiting first."""
-        found = [t for t in self.trainers.values() if t.hungry is not None and t.wants().any()]
-        return sorted(found, key=lambda trainer: _or_never(trainer.hungry))
+        found = [t for t in self.trainers.values() if t.starved_since is not None and t.wants().any()]
+        return sorted(found, key=lambda trainer: _or_never(trainer.starved_since))
 
     def _droppable(self) -> int | None:
         for window in self.resident:
             if not self._lacking(window):
                 return window
         now = self._clock()
-        if self._hungry():
+        if self._starved():
             return next((window for window in self.resident if now >= self._kept_until(window)), None)
         return None
 
@@ -197,7 +197,7 @@ class Buffer:
         resident = self.resident[window]
         if resident.touched is None:
             return resident.loaded + max(self._grace, UNTOUCHED)
-        since = [min(resident.touched, _or_never(trainer.behind)) for trainer in self._lacking(window)]
+        since = [min(resident.touched, _or_never(trainer.lagging_since)) for trainer in self._lacking(window)]
         return max(since, default=resident.touched) + self._grace
 
     def _look_round(self) -> None:
@@ -205,10 +205,10 @@ class Buffer:
         now = self._clock()
         for trainer in self.trainers.values():
             if trainer.wants()[list(self.resident)].any():
-                trainer.hungry = None
-                trainer.behind = now if trainer.behind is None else trainer.behind
+                trainer.starved_since = None
+                trainer.lagging_since = now if trainer.lagging_since is None else trainer.lagging_since
             else:
-                trainer.behind = None
+                trainer.lagging_since = None
 
 
 def _or_never(moment: float | None) -> float:

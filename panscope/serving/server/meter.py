@@ -5,7 +5,7 @@ from collections.abc import Callable
 _SECONDS = 10
 
 
-class Meter:
+class RateMeter:
     """Counts, and tells the rate over the last `_SECONDS` whole seconds; every method is called by one thread."""
 
     def __init__(self, clock: Callable[[], float]) -> None:

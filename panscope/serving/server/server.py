@@ -52,7 +52,7 @@ def token_of_environment() -> str | None:
 
 
 @dataclass(frozen=True)
-class Door:
+class ListenConfig:
     """Where a server listens, and whom it lets in."""
 
     host: str = "127.0.0.1"
@@ -96,7 +96,7 @@ class Door:
 class ActivationServer:
     """A service behind a door; a context manager that listens from the beginning."""
 
-    def __init__(self, service: Service, door: Door, log: Callable[[str], None]) -> None:
+    def __init__(self, service: Service, door: ListenConfig, log: Callable[[str], None]) -> None:
         """Raises UserError if it cannot listen there."""
         door.check()
         if door.token and not door.certificate and not _is_loopback(door.host):
@@ -122,7 +122,7 @@ class ActivationServer:
         self.close()
 
 
-def _listening(service: Service, door: Door, log: Callable[[str], None]) -> "_Flight":
+def _listening(service: Service, door: ListenConfig, log: Callable[[str], None]) -> "_Flight":
     try:
         pairs = [(door.certificate.read_bytes(), door.key.read_bytes())] if door.certificate and door.key else None
     except OSError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from panscope.activations.store.layout import Column
+from panscope.activations.store.layout import StoredColumn
 from panscope.activations.store.store import Store
 from panscope.activations.store.windows import Slice, Windows
 from panscope.config import Config
@@ -31,13 +31,13 @@ from panscope.serving.protocol import (
     error,
     from_bits,
 )
-from panscope.serving.server.buffer import Buffer, Choice
+from panscope.serving.server.buffer import Buffer, WindowChoice
 from panscope.serving.server.health import Health, TrainerHealth, WindowHealth
-from panscope.serving.server.meter import Meter
+from panscope.serving.server.meter import RateMeter
 from panscope.types import Site, UserError
 
 
-class Limits(Config):
+class ServiceLimits(Config):
     """How much a server holds, and for how long it waits."""
 
     window_rows: int = 65_536
@@ -65,7 +65,7 @@ class Service:
         store: Store,
         sites: Sequence[Site],
         part: Slice,
-        limits: Limits,
+        limits: ServiceLimits,
         *,
         log: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
@@ -77,7 +77,7 @@ class Service:
         self.windows = Windows(store.rows, limits.window_rows, store.manifest.cut, part)
         self._buffer = Buffer(len(self.windows), limits.windows, limits.grace, limits.forget, clock)
         self._memory: dict[int, _Window] = {}
-        self._rows, self._served, self._read = Meter(clock), Meter(clock), Meter(clock)
+        self._rows, self._served, self._read = RateMeter(clock), RateMeter(clock), RateMeter(clock)
         self._changed = threading.Condition()
         self._closing = False
         self.failure: UserError | None = None
@@ -158,9 +158,9 @@ class Service:
     def _asked(self, name: str) -> list[int]:
         """What a trainer can take; the reading thread wakes if it is the first time that this is nothing."""
         trainer = self._buffer.trainers[name]
-        was_hungry = trainer.hungry is not None
+        was_hungry = trainer.starved_since is not None
         offered = self._buffer.asks(name)
-        if trainer.hungry is not None and not was_hungry:
+        if trainer.starved_since is not None and not was_hungry:
             self._changed.notify_all()
         return offered
 
@@ -175,7 +175,7 @@ class Service:
                 raise error(MISSED)
         return messages.schema(columns), self._sent(ticket, columns, window)
 
-    def _sent(self, ticket: Ticket, columns: list[Column], window: _Window) -> Iterator[pa.RecordBatch]:
+    def _sent(self, ticket: Ticket, columns: list[StoredColumn], window: _Window) -> Iterator[pa.RecordBatch]:
         """The messages, and the book-keeping around them."""
         whole, row_bytes = False, sum(column.row_bytes for column in columns)
         with self._changed:
@@ -264,7 +264,7 @@ class Service:
                 self._changed.notify_all()
             del window
 
-    def _chosen(self) -> Choice | None:
+    def _chosen(self) -> WindowChoice | None:
         """What to read, as soon as there is something, with room made for it; None when the server closes."""
         with self._changed:
             while not self._closing:
@@ -295,4 +295,4 @@ class Service:
 
 def _folders(sites: Sequence[str]) -> set[str]:
     """The columns of these sites and that of the tokens, by name."""
-    return {f"sites/{site}" for site in sites} | {Column.of_tokens().folder}
+    return {f"sites/{site}" for site in sites} | {StoredColumn.of_tokens().folder}

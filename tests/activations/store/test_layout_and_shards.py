@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panscope.activations.store import shard as shard_module
-from panscope.activations.store.layout import PAGE, Column, Cut, cut_for
+from panscope.activations.store.layout import PAGE, Cut, StoredColumn, cut_for
 from panscope.activations.store.shard import Shard, ShardRecord, check_header, writing_shard
 from panscope.types import UserError
 from tests.support.store_maker import MLP, RESID, WIDTHS, make_store, row_of, tokens_of
@@ -20,7 +20,7 @@ def _blocks(rows: int, size: int) -> list[torch.Tensor]:
     return list(torch.randn(rows, 5, generator=torch.Generator().manual_seed(rows)).split(size))
 
 
-def _write(path: Path, column: Column, blocks: list[torch.Tensor]) -> ShardRecord:
+def _write(path: Path, column: StoredColumn, blocks: list[torch.Tensor]) -> ShardRecord:
     with writing_shard(path, column) as writer:
         for block in blocks:
             writer.write(block)
@@ -56,7 +56,7 @@ def test_rows_lie_on_pages_in_memory(tmp_path: Path) -> None:
 
 @given(rows=st.integers(1, 2**40), width=st.integers(1, 2**20), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_every_header_fits_its_page(rows: int, width: int, dtype: torch.dtype) -> None:
-    header = Column("any", width, dtype).header(rows)
+    header = StoredColumn("any", width, dtype).header(rows)
     assert len(header) == PAGE
     told = json.loads(header[8:])["rows"]
     assert told["shape"] == [rows, width]
@@ -82,7 +82,7 @@ def test_shards_are_at_most_as_large_as_asked() -> None:
 
 
 def test_no_shard_is_there_until_it_was_finished(tmp_path: Path) -> None:
-    path, column = tmp_path / "0.safetensors", Column("any", 5, torch.float32)
+    path, column = tmp_path / "0.safetensors", StoredColumn("any", 5, torch.float32)
     with pytest.raises(KeyboardInterrupt), writing_shard(path, column) as writer:
         writer.write(_blocks(8, 8)[0])
         assert not path.exists()
@@ -101,7 +101,7 @@ def test_a_record_has_the_sums_and_a_checksum_for_every_block(
     tmp_path_factory: pytest.TempPathFactory, rows: int, size: int, dtype: torch.dtype, large: bool
 ) -> None:
     folder, blocks = tmp_path_factory.mktemp("shard"), _blocks(rows, size)
-    column = Column("any", 5, dtype)
+    column = StoredColumn("any", 5, dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shard_module, "_LARGE_BYTES", 0 if large else 2**30)
         patch.setattr(shard_module, "_FLUSH_BYTES", 100)
@@ -119,7 +119,7 @@ def test_a_record_has_the_sums_and_a_checksum_for_every_block(
 
 
 def test_only_blocks_that_are_asked_for_are_checked_and_the_sentence_names_rows(tmp_path: Path) -> None:
-    path, column = tmp_path / "7.safetensors", Column("any", 5, torch.float32)
+    path, column = tmp_path / "7.safetensors", StoredColumn("any", 5, torch.float32)
     record = _write(path, column, _blocks(20, 8))
     data = bytearray(path.read_bytes())
     data[PAGE + 9 * 20] ^= 1
@@ -132,7 +132,7 @@ def test_only_blocks_that_are_asked_for_are_checked_and_the_sentence_names_rows(
 
 
 def test_size_and_header_are_checked_at_the_first_use(tmp_path: Path) -> None:
-    path, column = tmp_path / "7.safetensors", Column("any", 5, torch.float32)
+    path, column = tmp_path / "7.safetensors", StoredColumn("any", 5, torch.float32)
     record = _write(path, column, _blocks(20, 8))
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
@@ -145,7 +145,7 @@ def test_size_and_header_are_checked_at_the_first_use(tmp_path: Path) -> None:
 
 
 def test_rows_may_be_asked_for_ahead_wherever_they_begin(tmp_path: Path) -> None:
-    path, column = tmp_path / "7.safetensors", Column("any", 700, torch.float32)
+    path, column = tmp_path / "7.safetensors", StoredColumn("any", 700, torch.float32)
     with writing_shard(path, column) as writer:
         for block in torch.randn(50, 700).split(16):
             writer.write(block)
@@ -157,7 +157,7 @@ def test_rows_may_be_asked_for_ahead_wherever_they_begin(tmp_path: Path) -> None
 
 
 def test_a_shard_larger_than_the_memory_can_be_mapped(tmp_path: Path) -> None:
-    column = Column("any", 2**20, torch.float32)
+    column = StoredColumn("any", 2**20, torch.float32)
     rows = 2**18  # 1 TiB, of which the disk holds two pages
     path = tmp_path / "7.safetensors"
     with path.open("wb") as file:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panscope.activations.store.files import LocalFiles
-from panscope.activations.store.layout import Column
+from panscope.activations.store.layout import StoredColumn
 from panscope.activations.store.store import Store
 from panscope.activations.store.stored import StoredRows
 from panscope.activations.store.windows import Slice, Windows
@@ -208,7 +208,7 @@ def test_a_reader_that_is_sent_back_checks_what_was_let_go_of(tmp_path: Path) ->
 def test_damage_in_a_window_is_told_at_its_first_batch(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     make_store(folder, ROWS)
-    path = folder / Column.of_site(MLP, 3, torch.float32).shard(2)
+    path = folder / StoredColumn.of_site(MLP, 3, torch.float32).shard(2)
     data = bytearray(path.read_bytes())
     data[-1] ^= 4
     path.write_bytes(data)

@@ -17,7 +17,7 @@ from torch import Tensor
 from panscope.kernels.cpu.arithmetic import kth_largest, widen
 from panscope.kernels.cpu.arrays import Buffers, array
 from panscope.kernels.cpu.bound import GROUP, can_screen, highest, lift, lowest, row_bound
-from panscope.kernels.cpu.product import Question, place, screen
+from panscope.kernels.cpu.product import ScreenQuery, place, screen
 from tests.support.cpu_oracle import DTYPES, PROPERTY, Case, cases, draw, kernels
 
 OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract"}, "error_model": "numpy", "_nrt": False}
@@ -57,7 +57,7 @@ class Found:
 
 def screened(dtype: torch.dtype, case: Case, scale: Tensor | None = None, floor: Tensor | None = None) -> Found:
     kernel, (B, F) = kernels(dtype), (len(case.x), len(case.W_enc))
-    question = Question(kernel.rows(case.x, None), case.W_enc, case.b_enc, kernel.screen(case.W_enc), scale, floor)
+    question = ScreenQuery(kernel.rows(case.x, None), case.W_enc, case.b_enc, kernel.screen(case.W_enc), scale, floor)
     scores, most, least = torch.empty(B, F), torch.empty(B, F), torch.empty(B, -(-F // GROUP))
     found, rows, terms = screen(question, 0, B, Buffers()), question.rows, question.terms
     bounds(found, array(rows.size), array(rows.lost), terms, array(scores), array(most), array(least))

@@ -60,6 +60,29 @@ def test_the_second_process_finds_it_until_any_file_changes(package: Path) -> No
     assert run(package) == "6 1"
 
 
+RECORDS = """
+from typing import NamedTuple
+from compiled import kernel
+
+class {name}(NamedTuple):
+    number: int
+
+@kernel
+def compute(record):
+    return record.number * 2
+
+"""
+RUN = "print(compute({name}(2)), sum(compute.stats.cache_hits.values()))\n"
+
+
+def test_a_renamed_argument_type_leaves_no_file_that_cannot_be_read(package: Path) -> None:
+    """As where a newer release is installed over an older one."""
+    for name in ("Before", "After"):
+        (package / "records.py").write_text(RECORDS.format(name=name))
+        (package / "kernel.py").write_text(f"from records import compute, {name}\n" + RUN.format(name=name))
+        assert run(package) == "4 0"
+
+
 def test_a_folder_of_the_users_choice(package: Path, tmp_path: Path) -> None:
     for hits in (0, 1):
         assert run(package, NUMBA_CACHE_DIR=str(tmp_path / "chosen")) == f"4 {hits}"

@@ -12,7 +12,7 @@ from torch import Tensor
 from panscope.kernels.backend import Screen
 from panscope.kernels.cpu import CpuKernels, product
 from panscope.kernels.cpu.arrays import Buffers
-from panscope.kernels.cpu.product import Question, Screened
+from panscope.kernels.cpu.product import Screened, ScreenQuery
 from tests.support.cpu_oracle import DTYPES, PROPERTY, Case, cases, check_topk, draw, kernels, topk
 
 
@@ -63,7 +63,7 @@ def test_a_large_mean_takes_the_product_in_float32(monkeypatch: pytest.MonkeyPat
     seen: list[torch.dtype] = []
     screen = product.screen
 
-    def watched(question: Question, first: int, end: int, buffers: Buffers) -> Screened:
+    def watched(question: ScreenQuery, first: int, end: int, buffers: Buffers) -> Screened:
         seen.append(question.screen.low.dtype)
         return screen(question, first, end, buffers)
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from panscope.coders.wiring import Wiring
-from panscope.formats.base import Asked, Foreign
+from panscope.formats.base import ImportedCoder, ImportOptions
 from panscope.formats.untrusted import read_json
-from panscope.lms.families import FAMILIES, Family, family_of
+from panscope.lms.families import FAMILIES, ModelFamily, family_of
 from panscope.lms.sites import KINDS
 from panscope.types import Site, UserError
 
@@ -58,7 +58,7 @@ Qwen3-30B-A3B, gemma-3n).
 _VARIANT = r"(-(base|pt|it|chat|instruct|thinking|hf|deduped|v\d[\d.]*|\d{4}))*"
 """Words after the size that change nothing of the architecture."""
 _PATHS = "module_paths"
-"""In `Foreign.about`: what a file says of its sites' module paths, by site."""
+"""In `ImportedCoder.about`: what a file says of its sites' module paths, by site."""
 
 
 def lens_name(site: Site) -> str:
@@ -82,14 +82,14 @@ def site_of_lens_name(name: str) -> Site | None:
     return Site(layer, kinds[0]) if kinds else None
 
 
-def module_path(site: Site, family: Family) -> str:
+def module_path(site: Site, family: ModelFamily) -> str:
     """The Hugging Face module path of a site, from the whole model, and which end of the module it is."""
     kind = KINDS[site.kind]
     end = _BEFORE_GAIN if kind.no_gain else kind.end
     return ".".join(part for part in (family.blocks, str(site.layer), kind.module(family), end) if part)
 
 
-def site_of_module_path(path: str, family: Family | None = None) -> Site | None:
+def site_of_module_path(path: str, family: ModelFamily | None = None) -> Site | None:
     """The site that a module path stands for; None where there is none, or where families differ and none is given.
 
     A path without an end means the module's output.
@@ -99,7 +99,7 @@ def site_of_module_path(path: str, family: Family | None = None) -> Site | None:
     return _agreed(module, end, "", family)
 
 
-def hookpoint(site: Site, family: Family) -> str | None:
+def hookpoint(site: Site, family: ModelFamily) -> str | None:
     """sparsify's hookpoint whose output is this site: `layers.3.mlp`; None where no module's output is."""
     kind = KINDS[site.kind]
     if kind.end != "output" or kind.no_gain:
@@ -107,17 +107,17 @@ def hookpoint(site: Site, family: Family) -> str | None:
     return module_path(site, family).removeprefix(_base(family)).removesuffix(".output")
 
 
-def site_of_hookpoint(hookpoint: str, family: Family | None = None, end: str = "output") -> Site | None:
+def site_of_hookpoint(hookpoint: str, family: ModelFamily | None = None, end: str = "output") -> Site | None:
     """The site at the output, or the input, of a hookpoint; None where there is none, or where families differ."""
     return _agreed(hookpoint, end, "base", family)
 
 
-def _base(family: Family) -> str:
+def _base(family: ModelFamily) -> str:
     """What stands before the base model's own modules: `model.`, `transformer.`."""
     return family.blocks.split(".", 1)[0] + "."
 
 
-def _agreed(module: str, end: str, count_from: str, family: Family | None) -> Site | None:
+def _agreed(module: str, end: str, count_from: str, family: ModelFamily | None) -> Site | None:
     """The one site that a module's end is in every family that has the module."""
     found: set[Site | None] = set()
     for one in (family,) if family else FAMILIES:
@@ -131,7 +131,7 @@ def _agreed(module: str, end: str, count_from: str, family: Family | None) -> Si
     return found.pop() if len(found) == 1 else None
 
 
-def _kind_at(module: str, end: str, family: Family) -> tuple[str | None, bool]:
+def _kind_at(module: str, end: str, family: ModelFamily) -> tuple[str | None, bool]:
     """The kind of site at a module's end, and whether the family is known to have that module."""
     if module == family.mlp_norm and end == "output":
         return "mlp_in", True
@@ -142,7 +142,7 @@ def _kind_at(module: str, end: str, family: Family) -> tuple[str | None, bool]:
     return None, module in ("", family.w_o, family.attn_end, family.mlp, family.mlp_end, family.mlp_norm)
 
 
-def family_named(model: str | None, model_type: str | None = None) -> Family | None:
+def family_named(model: str | None, model_type: str | None = None) -> ModelFamily | None:
     """The family of a language model, from its type, its folder or its name; None where they do not tell."""
     if model_type is None and model and os.path.isfile(Path(model) / "config.json"):
         model_type = read_json(Path(model) / "config.json").get("model_type")
@@ -156,13 +156,13 @@ def family_named(model: str | None, model_type: str | None = None) -> Family | N
         return None
 
 
-def family_in(about: Mapping[str, Any]) -> Family | None:
+def family_in(about: Mapping[str, Any]) -> ModelFamily | None:
     """The family of the language model that `about` names, by its `model_type`, its folder or its name."""
     model = about.get("model")
     return family_named(model if isinstance(model, str) else None, about.get("model_type"))
 
 
-def names_of(foreign: Foreign) -> dict[str, Any]:
+def names_of(foreign: ImportedCoder) -> dict[str, Any]:
     """What everything exported carries: both names of each site it reads and predicts, and where it comes from.
 
     `hook_name` and its like are those of the first site; of a coder that reads several, `panscope` has the others.
@@ -189,7 +189,7 @@ def names_of(foreign: Foreign) -> dict[str, Any]:
     return names
 
 
-def with_own(asked: Asked, names: Mapping[str, Any], where: Path) -> Asked:
+def with_own(asked: ImportOptions, names: Mapping[str, Any], where: Path) -> ImportOptions:
     """What the user says and, of what they leave open, what we wrote ourselves: `names` are `names_of`'s if it is ours.
 
     Raises UserError where the file `where` is ours and its sites are damaged.

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from panscope.coders.wiring import WiredCoder
+from panscope.evals.accumulator import CoderShape, Result, SiteTallies, State, below, by_layer, flat
 from panscope.evals.adjacent import AdjacentLayers
 from panscope.evals.altered import Ablated, AlteredPasses
 from panscope.evals.finite import require_finite
 from panscope.evals.means import not_finite, site_means
-from panscope.evals.outcome import Losses, Outcome, Places, Span, Uniformity
+from panscope.evals.outcome import Losses, Outcome, Span, TokenIndex, Uniformity
 from panscope.evals.passes import CleanPass, LanguageModel
 from panscope.evals.predictions import predicted_places
 from panscope.evals.probes import Probes, probe, uniformity_of
-from panscope.evals.question import Question
-from panscope.evals.tally import Result, Shape, SiteTallies, State, below, by_layer, flat
+from panscope.evals.spec import EvalSpec
 from panscope.types import Latents, Site, TokenBatch, UserError
 
 Tokens = Callable[[], Iterable[TokenBatch]]
@@ -34,23 +34,23 @@ Tokens = Callable[[], Iterable[TokenBatch]]
 
 
 @dataclass(frozen=True)
-class Stand:
+class TextProgress:
     """How much of the text has been gone through, by whichever process."""
 
     batches: int = 0
     rows: int = 0
     sequences: int = 0
 
-    def after(self, batch: TokenBatch) -> "Stand":
+    def after(self, batch: TokenBatch) -> "TextProgress":
         """The same with one more batch."""
-        return Stand(self.batches + 1, self.rows + int(batch.content.sum()), self.sequences + len(batch.content))
+        return TextProgress(self.batches + 1, self.rows + int(batch.content.sum()), self.sequences + len(batch.content))
 
 
 @dataclass(frozen=True)
-class Look:
+class BatchContext:
     """One batch as all coders see it."""
 
-    stand: Stand
+    stand: TextProgress
     """What came before it."""
     batch: TokenBatch
     span: Span
@@ -59,7 +59,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Made:
+class CoderOutput:
     """What one coder makes of one batch at one site."""
 
     coder: str
@@ -81,28 +81,28 @@ class Evaluation:
         means: dict[Site, Tensor],
         *,
         context: int,
-        question: Question,
+        question: EvalSpec,
     ) -> None:
         """`means` [E] float64 are of every predicted site; no sequence is longer than `context`."""
         self.means = means
         self._lm, self._coders, self._question = lm, coders, question
-        shape = Shape(context, question.subsets, question.saebench)
+        shape = CoderShape(context, question.subsets, question.saebench)
         self._tallies = {name: SiteTallies(one.wiring, shape, one.coder.config.width) for name, one in coders.items()}
         stacks = {one.wiring.reads for one in coders.values() if by_layer(one.wiring)}
         self._adjacent = {sites: AdjacentLayers(sites) for sites in sorted(stacks)}
 
     @torch.no_grad()
-    def measure(self, batch: TokenBatch, stand: Stand) -> None:
+    def measure(self, batch: TokenBatch, stand: TextProgress) -> None:
         """Take in one batch, before which the text stood at `stand`."""
         sites = sorted({site for coder in self._coders.values() for site in coder.wiring.sites()})
         altered = sorted({site for coder in self._coders.values() for site in coder.wiring.predicts})
         question = self._question
-        clean = CleanPass(self._lm, batch, sites, altered, splice=question.splice, judged=question.judged)
+        clean = CleanPass(self._lm, batch, sites, altered, splice=question.splice, loss_mask=question.loss_mask)
         require_finite(clean.ce, "the model's own loss is NaN or infinite: use float32")
-        predicted = predicted_places(batch, question.judged)
+        predicted = predicted_places(batch, question.loss_mask)
         probed = probe(self._lm, batch, predicted, altered, first=stand.sequences, probes=question.probes)
-        look = Look(stand, batch, self._span(batch, stand, predicted, clean), clean, probed)
-        passes = AlteredPasses(clean, self.means, question.together)
+        look = BatchContext(stand, batch, self._span(batch, stand, predicted, clean), clean, probed)
+        passes = AlteredPasses(clean, self.means, question.interventions_per_pass)
         for name in self._in_order():
             self._measure_one(name, look, passes)
         passes.finish()
@@ -150,20 +150,20 @@ class Evaluation:
         """Coders of one site after each other, so that their passes can be run together."""
         return sorted(self._coders, key=lambda name: (self._coders[name].wiring.predicts, name))
 
-    def _span(self, batch: TokenBatch, stand: Stand, predicted: Tensor, clean: CleanPass) -> Span:
+    def _span(self, batch: TokenBatch, stand: TextProgress, predicted: Tensor, clean: CleanPass) -> Span:
         documents = batch.document_ids.unique().tolist()
         subset = dict(zip(documents, self._question.subsets_of(documents), strict=True))
         subsets = batch.document_ids.clone().apply_(lambda document: subset[document])
 
-        def places(mask: Tensor, ahead: int = 0) -> Places:
+        def places(mask: Tensor, ahead: int = 0) -> TokenIndex:
             sequences, positions = mask.nonzero().T
             of = subsets[sequences, positions + ahead]
-            return Places(*(x.to(clean.ce.device) for x in (sequences, positions, of)))
+            return TokenIndex(*(x.to(clean.ce.device) for x in (sequences, positions, of)))
 
-        ahead = int(self._question.judged == "target")
+        ahead = int(self._question.loss_mask == "target")
         return Span(stand.rows, len(batch.content), places(batch.content), places(predicted, ahead))
 
-    def _measure_one(self, name: str, look: Look, passes: AlteredPasses) -> None:
+    def _measure_one(self, name: str, look: BatchContext, passes: AlteredPasses) -> None:
         """One coder on one batch."""
         coder, clean = self._coders[name], look.clean
         wiring = coder.wiring
@@ -179,10 +179,10 @@ class Evaluation:
                 y_hat, f"coder {name!r} reconstructs {site} with NaN or infinity: its weights are not usable"
             )
             uniformity = self._uniformity(coder, site, code, look)
-            made = Made(name, site, code, y_hat[clean.is_content], uniformity)
+            made = CoderOutput(name, site, code, y_hat[clean.is_content], uniformity)
             passes.spliced(site, y_hat, partial(self._take, look, made))
 
-    def _take(self, look: Look, made: Made, spliced: Losses, ablated: Ablated) -> None:
+    def _take(self, look: BatchContext, made: CoderOutput, spliced: Losses, ablated: Ablated) -> None:
         """What one coder did to one batch with its reconstruction at one site, all others left alone."""
         where = f"round coder {made.coder!r} at {made.site}"
         for losses in (spliced, ablated.zero, ablated.mean):
@@ -203,15 +203,15 @@ class Evaluation:
         )
         self._tallies[made.coder].update(made.site, outcome)
 
-    def _uniformity(self, coder: WiredCoder, site: Site, latents: Latents, look: Look) -> Uniformity | None:
+    def _uniformity(self, coder: WiredCoder, site: Site, latents: Latents, look: BatchContext) -> Uniformity | None:
         """At the probed tokens; None where there is none, or no gradient at the site."""
         if look.probes is None or site not in look.probes.gradients:
             return None
         rows = look.probes.rows(look.batch.content)
         gradient = look.probes.gradients[site]
-        places = Places(look.probes.sequences, look.probes.positions, look.span.rows.subsets.cpu()[rows])
+        places = TokenIndex(look.probes.sequences, look.probes.positions, look.span.rows.subsets.cpu()[rows])
         device = gradient.device
-        on_device = Places(*(x.to(device) for x in (places.sequences, places.positions, places.subsets)))
+        on_device = TokenIndex(*(x.to(device) for x in (places.sequences, places.positions, places.subsets)))
         return uniformity_of(latents.select(rows.to(device)), _decoder(coder, site, look.clean), gradient, on_device)
 
 
@@ -234,7 +234,7 @@ def _stack(sites: tuple[Site, ...]) -> str:
 
 
 @torch.no_grad()
-def first_look(
+def measure_site_means(
     lm: LanguageModel, open_tokens: Tokens, coders: Mapping[str, WiredCoder], tokens: int | None
 ) -> dict[Site, Tensor]:
     """[E] float64 the mean of each predicted site; raises UserError if the text has no content token."""
@@ -248,7 +248,7 @@ def evaluate(
     coders: Mapping[str, WiredCoder],
     *,
     context: int,
-    question: Question,
+    question: EvalSpec,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> dict[str, Result]:
     """Measure every coder in one go.
@@ -259,7 +259,7 @@ def evaluate(
     """
     if not coders:
         return {}
-    means = first_look(lm, open_tokens, coders, question.tokens)
+    means = measure_site_means(lm, open_tokens, coders, question.tokens)
     evaluation = Evaluation(lm, coders, means, context=context, question=question)
     for batch, stand in batches_of(open_tokens, question.tokens):
         if stand.batches in question.share:
@@ -268,12 +268,12 @@ def evaluate(
     return evaluation.results()
 
 
-def batches_of(open_tokens: Tokens, tokens: int | None) -> Iterator[tuple[TokenBatch, Stand]]:
+def batches_of(open_tokens: Tokens, tokens: int | None) -> Iterator[tuple[TokenBatch, TextProgress]]:
     """Batches with content, and where the text stood before each, until there are enough content tokens.
 
     Sequences of batches without content are counted all the same: a sequence has its number however batches are cut.
     """
-    stand = Stand()
+    stand = TextProgress()
     for batch in open_tokens():
         if not batch.content.any():
             stand = replace(stand, sequences=stand.sequences + len(batch.content))

@@ -35,7 +35,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Shape:
+class CoderShape:
     """How much is kept apart: sums for each of `positions`, for each of `subsets`, and by SAEBench's definitions."""
 
     positions: int
@@ -43,10 +43,10 @@ class Shape:
     saebench: bool
 
 
-class Tally:
+class MetricAccumulator:
     """The sums of every metric at one site; parts measured apart merge into the whole."""
 
-    def __init__(self, shape: Shape, width: int) -> None:
+    def __init__(self, shape: CoderShape, width: int) -> None:
         self._shape = shape
         self._whole = Moments()
         self._subsets = {name: Moments() for name in shape.subsets} if len(shape.subsets) > 1 else {}
@@ -119,10 +119,10 @@ class Tally:
 class SiteTallies:
     """A tally for each site that one coder predicts, and what its latents do over layers."""
 
-    def __init__(self, wiring: Wiring, shape: Shape, width: int) -> None:
+    def __init__(self, wiring: Wiring, shape: CoderShape, width: int) -> None:
         self._stacks = wiring.stacks > 1
         self._shape, self._width = shape, width
-        self._sites = {site: Tally(shape, width) for site in wiring.predicts}
+        self._sites = {site: MetricAccumulator(shape, width) for site in wiring.predicts}
         self._by_layer = by_layer(wiring)
         layers = tuple(wiring.reads[place].layer for place in self._by_layer)
         self._layers = LayerDistribution(layers, width) if layers else None

@@ -20,17 +20,17 @@ from panscope.kernels.backend import Kernels
 from panscope.ops.base import Rows
 from panscope.train import schedule
 from panscope.train.median import geometric_median
-from panscope.train.meters import DeadClock, Meter
+from panscope.train.meters import DeadClock, TrainingMeter
 from panscope.train.optimiser import Optimiser
 from panscope.train.precision import check_precision, forward_in, step_in
 from panscope.train.schedule import Precision, TrainingConfig
 from panscope.train.shared import SharedBatch
-from panscope.train.way import Way
+from panscope.train.sparse_dense_switch import SparseDenseSwitch
 from panscope.types import ActivationBatch, NonFiniteError
 
 
-class Trainee:
-    """A coder on its way; `steps` is how many steps it learns for, `kernels` what sparse steps are computed with."""
+class CoderTrainer:
+    """One coder in training; `steps` is how many steps it learns for, `kernels` what sparse steps are computed with."""
 
     def __init__(
         self,
@@ -51,12 +51,12 @@ class Trainee:
         self.steps = steps
         device = coder.W_enc.device
         self._kernels = kernels
-        self._way = Way(kernels)
+        self._switch = SparseDenseSwitch(kernels)
         self._optimiser = Optimiser(coder, config, scaled=kernels is None)
         check_precision(config.precision, device, name)
         self._precision: Precision = "float32" if kernels is not None else config.precision
         self.clock = DeadClock(coder.config.width, config.dead_window, device)
-        self.meter = Meter(coder.config.d_out, device)
+        self.meter = TrainingMeter(coder.config.d_out, device)
 
     @property
     def is_sparse(self) -> bool:
@@ -75,7 +75,7 @@ class Trainee:
         """Learn from a batch that other coders learn from too; `step` counts from 0.
 
         Of the device's results only few are waited for: float16's scale, the number of entries of a ragged code,
-        BatchTopK's guess, AuxK's dead latents and, while the dense way is taken, how many places it needed.
+        BatchTopK's guess, AuxK's dead latents and, while its steps are dense, how many entries were active.
         """
         with record_function("panscope::rows"):
             shared = batch.normalised(self.wiring, self.normaliser)
@@ -87,9 +87,9 @@ class Trainee:
         rate = schedule.learning_rate(self.config, step, self.steps)
         with step_in(self._precision):
             with forward_in(self._precision, self.coder.W_enc.device):
-                objective = self._way.objective(self.coder, rows, sparsity)
-            self._optimiser.step(objective.loss, rate, self._way.sparse)
-        self._way.stepped()
+                objective = self._switch.objective(self.coder, rows, sparsity)
+            self._optimiser.step(objective.loss, rate, self._switch.sparse)
+        self._switch.stepped()
         with record_function("panscope::meters"):
             self.coder.track(objective)
             self._count(batch, objective)
@@ -119,7 +119,7 @@ class Trainee:
         now = {
             "dead_fraction": self.clock.dead_fraction(),
             "dead_window": self.clock.window,
-            "way": self._way.name,
+            "kernels": self._switch.name,
             "learning_rate": schedule.learning_rate(self.config, step - 1, self.steps),
             "sparsity": schedule.sparsity(self.config, self.coder.config.sparsity, step - 1),
         }
@@ -146,7 +146,7 @@ class Trainee:
             "tensors": self.coder.tensors(),
             "optimiser": self._optimiser.state_dict(),
             "normaliser": self.normaliser.model_dump(mode="json"),
-            "way": self._way.state_dict(),
+            "switch": self._switch.state_dict(),
             "clock": self.clock.state_dict(),
             "meter": self.meter.state_dict(),
         }
@@ -156,6 +156,6 @@ class Trainee:
         self.coder.load_tensors(state["tensors"])
         self._optimiser.load_state_dict(state["optimiser"])
         self.normaliser = Normaliser.model_validate(state["normaliser"])
-        self._way.load_state_dict(state["way"])
+        self._switch.load_state_dict(state["switch"])
         self.clock.load_state_dict(state["clock"])
         self.meter.load_state_dict(state["meter"])

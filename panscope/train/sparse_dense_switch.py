@@ -16,7 +16,7 @@ _BACK = DENSEST / 2
 """The share of active places below which a dense trainee tries the sparse way again."""
 
 
-class Way:
+class SparseDenseSwitch:
     """How one coder's objective is computed; without `kernels` always by the reference."""
 
     def __init__(self, kernels: Kernels | None) -> None:

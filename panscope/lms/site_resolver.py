@@ -26,7 +26,7 @@ Change = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Entry:
+class PassStart:
     """What a pass begins with."""
 
     sequences: int
@@ -37,7 +37,7 @@ class Entry:
     """How many tokens that holds."""
 
 
-class Places:
+class SiteResolver:
     """The sites of one model, which is not changed; raises UserError for a family that is not supported."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -91,7 +91,7 @@ class Places:
 
     @contextlib.contextmanager
     def tapped(
-        self, visits: Mapping[Site, Change], begin: Callable[[Entry], None], end: Callable[[Any], None]
+        self, visits: Mapping[Site, Change], begin: Callable[[PassStart], None], end: Callable[[Any], None]
     ) -> Iterator[None]:
         """For a while every pass of the model, whoever runs it, goes by way of `visits`, as `tap` says.
 
@@ -109,10 +109,10 @@ class Places:
         ):
             yield
 
-    def _entry(self, args: tuple[Any, ...], options: dict[str, Any]) -> Entry:
+    def _entry(self, args: tuple[Any, ...], options: dict[str, Any]) -> PassStart:
         """What a call of the body begins with."""
         if args:
             options = options | inspect.signature(self._body.forward).bind_partial(*args).arguments
         cache, ids = cache_in_arguments(options), options.get("input_ids")
         tokens = options["inputs_embeds"] if ids is None else ids
-        return Entry(len(tokens), cache, 0 if cache is None else int(cache.get_seq_length()))
+        return PassStart(len(tokens), cache, 0 if cache is None else int(cache.get_seq_length()))

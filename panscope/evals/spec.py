@@ -7,7 +7,7 @@ from pydantic import Field
 
 from panscope.config import Config
 from panscope.evals.passes import Splice
-from panscope.evals.predictions import Judged
+from panscope.evals.predictions import LossMask
 from panscope.types import UserError
 
 
@@ -23,7 +23,7 @@ class EvalConfig(Config):
 
 
 @dataclass(frozen=True)
-class Share:
+class EvalShard:
     """Which batches one process of several measures: the n-th, counted from 0, of every `of`."""
 
     number: int = 0
@@ -36,7 +36,7 @@ class Share:
         return f"{self.number + 1}/{self.of}"
 
     @classmethod
-    def parse(cls, text: str) -> "Share":
+    def parse(cls, text: str) -> "EvalShard":
         """Read `2/8`: the second of eight; raises UserError on anything else."""
         number, _, of = text.partition("/")
         if number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of):
@@ -44,7 +44,7 @@ class Share:
         raise UserError(f"part is {text!r}: write the second of eight as 2/8")
 
 
-WHOLE = Share()
+WHOLE_TEXT = EvalShard()
 """All of it."""
 
 
@@ -54,7 +54,7 @@ def one_subset(document: int) -> int:
 
 
 @dataclass(frozen=True)
-class Question:
+class EvalSpec:
     """What is asked of the text."""
 
     tokens: int | None = None
@@ -65,15 +65,15 @@ class Question:
     """Which of them a document, given by its number, belongs to."""
     splice: Splice = "content"
     """Which tokens are replaced by reconstructions, zeros and means."""
-    judged: Judged = "target"
+    loss_mask: LossMask = "target"
     """Which token must be content for a prediction to count."""
     probes: int = 0
     """Sequences in which the uniformity of active latents is measured."""
     saebench: bool = False
     """Whether the sums of SAEBench's own definitions are taken."""
-    together: int = 1
+    interventions_per_pass: int = 1
     """How many altered passes of one site make one pass of the model at most."""
-    share: Share = WHOLE
+    share: EvalShard = WHOLE_TEXT
     """Which batches are measured here; the others are left to other processes."""
 
     def subsets_of(self, documents: list[int]) -> Iterator[int]:

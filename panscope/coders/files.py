@@ -59,7 +59,7 @@ def load_trained(folder: Path) -> WiredCoder:
     return WiredCoder(wiring, load_as_trained(folder), normaliser)
 
 
-def origin(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     """What config.json says: where the coder came from, and the checksums of its weights; raises as `load`."""
     return _config(folder)
 
