@@ -93,7 +93,7 @@ class Collect:
     def _check_alone(self) -> None:
         beside = [name for name, value in vars(self).items() if value != getattr(Collect, name) and name != "verify"]
         if beside:
-            raise UserError(f"--verify checks a store as it is, so --{beside[0]} cannot stand beside it: leave it out")
+            raise UserError(f"--verify checks a store as it is, so --{beside[0]} cannot be combined with it")
 
     def _suite(self) -> Any:
         flags = {name: value for name, value in vars(self).items() if value is not None}

@@ -39,6 +39,7 @@ class TerminalReporter:
         self._begun = 0.0
         self._begun_at = 0
         self._told = 0.0
+        self._unsaid: str | None = None
         self._steps = 0
 
     def say(self, text: str) -> None:
@@ -91,12 +92,18 @@ class TerminalReporter:
             self._open(what, total, done)
         for task in self._progress.task_ids:
             self._progress.update(task, completed=min(done, total) if total else done)
+        line = f"{what}: {min(done, total):,} of {total:,}" if total else f"{what}: {done:,}"
         if self._live is None and time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
-            self._told = time.monotonic()
-            self.say(f"{what}: {min(done, total):,} of {total:,}" if total else f"{what}: {done:,}")
+            self._told, self._unsaid = time.monotonic(), None
+            self.say(line)
+        else:
+            self._unsaid = line
 
     def finished(self) -> None:
         """Close the bar."""
+        if self._live is None and self._unsaid is not None:
+            self.say(self._unsaid)
+        self._unsaid = None
         if self._live is not None:
             self._live.stop()
             self._live = None

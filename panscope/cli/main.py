@@ -68,11 +68,9 @@ def main() -> None:
     except OSError as error:
         where = f"{str(error.filename)!r}: " if error.filename else ""
         status = _mistake(f"the system refused {where}{error.strerror or error}; check the path and its permissions")
-    except KeyboardInterrupt:
-        said = (
-            "Stopped at once; what was saved is safe. panscope train --resume RUN goes on with a run, the same command "
-            "with a store."
-        )
+    except KeyboardInterrupt as interrupt:
+        resume = interrupt.args[0] if interrupt.args else "the same command"
+        said = f"Stopped at once; what was saved is safe. To go on: {resume}"
         Console(stderr=True).print(said, highlight=False)
         status = 130
     sys.exit(status)

@@ -8,7 +8,10 @@ from panscope.config import read_toml
 from panscope.plan.plan import SuiteConfig
 from panscope.types import UserError
 
-_CODER_FLAGS = ("wiring", "sites", "layers", "recipe", "architecture", "width", "sparsity", "target_l0")
+_CODER_FLAGS = (
+    "wiring", "sites", "layers", "recipe", "architecture", "width", "expansion", "sparsity", "target_l0",
+    "learning_rate", "lr_warmup_steps",
+)  # fmt: skip
 
 
 def suite_from(name: str | None, flags: Mapping[str, Any]) -> SuiteConfig:
@@ -21,7 +24,8 @@ def suite_from(name: str | None, flags: Mapping[str, Any]) -> SuiteConfig:
 
 def _bare_suite(flags: Mapping[str, Any]) -> dict[str, Any]:
     """What a suite made of flags starts from."""
-    needed = ("width", "sparsity") if not flags.keys() & {"target_l0", "recipe"} else ("width",)
+    needed = [] if "expansion" in flags else ["width"]
+    needed += [] if flags.keys() & {"target_l0", "recipe"} else ["sparsity"]
     for name in needed:
         if name not in flags:
             other = " (for jumprelu, --target-l0 does too)" if name == "sparsity" else ""
@@ -42,16 +46,28 @@ def _merged(tables: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     data = {name: name for name in ("text", "context", "packing")}
     merged["data"] = _table(tables, "data") | _renamed(flags, data) | _chat(_table(tables, "data"), flags)
     merged["activations"] = _table(tables, "activations") | _source(flags)
-    merged["train"] = _table(tables, "train") | _renamed(flags, {"kernels": "kernels"})
+    merged["train"] = _table(tables, "train") | _renamed(flags, {"kernels": "kernels", "batch": "batch"})
     over = {name: flags[name] for name in _CODER_FLAGS if name in flags}
     if "layers" in over:
         over["layers"] = _layers(over["layers"])
     over = {name: list(value) if isinstance(value, tuple) else value for name, value in over.items()}
+    _check_sparsity(over)
     found = _coder_tables(tables)
     _check_alike(found, over)
     own = {"tokens"} if "tokens" in flags else set()
     merged["coders"] = [_overridden(table, over, own) for table in found]
     return merged
+
+
+def _check_sparsity(over: Mapping[str, Any]) -> None:
+    """Refuse one sparsity for architectures of which some read it as K and others as a penalty's coefficient."""
+    names = over.get("architecture", [])
+    penalised = [name for name in names if name in ("jumprelu", "gated", "relu")]
+    if penalised and len(penalised) < len(names) and over.keys() & {"sparsity", "target_l0"}:
+        raise UserError(
+            f"--architecture {' '.join(names)}: sparsity is K for some of these and a penalty's coefficient for "
+            f"{', '.join(penalised)}: write a suite file with a [[coders]] table for each"
+        )
 
 
 def _chat(data: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +102,7 @@ def _overridden(table: dict[str, Any], over: dict[str, Any], own: set[str]) -> d
 
     `own` are a table's own values that a flag for the whole suite takes the place of.
     """
-    excluded = {"width": "expansion", "architecture": "recipe", "recipe": "architecture"}
+    excluded = {"width": "expansion", "expansion": "width", "architecture": "recipe", "recipe": "architecture"}
     if "target_l0" in over and "target_l0" not in table:
         own = own | {"sparsity"}
     gone = own | {excluded[name] for name in over if name in excluded and excluded[name] not in over}

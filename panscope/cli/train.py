@@ -49,16 +49,24 @@ class Train:
     """The hyper-parameters of a paper: gemma_scope, gemma_scope_transcoder, gemma_scope_2, llama_scope,
     llama_scope_released_code, multilayer_sae, openai_topk, anthropic_relu, saebench; or ours: panscope,
     panscope_standardised."""
-    architecture: Annotated[str | None, flag("NAME")] = None
+    architecture: Annotated[tuple[str, ...] | None, flag("NAME ...")] = None
     """topk, batchtopk, matryoshka, jumprelu, gated or relu."""
     width: Annotated[tuple[int, ...] | None, flag("N ...")] = None
     """Numbers of latents."""
+    expansion: Annotated[tuple[float, ...] | None, flag("N ...")] = None
+    """Numbers of latents as multiples of the site's width, in place of --width."""
     sparsity: Annotated[tuple[float, ...] | None, flag("S ...")] = None
     """K for topk, batchtopk and matryoshka; the penalty's coefficient for jumprelu, gated and relu."""
     target_l0: Annotated[tuple[float, ...] | None, flag("L0 ...")] = None
     """For jumprelu: the L0 to reach, in place of --sparsity."""
     tokens: Annotated[int | None, flag("N")] = None
     """Tokens to train every coder on."""
+    learning_rate: Annotated[float | None, tyro.conf.arg(aliases=["--lr"], metavar="RATE")] = None
+    """The peak learning rate, in place of the recipe's."""
+    lr_warmup_steps: Annotated[float | None, flag("N")] = None
+    """Steps of warm-up; below 1, a share of all steps."""
+    batch: Annotated[int | None, flag("N")] = None
+    """Rows a step."""
     context: Annotated[int | None, flag("N")] = None
     """Tokens of a sequence at most."""
     packing: Annotated[str | None, flag("NAME")] = None
@@ -111,8 +119,8 @@ class Train:
         beside = [name for name, value in vars(self).items() if value is not None and name not in allowed]
         if beside:
             raise UserError(
-                f"--resume goes on with a run exactly as it was begun, so --{beside[0]} cannot stand beside it: "
-                "leave it out, or start a new run"
+                f"a run is resumed as it was begun, so --{beside[0]} cannot be combined with --resume: leave it "
+                "out, or start a new run"
             )
 
     def _suite(self) -> SuiteConfig:
@@ -125,9 +133,11 @@ class Train:
 
 @contextmanager
 def _saying_how_to_go_on(folder: RunFolder) -> Iterator[None]:
-    """Where a run ends because the disk is full or refuses, say with which command it goes on."""
+    """Where a run is interrupted, or the disk refuses a write, say with which command it goes on."""
     try:
         yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"panscope train --resume {folder.path}") from None
     except WriteError as error:
         if not folder.suite_file.is_file():
             raise

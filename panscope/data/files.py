@@ -6,7 +6,9 @@ forgets at which line a fault lies. An index costs 16 bytes a document.
 
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +19,8 @@ import pyarrow.parquet
 from panscope.types import UserError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_MOST_INDEXES = 64
+"""Files whose indexes are kept."""
 
 
 class TextFile(Protocol):
@@ -32,15 +36,29 @@ class TextFile(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class FileVersion:
+    """A file as it is now: once it is changed, it compares as another."""
+
+    path: Path
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "FileVersion":
+        """The present version of the file; raises OSError if there is none."""
+        found = path.stat()
+        return cls(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
 class _Spans:
     """Where each document of a plain file begins and ends, in bytes."""
 
-    def __init__(self, path: Path, spans: Iterator[tuple[int, int]]):
-        offsets = array("q")
-        for span in spans:
-            offsets.extend(span)
+    def __init__(self, path: Path, spans: Callable[[Path], Iterator[tuple[int, int]]]):
         self.path = path
-        self.offsets = np.frombuffer(offsets, dtype=np.int64).reshape(-1, 2)
+        self.offsets = _offsets(FileVersion.of(path), spans)
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -64,11 +82,20 @@ class _Spans:
             ) from None
 
 
+@lru_cache(maxsize=_MOST_INDEXES)
+def _offsets(version: FileVersion, spans: Callable[[Path], Iterator[tuple[int, int]]]) -> np.ndarray:
+    """[documents, 2] int64; the index of a file is made once, as training, evaluation and checks all open it."""
+    offsets = array("q")
+    for span in spans(version.path):
+        offsets.extend(span)
+    return np.frombuffer(offsets, dtype=np.int64).reshape(-1, 2)
+
+
 class ParagraphFile:
     """A .txt file: documents are separated by blank lines."""
 
     def __init__(self, path: Path):
-        self._spans = _Spans(path, _paragraphs(path))
+        self._spans = _Spans(path, _paragraphs)
         self.units = np.ones(len(self._spans), dtype=np.int64)
 
     def read(self, index: int) -> str:
@@ -82,7 +109,7 @@ class LineFile:
     def __init__(self, path: Path, column: str, setting: str = "data.column"):
         """Read the field `column`, which the user named in `setting`."""
         self._path, self._column, self._setting = path, column, setting
-        self._spans = _Spans(path, _lines(path))
+        self._spans = _Spans(path, _lines)
         self.units = np.ones(len(self._spans), dtype=np.int64)
 
     def read(self, index: int) -> str:

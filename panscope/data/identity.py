@@ -3,6 +3,7 @@
 A store that is gone on with, or added to, must read the very text it was begun with.
 """
 
+from functools import lru_cache
 from pathlib import Path
 
 import xxhash
@@ -10,6 +11,7 @@ import xxhash
 from panscope import builtin
 from panscope.config import expanded
 from panscope.data.documents import DEMO_TEXT, DataConfig
+from panscope.data.files import FileVersion
 from panscope.types import UserError
 
 _PIECE = 1 << 22
@@ -40,11 +42,13 @@ def _named(name: str, config: DataConfig) -> str:
 
 
 def _with_checksum(name: str, known: str) -> str:
-    return f"{known} xxh3 {_checksum(_path(name))}" if _path(name).is_file() else known
+    return f"{known} xxh3 {_checksum(FileVersion.of(_path(name)))}" if _path(name).is_file() else known
 
 
-def _checksum(path: Path) -> str:
-    digest = xxhash.xxh3_64()
+@lru_cache(maxsize=64)
+def _checksum(version: FileVersion) -> str:
+    """Of a file's bytes; read once for each version of the file."""
+    digest, path = xxhash.xxh3_64(), version.path
     try:
         with path.open("rb") as file:
             while piece := file.read(_PIECE):

@@ -17,12 +17,13 @@ predicted, n latents.
 import contextlib
 import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from panscope.formats.site_names import site_of_lens_name
 from panscope.intervene.edits import Edit, Edits, Positions, check_amount, check_positions, covered
 from panscope.intervene.record import Record
 from panscope.lms.model import LanguageModel
@@ -214,6 +215,16 @@ class Attached:
         return covered(positions, self._record.past, sequences, tokens, value.device)
 
 
+def site_named(name: object) -> Site | None:
+    """The site of `L02.resid_post` or, as TransformerLens names it, `blocks.2.hook_resid_post`; None for others."""
+    if not isinstance(name, str):
+        return None
+    try:
+        return Site.parse(name)
+    except UserError:
+        return site_of_lens_name(name)
+
+
 class _Named(dict[Any, Any]):
     """A dictionary that says what it has where it is asked for what it has not."""
 
@@ -222,8 +233,13 @@ class _Named(dict[Any, Any]):
         self._what = what
 
     def __missing__(self, key: Any) -> Any:
-        have = ", ".join(map(str, self)) or "nothing: run a pass of the model inside the block"
-        raise UserError(f"{self._what} {str(key)!r} was not seen: what is here is {have}")
+        """Also by the coder itself, or by a site's name, ours or TransformerLens'."""
+        other = key.name if isinstance(key, LoadedCoder) else site_named(key) if self._what == "site" else None
+        if other in self:
+            return self[other]
+        available = ", ".join(map(str, self)) or "nothing; run a pass of the model inside the block"
+        name = key.name if isinstance(key, LoadedCoder) else str(key)
+        raise UserError(f"{self._what} {name!r} was not recorded; available: {available}")
 
 
 @contextlib.contextmanager
@@ -256,7 +272,8 @@ def attach(
     positions and amounts that are none, and where two reconstructions would take one place.
     """
     site_resolver = model.site_resolver if isinstance(model, LanguageModel) else SiteResolver(model)
-    named, edits = named_coders(coders), [edits] if isinstance(edits, Edit) else list(edits)
+    named = named_coders(coders)
+    edits = [_by_name(edit, named) for edit in ([edits] if isinstance(edits, Edit) else edits)]
     if error_term and not splice:
         raise UserError("error_term is True, but nothing is spliced: set splice too, or leave error_term out")
     spliced = _spliced(named, splice)
@@ -276,7 +293,15 @@ def attach(
 
 def _sites(read: Site | str | Sequence[Site | str]) -> list[Site]:
     given = [read] if isinstance(read, Site | str) else read
-    return [site if isinstance(site, Site) else Site.parse(site) for site in given]
+    return [site if isinstance(site, Site) else site_named(site) or Site.parse(site) for site in given]
+
+
+def _by_name(edit: Edit, named: Mapping[str, LoadedCoder]) -> Edit:
+    """The edit with the name under which its coder is attached."""
+    if not isinstance(edit.coder, LoadedCoder):
+        return edit
+    names = [name for name, coder in named.items() if coder is edit.coder]
+    return replace(edit, coder=names[0] if names else edit.coder.name)
 
 
 def named_coders(coders: Coders) -> dict[str, LoadedCoder]:
@@ -289,7 +314,8 @@ def named_coders(coders: Coders) -> dict[str, LoadedCoder]:
             raise UserError(f"a coder is {coder!r}: give coders that `load` or `open_run(...).coder` made")
     named = {coder.name: coder for coder in several}
     if len(named) < len(several):
-        raise UserError("two coders have the same name: give a mapping of names to coders")
+        twice = next(name for name in named if sum(coder.name == name for coder in several) > 1)
+        raise UserError(f"two coders are both named {twice!r}: give a mapping of names to coders")
     return named
 
 
@@ -322,14 +348,14 @@ def _edits(coder: LoadedCoder, edits: Sequence[Edit]) -> Edits | None:
 
 
 def _check_names(named: Mapping[str, LoadedCoder], edits: Sequence[Edit], spliced: Mapping[str, Positions]) -> None:
-    for name in [*(edit.coder for edit in edits), *spliced]:
+    for name in [*(str(edit.coder) for edit in edits), *spliced]:
         if name not in named:
             raise UserError(_not_attached(name, named))
     for positions in (*spliced.values(), *(edit.positions for edit in edits)):
         check_positions(positions)
     for edit in edits:
         check_amount(edit)
-        sites = named[edit.coder].wiring.reads
+        sites = named[str(edit.coder)].wiring.reads
         if edit.site is not None and edit.site not in sites:
             raise UserError(f"site {edit.site} of an edit: coder {edit.coder!r} reads {' '.join(map(str, sites))}")
 

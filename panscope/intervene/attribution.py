@@ -28,12 +28,13 @@ Metric = Callable[[Tensor], Tensor]
 class Logit:
     """The logit of a token, or how far it is ahead of that of another token (Wang et al. 2023, logit difference)."""
 
-    token: int
+    token: int | str
+    """Its id, or its text (with the space that it begins with), for models that are a `LanguageModel`."""
     position: int = -1
     """Where it is predicted: after the token of that place in the sequence, from 0, padding counted. Below 0 it counts
     from the end: to `attribution` that of the sequence's own tokens, padding left out; to logits alone the last place.
     """
-    minus: int | None = None
+    minus: int | str | None = None
     """The other token."""
     sequence: int = 0
     """Which of the N, from 0."""
@@ -42,11 +43,14 @@ class Logit:
         """[] of logits [N, T, V]; raises UserError for a sequence, position or token that is not there."""
         sequences, places, vocabulary = logits.shape
         _check_place(self, sequences, places)
-        for name, token in (("token", self.token), ("minus", self.minus)):
-            if token is not None and not 0 <= token < vocabulary:
-                raise UserError(f"{name} of a Logit is {token}: the model has {vocabulary} tokens, counted from 0")
         here = logits[self.sequence, self.position]
-        return here[self.token] if self.minus is None else here[self.token] - here[self.minus]
+        token = here[_token_id("token", self.token, vocabulary)]
+        return token if self.minus is None else token - here[_token_id("minus", self.minus, vocabulary)]
+
+    def with_ids(self, model: LanguageModel | nn.Module) -> "Logit":
+        """The same with token ids in place of texts; raises UserError for a text that is not one token of `model`."""
+        minus = None if self.minus is None else _encoded("minus", self.minus, model)
+        return replace(self, token=_encoded("token", self.token, model), minus=minus)
 
     def among(self, mask: Tensor) -> "Logit":
         """The same at a place of `mask` [N, T], counted from 0; raises UserError where that is padding, or nowhere."""
@@ -59,6 +63,25 @@ class Logit:
                 "its own; name one of them, such as -1 for the last"
             )
         return replace(self, position=place)
+
+
+def _token_id(name: str, token: int | str, vocabulary: int) -> int:
+    if isinstance(token, str):
+        raise UserError(f"{name} of a Logit is {token!r}: logits alone cannot look up a text, give the token's id")
+    if not 0 <= token < vocabulary:
+        raise UserError(f"{name} of a Logit is {token}: the model has {vocabulary} tokens, counted from 0")
+    return token
+
+
+def _encoded(name: str, token: int | str, model: LanguageModel | nn.Module) -> int:
+    if not isinstance(token, str):
+        return token
+    if not isinstance(model, LanguageModel):
+        raise UserError(f"{name} of a Logit is {token!r}: give the token's id, or the model as `load_model` gives it")
+    ids = model.tokenizer.encode([token])[0]
+    if len(ids) != 1:
+        raise UserError(f"{name} of a Logit is {token!r}, which is {len(ids)} tokens of this model ({ids}): give one")
+    return ids[0]
 
 
 def _check_place(logit: Logit, sequences: int, places: int) -> None:
@@ -100,7 +123,7 @@ class Attribution:
 def attribution(
     model: LanguageModel | nn.Module,
     coders: Coders,
-    token_ids: Tensor,
+    token_ids: Tensor | str,
     metric: Metric,
     *,
     attention_mask: Tensor | None = None,
@@ -109,10 +132,11 @@ def attribution(
     by how much the metric would fall if the latent were ablated there (Marks et al. 2024, Sparse Feature Circuits;
     attribution patching; Simonyan et al. 2014).
 
-    `token_ids` [N, T] int64 (or [T]), `attention_mask` shaped alike, False on padding, which is on the right; `metric`
-    is a `Logit` or any differentiable function of the logits [N, T, V]. One pass forward and one back, also within
-    torch.no_grad. Raises UserError for a metric that no gradient can follow, for a crosscoder, for a sequence, position
-    or token that does not exist or is padding, within torch.inference_mode, and as `attach` does.
+    `token_ids` [N, T] int64 (or [T]), or one text, which a `LanguageModel` reads as in training; `attention_mask`
+    shaped alike, False on padding, which is on the right; `metric` is a `Logit` or any differentiable function of the
+    logits [N, T, V]. One pass forward and one back, also within torch.no_grad. Raises UserError for a metric that no
+    gradient can follow, for a crosscoder, for a sequence, position or token that does not exist or is padding, within
+    torch.inference_mode, and as `attach` does.
     """
     if torch.is_inference_mode_enabled():
         raise UserError("attribution follows gradients, and torch.inference_mode allows none: leave it, or use no_grad")
@@ -121,8 +145,10 @@ def attribution(
         raise UserError("coders are none: give at least one, for whose latents to ask")
     hf: Any = model.model if isinstance(model, LanguageModel) else model
     with torch.enable_grad(), attach(model, named, gradients=True, splice=True, error_term=True) as seen:
+        if isinstance(token_ids, str) and isinstance(model, LanguageModel):
+            token_ids, attention_mask = model.tokens(token_ids)
         token_ids, mask = _checked(token_ids, attention_mask, hf.config.get_text_config().max_position_embeddings)
-        asked = metric.among(mask) if isinstance(metric, Logit) else metric
+        asked = metric.with_ids(model).among(mask) if isinstance(metric, Logit) else metric
         device = next(hf.parameters()).device
         logits = hf(input_ids=token_ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
         value = asked(logits)
@@ -138,7 +164,7 @@ def _told(value: Any) -> str:
     return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def _checked(token_ids: Tensor, mask: Tensor | None, context: int) -> tuple[Tensor, Tensor]:
+def _checked(token_ids: Any, mask: Any, context: int) -> tuple[Tensor, Tensor]:
     """Token ids and mask, both [N, T]."""
     if not isinstance(token_ids, Tensor) or token_ids.dim() not in (1, 2):
         raise UserError(f"token_ids is {_told(token_ids)}: give a tensor [N, T] or [T], such as torch.tensor(ids)")

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from panscope.loading.loaded_coder import LoadedCoder
 from panscope.types import Site, UserError
 
 Positions = int | Sequence[int] | slice | Tensor | None
@@ -27,8 +28,8 @@ Positions = int | Sequence[int] | slice | Tensor | None
 class Edit:
     """Which codes an edit is about."""
 
-    coder: str
-    """The name under which the coder is attached."""
+    coder: str | LoadedCoder
+    """The coder, or the name under which it is attached."""
     latents: int | Sequence[int] | Tensor
     """Numbers of latents, from 0."""
     positions: Positions = field(default=None, kw_only=True)

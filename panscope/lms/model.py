@@ -120,7 +120,14 @@ class LanguageModel:
         return self.site_resolver.width(site)
 
     def weights_hash(self) -> str:
-        """16 hex digits that tell models with other weights apart: from a few numbers of every tensor, in bfloat16."""
+        """16 hex digits that tell models with other weights apart: from a few numbers of every tensor, in bfloat16.
+
+        Computed once: the weights are frozen.
+        """
+        return self._weights_hash
+
+    @cached_property
+    def _weights_hash(self) -> str:
         digest = xxhash.xxh3_64()
         for name, tensor in sorted(self.model.state_dict().items()):
             some = tensor.flatten()[:_SAMPLE].to("cpu", torch.bfloat16)

@@ -36,8 +36,8 @@ def load(
     format, where the files could be of several; `asked` says what they leave open, such as
     `ImportOptions(reads=Site(8, "resid_post"))`; a coder of ours leaves nothing open. `device` is as torch names it, or
     `auto`: `cuda` if there is one. `kernels`: see `LoadedCoder`. Normalisation is folded in or applied, so that rows
-    are those of the model. Raises UserError for what is missing, damaged, of no format, or cannot be represented, and for a
-    device that is not here.
+    are those of the model. Raises UserError for what is missing, damaged, of no format, or cannot be represented, and
+    for a device that is not here.
     """
     path = expanded(source)
     if not path.exists():

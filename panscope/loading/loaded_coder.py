@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from panscope.coders.base import CoderConfig
 from panscope.coders.inference import KernelsName, backend_for, gathered
 from panscope.coders.normaliser import RowStats
 from panscope.coders.wiring import UNIT, WiredCoder, Wiring
@@ -93,6 +94,22 @@ class LoadedCoder:
         return self.wired.coder.W_dec.detach()
 
     @property
+    def b_enc(self) -> Tensor:
+        """[F] the bias of the encoder, as `W_enc`."""
+        return self.wired.coder.b_enc.detach()
+
+    @property
+    def threshold(self) -> Tensor | None:
+        """[F] above which pre-activation a latent is active, as `W_enc`; None for a coder without thresholds."""
+        found = getattr(self.wired.coder, "threshold", None)
+        return None if found is None else found.detach().expand(self.width)
+
+    @property
+    def config(self) -> CoderConfig:
+        """Architecture, widths and hyper-parameters."""
+        return self.wired.coder.config
+
+    @property
     def b_dec(self) -> Tensor:
         """[E] the bias of the decoder, as `W_dec`."""
         return self.wired.coder.b_dec.detach()
@@ -144,6 +161,10 @@ class LoadedCoder:
                 base = coder.base(inside)
             y_hat = self._way.decode(coder, codes.with_values(codes.values.to(self.dtype))) + base
             return self._undone(y_hat, stats).view(*leading, y_hat.shape[1])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The reconstruction [..., E] of raw activations x [..., D]: `decode(encode(x), x)`."""
+        return self.decode(self.encode(x), x)
 
     @property
     def needs_rows(self) -> bool:

@@ -21,6 +21,11 @@ _FAR = 3.0
 """So many times the largest is far above it."""
 _ABOUT_NONE = 0.5
 _NAMED = 5
+_SUSPICIOUS = (
+    ("dead_fraction", 0.1, "dead latents: a lower learning rate, AuxK or more tokens wake more of them"),
+    ("dense_fraction", 0.1, "dense latents, active on more than a tenth of all tokens"),
+)
+"""Numbers of eval.json that are looked at after an evaluation, and above what they look wrong."""
 
 
 def warn_large_penalty(plan: Plan) -> list[str]:
@@ -39,6 +44,17 @@ def warn_inactive_coders(results: Mapping[str, Mapping[str, Any]]) -> str | None
         f"an L0 of about 0, which reconstructs little but the mean: {', '.join(names[:_NAMED])}{more}; lower sparsity "
         "where it is a penalty, or give jumprelu a target_l0"
     )
+
+
+def warn_of_results(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for each thing that looks wrong in the eval.json of a run's coders."""
+    found = []
+    for field, most, what in _SUSPICIOUS:
+        names = sorted((name for name in results if results[name][field] > most), key=lambda n: -results[n][field])
+        if names:
+            worst = f"{names[0]} has {results[names[0]][field]:.0%}"
+            found.append(f"{len(names)} of {len(results)} coders have more than {most:.0%} {what} ({worst})")
+    return found
 
 
 def _is_far(coder: CoderConfig) -> bool:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,7 +125,7 @@ def evaluate_run(
     coders = _coders(run, lm, request)
     job = EvalJob(run, suite, lm, reporter, request)
     folder = run.path / "evaluation" / request.label
-    part = EvalCheckpoint.for_shard(folder, job.key(), request.share)
+    part = EvalCheckpoint.for_shard(folder, job.key, request.share)
     part.folder.mkdir(parents=True, exist_ok=True)
     with locked(part.folder):
         evaluation = _measured(job, coders, part)
@@ -213,6 +214,7 @@ class EvalJob:
             "as_trained": asked.as_trained,
         }
 
+    @cached_property
     def key(self) -> str:
         """A hash of all that the sums depend on: coders, text, model and what is asked."""
         names = self.run.coder_names()
@@ -321,7 +323,7 @@ def _measured(job: EvalJob, coders: Mapping[str, WiredCoder], sums: EvalCheckpoi
 
 def _means(job: EvalJob, coders: Mapping[str, WiredCoder], folder: Path) -> dict[Site, Tensor]:
     """The mean of each predicted site: what another process or an earlier one has left, or found now."""
-    saved = EvalCheckpoint(folder / "means", job.key())
+    saved = EvalCheckpoint(folder / "means", job.key)
     found = saved.load()
     if found is None:
         means = measure_site_means(job.lm, job.open_tokens, coders, job.tokens)
@@ -335,7 +337,7 @@ def _means(job: EvalJob, coders: Mapping[str, WiredCoder], folder: Path) -> dict
 
 def _add_others(job: EvalJob, coders: Mapping[str, WiredCoder], evaluation: Evaluation, folder: Path) -> bool:
     """Add what all the other processes measured; whether all have ended and none has written the results yet."""
-    share, key = job.request.share, job.key()
+    share, key = job.request.share, job.key
     shares = [EvalShard(number, share.of) for number in range(share.of)]
     parts = {each: EvalCheckpoint.for_shard(folder, key, each) for each in shares}
     if not parts[share].is_complete():

@@ -11,7 +11,7 @@ from panscope.lms.hf_versions import untested_release
 from panscope.lms.load import device_of, load, memory_bytes
 from panscope.lms.model import LanguageModel
 from panscope.plan.plan import Plan, SuiteConfig, plan
-from panscope.plan.warnings import warn_inactive_coders, warn_large_penalty
+from panscope.plan.warnings import warn_inactive_coders, warn_large_penalty, warn_of_results
 from panscope.runs.eval_files import Results
 from panscope.runs.evaluation import check_precision, evaluate_run
 from panscope.runs.kernel_choice import KernelChoice, choose_kernels
@@ -141,5 +141,7 @@ def _go_on(
     run.write_status("done")
     if line := warn_inactive_coders(results):
         reporter.say(line)
+    for line in warn_of_results(results):
+        reporter.say(f"look at this: {line}")
     check_precision(results, planned.suite.eval.precision)
     return results

@@ -115,7 +115,7 @@ def from_bits(text: str, windows: int) -> NDArray[np.bool_]:
     except ValueError:
         packed = np.zeros(0, dtype=np.uint8)
     if len(packed) != -(-windows // 8):
-        raise UserError(f"a position is of {4 * len(text)} windows, and the slice has {windows}: say hello again")
+        raise UserError(f"a position is of {4 * len(text)} windows, and the slice has {windows}: reconnect")
     return np.unpackbits(packed, count=windows).astype(np.bool_)
 
 

@@ -239,7 +239,7 @@ def test_text_that_was_changed_is_another_one(
     ("arguments", "said"),
     [
         (["collect", "--out", "s3://bucket/mine"], "'s3://bucket/mine' is not on this machine"),
-        (["collect", "--verify", "store", "--tokens", "4"], "--tokens cannot stand beside it"),
+        (["collect", "--verify", "store", "--tokens", "4"], "--tokens cannot be combined with it"),
         (["collect", "--verify", "ftp://somewhere/x"], "is not understood"),
         (
             ["train", "--store", "a", "--servers", "grpc://b:1", "--width", "4", "--sparsity", "2"],

@@ -154,9 +154,9 @@ def test_resume_needs_a_run_folder_and_nothing_else(refused, tmp_path: Path):
     refused("'nowhere' is not a run folder: it has no suite.toml", "train", "--resume", "nowhere")
     (tmp_path / "some").mkdir()
     refused("'some' is not a run folder", "train", "--resume", "some")
-    refused("so --tokens cannot stand beside it", "train", "--resume", "some", "--tokens", 5)
-    refused("so --out cannot stand beside it", "train", "--resume", "some", "--out", "b")
-    refused("cannot stand beside it", "train", "demo", "--resume", "some")
+    refused("so --tokens cannot be combined with --resume", "train", "--resume", "some", "--tokens", 5)
+    refused("so --out cannot be combined with --resume", "train", "--resume", "some", "--out", "b")
+    refused("cannot be combined with --resume", "train", "demo", "--resume", "some")
     refused("'some' is not a run folder", "eval", "some")
 
 

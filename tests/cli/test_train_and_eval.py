@@ -11,6 +11,7 @@ import pytest
 
 from panscope import __version__ as panscope_version
 from panscope import builtin
+from panscope.runs import stages
 from tests.support.tiny_lm import CONTEXT, Command, Tiny, write_text
 
 COMMANDS = ("", "train", "eval")
@@ -230,3 +231,31 @@ def test_an_l0_given_as_a_penalty_is_said_before_and_after(panscope: Command, ti
 def test_text_that_is_missing_is_said_before_anything_else(panscope: Command, tiny: Tiny):
     call = panscope("train", "--model", tiny.model, "--text", "none.jsonl", "--width", 32, "--sparsity", 4)
     assert "none.jsonl" in call.sentence() and call.out == ""
+
+
+def test_the_fields_that_people_change_most_are_flags(panscope: Command, tiny: Tiny, tmp_path: Path):
+    common = ("--model", tiny.model, "--text", tiny.text, "--layers", 0, "--sites", "mlp_out", "--tokens", 256)
+    flags = ("--architecture", "topk", "batchtopk", "--expansion", 2, "--sparsity", 4, "--batch", 64, "--lr", 0.003)
+    call = panscope("train", *common, *flags, "--lr-warmup-steps", 2, "--context", CONTEXT, "--out", "run")
+    assert call.status == 0, call.err
+    suite = tomllib.loads((tmp_path / "run" / "suite.toml").read_text())
+    assert suite["train"]["batch"] == 64
+    assert len(list((tmp_path / "run" / "coders").iterdir())) == 2
+    first = json.loads(next((tmp_path / "run" / "coders").glob("*/config.json")).read_text())
+    assert first["schedule"]["learning_rate"] == 0.003 and first["schedule"]["lr_warmup_steps"] == 2
+    assert first["coder"]["width"] == 2 * 16
+
+
+def test_one_sparsity_for_architectures_that_read_it_differently(panscope: Command, tiny: Tiny):
+    flags = ("--width", 32, "--sparsity", 4, "--architecture", "topk", "jumprelu")
+    call = panscope("train", "--model", tiny.model, "--text", tiny.text, *flags)
+    assert call.status == 2 and "a penalty's coefficient for jumprelu: write a suite file" in call.err
+
+
+def test_stopping_at_once_names_the_run(panscope: Command, tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "start", interrupted)
+    call = panscope("train", "--out", "mine")
+    assert call.status == 130 and "To go on: panscope train --resume mine" in call.err

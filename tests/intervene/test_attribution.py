@@ -234,3 +234,17 @@ def test_coders_that_come_one_by_one(llama: LanguageModel, tokens: Tokens) -> No
     """A generator can be gone through once."""
     several: Any = (made(llama, Site(layer, "resid_post")) for layer in (0, 1))
     assert list(attribution(llama, several, tokens[0], METRIC)) == ["L00.resid_post-topk", "L01.resid_post-topk"]
+
+
+def test_texts_in_place_of_ids(llama: LanguageModel, tokens: Tokens) -> None:
+    coder = made(llama, Site(0, "resid_post"), name="c")
+    ids, mask = llama.tokens("w5 w9 w11")
+    found = attribution(llama, coder, "w5 w9 w11", Logit("w7", minus="w8"))["c"]
+    expected = attribution(llama, coder, ids, Logit(7, minus=8), attention_mask=mask)["c"]
+    assert torch.equal(found.gradients, expected.gradients) and found.gradients.any()
+    with pytest.raises(UserError, match=r"token of a Logit is 'w7 w8', which is 2 tokens of this model \(\[7, 8\]\)"):
+        attribution(llama, coder, ids, Logit("w7 w8"))
+    with pytest.raises(UserError, match="give the token's id, or the model as `load_model` gives it"):
+        attribution(llama.model, coder, ids, Logit("w7"))
+    with pytest.raises(UserError, match="logits alone cannot look up a text"):
+        Logit("w7")(torch.zeros(1, 2, 40))

@@ -122,12 +122,12 @@ def test_names_and_sites_alone(llama: LanguageModel, tokens: Tokens) -> None:
     with pytest.raises(UserError, match="coder 'three' is not attached: name one of one, two"):
         alone.parts("three")
     with attach(llama, one, read=["L02.resid_post", Site(0, "mlp_out")]) as texts:
-        with pytest.raises(UserError, match=r"site 'L02\.mlp_in' was not seen: what is here is nothing: run a pass"):
+        with pytest.raises(UserError, match=r"site 'L02\.mlp_in' was not recorded; available: nothing; run a pass"):
             texts.activations[Site(2, "mlp_in")]
         forward(llama, tokens)
     assert list(texts.activations) == [Site(0, "mlp_out"), SITE, Site(2, "resid_post")]
     assert repr(texts) == "Attached(one; tokens 0 to 8)" and repr(texts.latents["one"]).startswith("Codes([3, 9, 20], ")
-    with pytest.raises(UserError, match="coder 'two' was not seen: what is here is one"):
+    with pytest.raises(UserError, match="coder 'two' was not recorded; available: one"):
         texts.latents["two"]
     others: list[tuple[dict[str, Any], str]] = [
         ({"read": ["resid_post"]}, "site 'resid_post' is not understood"),
@@ -166,3 +166,26 @@ def test_columns_take_memory_by_their_own_size() -> None:
     found = codes.columns(torch.arange(width))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000
     assert torch.equal(found.sum(dim=1), torch.full((rows,), float(active))) and F == 20
+
+
+def test_coders_and_hook_names_in_place_of_names(llama: LanguageModel) -> None:
+    site = Site(1, "resid_post")
+    coder = made(llama, site, name="c")
+    with attach(llama, coder, edits=Steer(coder, 3, 2.0), read="blocks.0.hook_mlp_out") as by_coder:
+        logits = forward(llama, TOKENS)
+    with attach(llama, coder, edits=Steer("c", 3, 2.0)):
+        assert torch.equal(forward(llama, TOKENS), logits)
+    assert by_coder.latents["c"].leading == (1, 5)
+    assert torch.equal(by_coder.latents[coder].tensor(), by_coder.latents["c"].tensor())  # pyright: ignore
+    lens: Any = "blocks.1.hook_resid_post"
+    assert torch.equal(by_coder.activations[lens], by_coder.activations[site])
+    assert torch.equal(by_coder.activations[lens], by_coder.activations["L01.resid_post"])  # pyright: ignore
+    assert Site(0, "mlp_out") in by_coder.activations
+    with (
+        pytest.raises(UserError, match="coder 'other' is not attached"),
+        attach(llama, coder, edits=Steer(made(llama, site, name="other"), 3, 2.0)),
+    ):
+        pass
+
+
+TOKENS = (torch.tensor([[5, 9, 4, 11, 6]]), torch.ones(1, 5, dtype=torch.bool))

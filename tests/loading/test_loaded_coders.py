@@ -238,3 +238,19 @@ def test_a_plain_tensor_is_decoded_and_vectors_are_at_hand(llama: LanguageModel,
     with pytest.raises(UserError, match="codes is one number"):
         coder.decode(torch.tensor(1.0))
     assert coder.encode(torch.zeros(0, 24)).of(3).shape == (0,)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
+def test_calling_a_coder_reconstructs_and_its_parameters_can_be_read(llama: LanguageModel, architecture: str) -> None:
+    coder = made(llama, Site(1, "resid_post"), architecture=architecture)
+    x = torch.randn(2, 3, llama.d_model, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(coder(x), coder.decode(coder.encode(x), x))
+    assert coder.config.architecture == architecture and coder.b_enc.shape == (coder.width,)
+    if architecture == "topk":
+        assert coder.threshold is None
+        return
+    assert coder.threshold is not None and coder.threshold.shape == (coder.width,)
+    pre = x.reshape(6, -1) @ coder.W_enc.T + coder.b_enc
+    if coder.config.pre_encoder_bias:
+        pre = pre - coder.W_enc @ coder.b_dec
+    assert torch.equal(coder.encode(x).tensor().reshape(6, -1) > 0, pre > coder.threshold)

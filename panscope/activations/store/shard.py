@@ -155,7 +155,9 @@ def check_size(path: Path, column: StoredColumn, rows: int, found: int) -> None:
 def check_header(path: Path, column: StoredColumn, rows: int, found: bytes) -> None:
     """Raise UserError if the header `found` is not the one of that many rows."""
     if found != column.header(rows):
-        raise UserError(f"the file {str(path)!r} is damaged: its header is not its rows'; take an undamaged copy")
+        raise UserError(
+            f"the file {str(path)!r} is damaged: its header does not match its data; take an undamaged copy"
+        )
 
 
 @contextmanager

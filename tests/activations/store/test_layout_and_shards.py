@@ -139,7 +139,7 @@ def test_size_and_header_are_checked_at_the_first_use(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"7\.safetensors' is damaged: it has 4495 bytes, and 20 rows .* make 4496"):
         Shard(path, column, record, 8)
     path.write_bytes(whole[:100] + b"x" + whole[101:])
-    with pytest.raises(UserError, match="its header is not its rows'"):
+    with pytest.raises(UserError, match="its header does not match its data"):
         Shard(path, column, record, 8)
     check_header(path, column, 20, whole[:PAGE])
 
