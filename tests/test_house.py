@@ -64,7 +64,7 @@ HOMES = {
 @pytest.mark.parametrize("name", HOMES)
 def test_a_heavy_dependency_has_one_home(name: str) -> None:
     home = HOMES[name]
-    pattern = re.compile(rf"^\s*(import|from) {name}\b", re.MULTILINE)
+    pattern = re.compile(rf"^\s*(import|from) {name}\b|optional\(\"{name}[\".]", re.MULTILINE)
     users = [path for path in SOURCES if pattern.search(path.read_text(encoding="utf-8"))]
     assert users
     places = {path.relative_to(REPOSITORY / "panscope").as_posix() for path in users}

@@ -6,11 +6,10 @@ when there is something to lay out, since that alone takes seconds.
 Shape letters: P points, D width of a decoder vector.
 """
 
-import importlib
-
 import torch
 from torch import Tensor
 
+from panscope.geometry.umap_layout import layout
 from panscope.kernels.cosines import directions
 from panscope.types import UserError
 
@@ -30,6 +29,5 @@ def project(rows: Tensor, seed: int) -> Tensor:
             f"a neighbourhood of {len(rows)} latents is too small for a layout in two dimensions: at least {LEAST} are "
             "needed, so ask for more neighbours, or choose a wider coder"
         )
-    layout = importlib.import_module("panscope.geometry.umap_layout")
     unit = directions(rows).float().cpu().numpy()
-    return torch.from_numpy(layout.layout(unit, neighbours=min(_NEIGHBOURS, len(rows) - 1), seed=seed))
+    return torch.from_numpy(layout(unit, neighbours=min(_NEIGHBOURS, len(rows) - 1), seed=seed))

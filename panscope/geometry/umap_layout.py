@@ -1,4 +1,4 @@
-"""The one call of umap, in a file of its own so that only who lays something out pays for importing it.
+"""The one call of umap, which takes seconds to import and to compile.
 
 Shape letters: P points, D width of a vector.
 """
@@ -7,12 +7,13 @@ import warnings
 
 import numpy as np
 
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message="Tensorflow not installed", category=ImportWarning)
-    import umap
+from panscope.extras import optional
 
 
 def layout(unit: np.ndarray, *, neighbours: int, seed: int) -> np.ndarray:
     """[P, D] unit vectors -> [P, 2] float32, on one thread, as more would make it differ from time to time."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Tensorflow not installed", category=ImportWarning)
+        umap = optional("umap", extra="geometry")
     reducer = umap.UMAP(n_components=2, n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1)
     return np.asarray(reducer.fit_transform(unit), dtype=np.float32)

@@ -12,9 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import vl_convert
-
 from panscope import __version__
+from panscope.extras import optional
 from panscope.report import style
 from panscope.report.figure import Figure, Missing, Plot, Row, Spec
 from panscope.report.figures import GROUPS
@@ -100,7 +99,7 @@ def _in_script(value: Any) -> str:
 @cache
 def _drawing_code() -> str:
     """Vega, Vega-Lite and Vega-Embed in one piece, as they come with vl-convert."""
-    code = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
+    code = optional("vl_convert", extra="report").javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
     assert "</script" not in code.lower() and "<!--" not in code
     return code
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import vl_convert
-
+from panscope.extras import optional
 from panscope.report.figure import Figure, Missing, Plot, Row
 from panscope.report.figures import FIGURES
 from panscope.report.page import VEGA_LITE, chart, page
@@ -96,7 +95,7 @@ def _take_place(fresh: Path, out: Path) -> None:
 def svg(plot: Plot, figure: Figure) -> str:
     """The figure as it stands on its own, with its title."""
     spec = chart(figure) | {"title": {"text": plot.title}}
-    return vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE, allowed_base_urls=[])
+    return optional("vl_convert", extra="report").vegalite_to_svg(spec, vl_version=VEGA_LITE, allowed_base_urls=[])
 
 
 def as_csv(rows: Sequence[Row]) -> str:

@@ -49,7 +49,7 @@ class TrainingState:
 
 
 def fresh(plan: Plan, lm: LanguageModel, kernels: KernelChoice, reporter: Reporter) -> TrainingState:
-    """Trainees at their first step, their normalisers measured on the first rows."""
+    """Trainers at their first step, their normalisers measured on the first rows."""
     source = open_source(plan, lm, reporter.say)
     reporter.say("measuring the size of the activations")
     norms = source.norms()

@@ -17,13 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-import obstore
 import xxhash
-from obstore.exceptions import BaseError
-from obstore.store import ObjectStore, from_url
 
 from panscope.activations.store.manifest import FILE
+from panscope.extras import optional
 from panscope.types import UserError
 
 RANGE = 16 * 2**20
@@ -140,7 +139,9 @@ class RemoteFiles:
 
     def _fetch_range(self, file: int, name: str, start: int, length: int) -> None:
         with self._saying_what_failed(name):
-            data = memoryview(obstore.get_range(self._remote, name, start=start, length=length))
+            data = memoryview(
+                optional("obstore", extra="store").get_range(self._remote, name, start=start, length=length)
+            )
         if len(data) != length:
             raise UserError(
                 f"the file {self._address(name)!r} is damaged: {len(data)} bytes came where {length} were asked for; "
@@ -155,15 +156,15 @@ class RemoteFiles:
         """Asked for once; what changes later in the object store is another store."""
         if name not in self._known:
             with self._saying_what_failed(name):
-                found = obstore.head(self._remote, name)
+                found = optional("obstore", extra="store").head(self._remote, name)
             changed = round(found["last_modified"].timestamp())
             self._known[name] = _Object(found["size"], changed, found["e_tag"] or f"{changed} {found['size']}")
         return self._known[name]
 
-    def _connected(self, patience: timedelta) -> ObjectStore:
+    def _connected(self, patience: timedelta) -> Any:
         unsafe = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS[self._scheme])
         with self._saying_what_failed():
-            return from_url(
+            return optional("obstore.store", extra="store").from_url(
                 self.where,
                 client_options={
                     "connect_timeout": "10s",
@@ -192,7 +193,7 @@ class RemoteFiles:
             raise UserError(
                 f"the file {self._address(name)!r} is missing: take a whole copy of the store, or collect it again"
             ) from None
-        except (BaseError, OSError, ValueError) as error:
+        except (optional("obstore.exceptions", extra="store").BaseError, OSError, ValueError) as error:
             raise UserError(
                 f"{self._address(name)!r} cannot be read: {_reason(error)}; check the address, the network and the "
                 f"credentials in the environment ({_CREDENTIALS[self._scheme]})"
