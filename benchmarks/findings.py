@@ -25,7 +25,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from panscope.storage.sealed import read_sealed
 from panscope.types import Site
 
@@ -49,14 +49,14 @@ class Options:
 
 def main(options: Options) -> None:
     """Print every finding's table."""
-    folder = RunFolder.open(options.run)
+    folder = Run.open(options.run)
     rows = [row | {"site": Site.parse(row["predicts"])} for row in read_rows(folder, options.suffix)]
     console = Console(width=160)
     for found in (wider(rows), residual(rows), shifted(folder, rows, options.suffix), falling(rows)):
         console.print(found)
 
 
-def read_rows(folder: RunFolder, suffix: str) -> list[dict[str, Any]]:
+def read_rows(folder: Run, suffix: str) -> list[dict[str, Any]]:
     """results.parquet, a row a coder."""
     return pyarrow.parquet.read_table(folder.path / f"results{suffix}.parquet").to_pylist()
 
@@ -107,13 +107,13 @@ def key(row: Row) -> tuple[int, int, float]:
     return row["site"].layer, row["width"], float(row["coder"].rpartition("-k")[2])
 
 
-def shifted(folder: RunFolder, rows: list[dict[str, Any]], suffix: str) -> Table:
+def shifted(folder: Run, rows: list[dict[str, Any]], suffix: str) -> Table:
     """Medians of log10 frequency, and shares of dead and dense latents."""
     names = ("site", "width", "median log10 frequency", "never fired", "above 0.1")
     table = _table("frequencies by width", *names)
     for kind, of_kind in by(rows, lambda row: row["site"].kind).items():
         for width, of_width in sorted(by(of_kind, lambda row: row["width"]).items()):
-            fields = [read_sealed(folder.coder(row["coder"]) / f"eval{suffix}.json") for row in of_width]
+            fields = [read_sealed(folder.coder_folder(row["coder"]) / f"eval{suffix}.json") for row in of_width]
             median = statistics.median(log10_median(one["frequency"]) for one in fields)
             shares = [statistics.mean(one[name] for one in fields) for name in ("dead_fraction", "dense_fraction")]
             table.add_row(kind, str(width), f"{median:.2f}", *(f"{share:.1%}" for share in shares))

@@ -12,13 +12,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from panscope.cli.train import Train
 from rich.console import Console
 
 from benchmarks.train_task import RATE, SITES, Task, Window
 from panscope import __version__
-from panscope.cli.train import Train
 from panscope.config import write_toml
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from panscope.storage.atomic import write_text
 from panscope.storage.json_lines import JsonLines
 
@@ -31,7 +31,7 @@ def run(task: Task, kernels: str, folder: Path) -> list[Window]:
     write_text(suite, write_toml(suite_tables(task, kernels)))
     out = folder / "run"
     Train(suite=str(suite), out=out).run(Console(stderr=True))
-    return windows(JsonLines(RunFolder(out).train_log).read())
+    return windows(JsonLines(Run(out).train_log).read())
 
 
 def suite_tables(task: Task, kernels: str) -> dict[str, Any]:

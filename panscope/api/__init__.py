@@ -1,15 +1,39 @@
-"""What a notebook imports: train, evaluate, look at results, load any coder, use it on a running language model.
+"""What a notebook or script imports: every verb of the command line, coders and how they are used on a running model.
 
-Nothing is defined here. `docs/guides/use_latents.md` shows it at work.
+Nothing is defined here; `docs/api.md` says what each name is for, and how the public names may change.
 """
 
-from panscope.api.verbs import evaluate, train
+from panscope.activations.store.manifest import Manifest
+from panscope.api.results import EvaluatedCoder, EvaluationResults
+from panscope.api.verbs import (
+    GeometryResult,
+    collect,
+    compare_decoders,
+    evaluate,
+    export,
+    import_coders,
+    make_rollouts,
+    plan,
+    publish,
+    report,
+    resume,
+    serve,
+    train,
+    verify_store,
+    write_saebench,
+)
+from panscope.cost.estimate import Cost
 from panscope.data.documents import DataConfig
 from panscope.evals.spec import EvalShard
+from panscope.events import Event, Listener
 from panscope.formats.base import ImportOptions
 from panscope.intervene.attach import Attached, attach
 from panscope.intervene.attribution import Attribution, Logit, attribution
 from panscope.intervene.edits import Ablate, Clamp, Edit, Positions, Steer
+from panscope.listeners.log import LogListener
+from panscope.listeners.notebook import NotebookListener
+from panscope.listeners.terminal import TerminalListener
+from panscope.listeners.trackers import tracker
 from panscope.lms.load import LanguageModelConfig
 from panscope.lms.load import load as load_model
 from panscope.lms.model import LanguageModel
@@ -18,8 +42,14 @@ from panscope.loading.load import load
 from panscope.loading.loaded_coder import LoadedCoder
 from panscope.loading.run_results import OpenRun, open_run
 from panscope.plan.plan import SuiteConfig
+from panscope.publish.import_coders import Imported
+from panscope.publish.publish import Published, PublishOptions
+from panscope.report.write import Written
+from panscope.runs.collection import StoreOptions
 from panscope.runs.evaluation import EvalRequest
-from panscope.runs.reporter import Reporter
+from panscope.runs.geometry import GeometryOptions
+from panscope.runs.rollouts import RolloutConfig, Rollouts
+from panscope.runs.serving import ServeOptions
 from panscope.types import Latents, Site, UserError
 
 __all__ = [
@@ -28,28 +58,59 @@ __all__ = [
     "Attribution",
     "Clamp",
     "Codes",
+    "Cost",
     "DataConfig",
     "Edit",
     "EvalRequest",
     "EvalShard",
+    "EvaluatedCoder",
+    "EvaluationResults",
+    "Event",
+    "GeometryOptions",
+    "GeometryResult",
     "ImportOptions",
+    "Imported",
     "LanguageModel",
     "LanguageModelConfig",
     "Latents",
+    "Listener",
     "LoadedCoder",
+    "LogListener",
     "Logit",
+    "Manifest",
+    "NotebookListener",
     "OpenRun",
     "Positions",
-    "Reporter",
+    "PublishOptions",
+    "Published",
+    "RolloutConfig",
+    "Rollouts",
+    "ServeOptions",
     "Site",
     "Steer",
+    "StoreOptions",
     "SuiteConfig",
+    "TerminalListener",
     "UserError",
+    "Written",
     "attach",
     "attribution",
+    "collect",
+    "compare_decoders",
     "evaluate",
+    "export",
+    "import_coders",
     "load",
     "load_model",
+    "make_rollouts",
     "open_run",
+    "plan",
+    "publish",
+    "report",
+    "resume",
+    "serve",
+    "tracker",
     "train",
+    "verify_store",
+    "write_saebench",
 ]

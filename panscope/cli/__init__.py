@@ -1,1 +1,1 @@
-"""The terminal's door: one short file a verb."""
+"""The command line: what each verb is given (`flags`), what it does (`actions`), how results look in a terminal."""

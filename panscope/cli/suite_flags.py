@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from panscope.cli.suite_file import suite_file
+from panscope.api.suites import suite_file
 from panscope.config import read_toml
 from panscope.plan.plan import SuiteConfig
 from panscope.types import UserError
@@ -15,7 +15,7 @@ _CODER_FLAGS = (
 
 
 def suite_from(name: str | None, flags: Mapping[str, Any]) -> SuiteConfig:
-    """The suite that `name` and `flags` mean, the demo without both; raises UserError if they cannot stand together."""
+    """The suite that `name` and `flags` mean, the demo without both; raises UserError if they cannot be combined."""
     if name is None and flags.keys() & {"model", "text", *_CODER_FLAGS}:
         return SuiteConfig.read(_merged(_bare_suite(flags), flags), "the flags")
     tables = read_toml(suite_file(name or "demo"))

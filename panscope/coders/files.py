@@ -20,48 +20,46 @@ from panscope.storage.tensors import read_tensors, write_tensors
 from panscope.types import UserError
 
 FORMAT = 3
-_CONFIG, _WEIGHTS, _TRAINING = "config.json", "weights.safetensors", "training.safetensors"
+CONFIG, WEIGHTS, _TRAINING = "config.json", "weights.safetensors", "training.safetensors"
 
 
 def save(folder: Path, wired: WiredCoder, as_trained: Coder, provenance: dict[str, Any]) -> None:
     """Write a coder; `provenance` says where it came from and is stored under its own keys."""
     write_tensors(folder / _TRAINING, as_trained.tensors())
-    write_tensors(folder / _WEIGHTS, wired.coder.tensors())
+    write_tensors(folder / WEIGHTS, wired.coder.tensors())
     config: dict[str, Any] = {
         "format": FORMAT,
         "wiring": wired.wiring.model_dump(mode="json"),
         "coder": wired.coder.config.model_dump(mode="json"),
         "applies": wired.normaliser.model_dump(mode="json"),
         "training": {"coder": as_trained.config.model_dump(mode="json")},
-        "xxh3": {name: checksum(folder / name) for name in (_WEIGHTS, _TRAINING)},
+        "xxh3": {name: checksum(folder / name) for name in (WEIGHTS, _TRAINING)},
     }
     assert not config.keys() & provenance.keys(), "provenance has keys of its own"
-    write_sealed(folder / _CONFIG, config | provenance)
+    write_sealed(folder / CONFIG, config | provenance)
 
 
-def load(folder: Path) -> WiredCoder:
-    """Read a coder back; raises UserError if a file is missing, damaged or of another shape."""
-    config, path = _config(folder), str(folder / _CONFIG)
-    coder = _coder(folder, _WEIGHTS, config, config["coder"])
+def load(folder: Path, config: Mapping[str, Any] | None = None) -> WiredCoder:
+    """Read a coder back; raises UserError if a file is missing, damaged or of another shape.
+
+    `config` is what `read_config` gave, where the caller has read it.
+    """
+    config, path = config or read_config(folder), str(folder / CONFIG)
+    coder = _coder(folder, WEIGHTS, config, config["coder"])
     return WiredCoder(Wiring.read(config["wiring"], path), coder, Normaliser.read(config["applies"], path))
 
 
-def load_as_trained(folder: Path) -> Coder:
+def load_as_trained(folder: Path, config: Mapping[str, Any] | None = None) -> Coder:
     """The coder as it was trained, for rows that its normaliser in `config.json` has normalised; raises as `load`."""
-    config = _config(folder)
+    config = config or read_config(folder)
     return _coder(folder, _TRAINING, config, config["training"]["coder"])
 
 
-def load_trained(folder: Path) -> WiredCoder:
+def load_trained(folder: Path, config: Mapping[str, Any] | None = None) -> WiredCoder:
     """The coder as it was trained, with its normaliser, at its sites; raises as `load`."""
-    config, path = _config(folder), str(folder / _CONFIG)
+    config, path = config or read_config(folder), str(folder / CONFIG)
     wiring, normaliser = Wiring.read(config["wiring"], path), Normaliser.read(config["normaliser"], path)
-    return WiredCoder(wiring, load_as_trained(folder), normaliser)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """What config.json says: where the coder came from, and the checksums of its weights; raises as `load`."""
-    return _config(folder)
+    return WiredCoder(wiring, load_as_trained(folder, config), normaliser)
 
 
 def knows_sparsity(config: Mapping[str, Any]) -> bool:
@@ -73,9 +71,9 @@ def knows_sparsity(config: Mapping[str, Any]) -> bool:
     return not config.get("origin") or issubclass(trained, SelectingConfig)
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """What config.json says, once it has proved to be of this format and as it was written."""
-    path = folder / _CONFIG
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json says: the coder, where it came from, the checksums of its weights; raises as `load`."""
+    path = folder / CONFIG
     found = read_json(path)
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         seen = found.get("format") if isinstance(found, dict) else None
@@ -89,9 +87,9 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _coder(folder: Path, name: str, config: dict[str, Any], fields: dict[str, Any]) -> Coder:
+def _coder(folder: Path, name: str, config: Mapping[str, Any], fields: dict[str, Any]) -> Coder:
     """The coder that `fields` describe, with the weights of file `name`."""
-    coder = coders.build(coders.config_type(fields.get("architecture")).read(fields, str(folder / _CONFIG)))
+    coder = coders.build(coders.config_type(fields.get("architecture")).read(fields, str(folder / CONFIG)))
     weights = read_tensors(folder / name, xxh3=config["xxh3"].get(name, ""))
     try:
         return coder.load_tensors(weights)

@@ -7,7 +7,6 @@ forgets at which line a fault lies. An index costs 16 bytes a document.
 import json
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from panscope.storage.file_version import FileVersion
 from panscope.types import UserError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -34,23 +34,6 @@ class TextFile(Protocol):
     def read(self, index: int) -> str:
         """The text of document `index`, empty if it has none; raises UserError if it cannot be read."""
         ...
-
-
-@dataclass(frozen=True)
-class FileVersion:
-    """A file as it is now: once it is changed, it compares as another."""
-
-    path: Path
-    device: int
-    inode: int
-    size: int
-    modified_ns: int
-
-    @classmethod
-    def of(cls, path: Path) -> "FileVersion":
-        """The present version of the file; raises OSError if there is none."""
-        found = path.stat()
-        return cls(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 class _Spans:

@@ -11,7 +11,7 @@ import xxhash
 from panscope import builtin
 from panscope.config import expanded
 from panscope.data.documents import DEMO_TEXT, DataConfig
-from panscope.data.files import FileVersion
+from panscope.storage.file_version import FileVersion
 from panscope.types import UserError
 
 _PIECE = 1 << 22

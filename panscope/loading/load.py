@@ -6,14 +6,14 @@ A folder of ours is known by its config.json and weights.safetensors; everything
 
 from pathlib import Path
 
-from panscope.coders import files as store
+from panscope.coders import files
 from panscope.coders.inference import KernelsName
 from panscope.config import expanded
 from panscope.formats import FORMATS
 from panscope.formats.base import Format, ImportOptions
 from panscope.loading import hub
 from panscope.loading.loaded_coder import LoadedCoder
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from panscope.types import UserError
 
 
@@ -52,7 +52,8 @@ def load(
     if format is None and _is_ours(path):
         if asked is not None:
             raise UserError(f"asked is given, but {str(path)!r} is a coder of ours, which says it all: leave asked out")
-        loaded = LoadedCoder(path.name, store.load(path), store.read_config(path), kernels=kernels, path=path)
+        config = files.read_config(path)
+        loaded = LoadedCoder(path.name, files.load(path, config), config, kernels=kernels, path=path)
     else:
         foreign = _format(path, format).read(path, asked or ImportOptions())
         loaded = LoadedCoder(_name(path), foreign.wired, foreign.about, kernels=kernels, path=path)
@@ -61,12 +62,12 @@ def load(
 
 def _of_run(path: Path, coder: str | None) -> Path:
     """The folder of one coder of a run."""
-    run = RunFolder.open(path)
+    run = Run.open(path)
     names = run.coder_names()
     if coder not in names:
         asked = "name one of its coders" if coder is None else f"it has no coder {coder!r}"
         raise UserError(f"{str(path)!r} is a run: {asked}: {', '.join(names) or 'none is finished yet'}")
-    return run.coder(coder)
+    return run.coder_folder(coder)
 
 
 def _of_several(path: Path, coder: str) -> Path:

@@ -82,6 +82,18 @@ class Plan:
         """Every site that is read, in the model's order."""
         return sorted(set().union(*(coder.wiring.sites() for coder in self.coders)))
 
+    def summary(self) -> list[str]:
+        """What is trained, on what, and for how long, in a few lines."""
+        suite, count = self.suite, len(self.coders)
+        architectures = ", ".join(sorted({coder.coder.architecture for coder in self.coders}))
+        kinds = ", ".join(sorted({site.kind for site in self.sites()}))
+        return [
+            f"{suite.name}: {count:,} coder{'s' * (count != 1)} ({architectures}) at {kinds}",
+            f"model {suite.model.path}; text {', '.join(suite.data.text)}; context {suite.data.context}",
+            f"{self.steps * self.batch:,} tokens = {self.steps:,} steps of {self.batch:,} rows",
+            f"rows are gathered and shuffled {self.buffer_rows:,} at a time ({suite.activations.shuffle})",
+        ]
+
 
 def plan(suite: SuiteConfig, lm: ModelFacts, memory_bytes: int) -> Plan:
     """Work out what `suite` means on this language model, on a device with so much memory, before either is touched.

@@ -19,15 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from panscope.coders import files as store
 from panscope.formats import FORMATS
 from panscope.publish.card import README, Card, CardEntry, CardFigure, write_card
 from panscope.publish.provenance import load_for_export, prepended_tokens, redact_paths
-from panscope.runs.eval_selection import numbers_of_all
-from panscope.runs.run import RunFolder
+from panscope.runs.finished_coder import FinishedCoder, StoredEvaluation
+from panscope.runs.run import Run
 from panscope.storage.atomic import checksum, write_text
 from panscope.storage.locks import locked
-from panscope.storage.sealed import read_json, read_sealed_toml, write_sealed
+from panscope.storage.sealed import read_json, write_sealed
 from panscope.storage.tensors import write_tensors
 from panscope.types import UserError
 
@@ -49,24 +48,21 @@ class Composed:
 
 
 def compose(
-    run: RunFolder, out: Path, *, repository: str, licence: str, label: str | None, figures: Mapping[str, CardFigure]
+    run: Run, out: Path, *, repository: str, licence: str, label: str | None, figures: Mapping[str, CardFigure]
 ) -> Composed:
     """Fill the empty folder `out` with what is published of `run`; `figures` are SVG texts by file name.
 
     The numbers are those of the evaluation `label`, None for a run without any. Raises UserError where the run has no
     finished coder or is damaged.
     """
-    names = run.coder_names()
-    if not names:
-        raise UserError(f"the run {str(run.path)!r} has no finished coder yet: go on with `panscope train --resume`")
     with locked(run.path):
-        found = numbers_of_all(run, label)
-        entries = [_coder(run.coder(name), out / name, label, found[name]) for name in names]
-        suite = read_sealed_toml(run.suite_file)
+        coders, found = run.coders(), run.evaluation(label)
+        entries = [_coder(coder, out / coder.name, label, found[coder.name]) for coder in coders]
+        suite = run.tables
     for name, figure in figures.items():
         write_text(out / FIGURES / name, figure.svg)
     shown = {f"{FIGURES}/{name}": figure for name, figure in figures.items()}
-    model = store.read_config(run.coder(names[0])).get("model") or {}
+    model = coders[0].config.get("model") or {}
     card = Card(
         run=run.path.resolve().name,
         repository=repository,
@@ -74,21 +70,21 @@ def compose(
         suite=redact_paths(suite),
         entries=tuple(entries),
         figures=shown,
-        prepended_tokens=prepended_tokens(model, suite.get("data", {})) if suite.get("coders") else None,
+        prepended_tokens=prepended_tokens(model, suite.get("data", {})) if not run.is_imported else None,
         ended=_ended(run),
         is_folder=redact_paths(model.get("path")) != model.get("path"),
     )
     write_text(out / README, write_card(card))
     return Composed(
-        coders=tuple(names),
+        coders=tuple(coder.name for coder in coders),
         left_out_of_saelens={entry.name: entry.refused for entry in entries if entry.refused},
         not_measured=tuple(entry.name for entry in entries if entry.numbers is None),
     )
 
 
-def _coder(folder: Path, out: Path, label: str | None, found: dict[str, Any] | None) -> CardEntry:
+def _coder(coder: FinishedCoder, out: Path, label: str | None, found: StoredEvaluation | None) -> CardEntry:
     """One coder's folder, and what the card says of it."""
-    foreign, refused = load_for_export(folder, label), ""
+    foreign, refused = load_for_export(coder, label), ""
     out.mkdir(parents=True)
     try:
         written = _SAELENS.write(foreign, out)
@@ -97,24 +93,24 @@ def _coder(folder: Path, out: Path, label: str | None, found: dict[str, Any] | N
         shutil.rmtree(out)
         write_tensors(out / _WEIGHTS, foreign.wired.coder.tensors())
         written = [out / _WEIGHTS]
-    config = redact_paths(store.read_config(folder))
+    config = redact_paths(coder.config)
     weights = [path for path in written if path.suffix == ".safetensors"]
     config |= {"xxh3": {path.name: checksum(path) for path in weights}}
     write_sealed(out / _CONFIG, config)
     cfg = {} if refused else read_json(out / _CFG)
-    return CardEntry(folder.name, config, cfg, _numbers(found, out), refused)
+    return CardEntry(coder.name, config, cfg, _numbers(found, out), refused)
 
 
-def _ended(run: RunFolder) -> str:
+def _ended(run: Run) -> str:
     """The day on which the run was done; empty where it does not say."""
     status = run.status()
     return str(status.get("since", ""))[:10] if status.get("stage") == "done" else ""
 
 
-def _numbers(found: dict[str, Any] | None, out: Path) -> dict[str, Any] | None:
+def _numbers(found: StoredEvaluation | None, out: Path) -> dict[str, Any] | None:
     """eval.json as it is published, or None where the coder was not measured."""
     if found is None:
         return None
-    fields = {name: value for name, value in redact_paths(found).items() if name not in _NOT_PUBLIC}
+    fields = {name: value for name, value in redact_paths(found.content).items() if name not in _NOT_PUBLIC}
     write_sealed(out / _EVAL, fields)
     return fields

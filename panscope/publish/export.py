@@ -13,7 +13,8 @@ from panscope.config import expanded
 from panscope.formats import FORMATS, Format
 from panscope.formats.site_names import names_of
 from panscope.publish.provenance import load_for_export
-from panscope.runs.run import RunFolder
+from panscope.runs.finished_coder import FinishedCoder
+from panscope.runs.run import Run
 from panscope.storage.atomic import replacing_folder, writing
 from panscope.storage.sealed import write_json
 from panscope.types import UserError
@@ -34,13 +35,13 @@ def export(source: Path, name: str, out: Path) -> list[Path]:
     Raises UserError for a coder that the format has no place for; then nothing is written.
     """
     format, source, out = format_named(name), expanded(source), expanded(out)
-    folders = _coders(source)
+    coders = _coders(source)
     check_free(out, "out")
-    several = folders != [source]
+    several = [coder.folder for coder in coders] != [source]
     with new_folder(out) as fresh:
-        for folder in folders:
-            _write(folder, format, fresh / folder.name if several else fresh)
-    return [out / folder.name for folder in folders] if several else [out]
+        for coder in coders:
+            _write(coder, format, fresh / coder.name if several else fresh)
+    return [out / coder.name for coder in coders] if several else [out]
 
 
 @contextlib.contextmanager
@@ -62,26 +63,22 @@ def check_free(out: Path, flag: str) -> None:
         raise UserError(f"{flag}: {str(out)!r} exists already and nothing is written over: choose another --{flag}")
 
 
-def _coders(source: Path) -> list[Path]:
-    """The folders of the coders that are meant."""
+def _coders(source: Path) -> list[FinishedCoder]:
+    """The coders that are meant."""
     if (source / "config.json").is_file():
-        return [source]
+        return [FinishedCoder(source)]
     if not (source / "suite.toml").is_file():
         raise UserError(
             f"{str(source)!r} is neither the folder of a coder, such as RUN/coders/NAME, nor a run: give one of these"
         )
-    run = RunFolder.open(source)
-    names = run.coder_names()
-    if not names:
-        raise UserError(f"the run {str(source)!r} has no finished coder yet: go on with `panscope train --resume`")
-    return [run.coder(name) for name in names]
+    return Run.open(source).coders()
 
 
-def _write(folder: Path, format: Format, out: Path) -> None:
-    foreign = load_for_export(folder)
+def _write(coder: FinishedCoder, format: Format, out: Path) -> None:
+    foreign = load_for_export(coder)
     out.mkdir(parents=True, exist_ok=True)
     try:
         format.write(foreign, out)
     except UserError as error:
-        raise UserError(f"{folder.name}: {error}") from None
+        raise UserError(f"{coder.name}: {error}") from None
     write_json(out / ABOUT, names_of(foreign))

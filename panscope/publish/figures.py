@@ -5,8 +5,9 @@ from dataclasses import replace
 from panscope.publish.card import CardFigure
 from panscope.report.figure import Figure
 from panscope.report.figures import FIGURES
-from panscope.report.runs import HELD_OUT, Results
+from panscope.report.runs import Results
 from panscope.report.write import svg
+from panscope.runs.finished_coder import HELD_OUT
 
 _SHOWN = ("trade-off-delta-loss", "trade-off-fvu")
 

@@ -33,6 +33,7 @@ from huggingface_hub.utils import (
     validate_repo_id,
 )
 
+from panscope.events import Reporter
 from panscope.formats.hub import TROUBLE, causes, words
 from panscope.publish.card import README, is_ours
 from panscope.types import UserError
@@ -98,7 +99,7 @@ def check_token() -> None:
         )
 
 
-def send(folder: Path, repository: str, *, private: bool, say: Callable[[str], None]) -> Sent:
+def send(folder: Path, repository: str, *, private: bool, reporter: Reporter) -> Sent:
     """Bring all files of `folder` into the hub repository, which is made if it is not there; nothing is deleted.
 
     `README.md` comes last, so a repository with a card is whole. Raises UserError, one sentence without any token,
@@ -109,16 +110,16 @@ def send(folder: Path, repository: str, *, private: bool, say: Callable[[str], N
     found = [File(path.relative_to(folder).as_posix(), path) for path in sorted(folder.rglob("*")) if path.is_file()]
     files = sorted(found, key=lambda file: (file.path == README, "/" not in file.path, file.path))
     with _quiet():
-        hub = _Repository(repository, say)
+        hub = _Repository(repository, reporter)
         hub.make(private)
         there = hub.lasting(lambda attempt: hub.files())
         missing = _missing(files, there)
         if README in there and any(file.path == README for file in missing):
             hub.check_card()
-        _tell(files, missing, there, say)
+        _tell(files, missing, there, reporter)
         groups = list(_groups(missing))
         for number, group in enumerate(groups):
-            say(f"sending {len(group)} files, commit {number + 1} of {len(groups)}")
+            reporter.say(f"sending {len(group)} files, commit {number + 1} of {len(groups)}")
             hub.commit(group, f"Panscope: {number + 1} of {len(groups)}")
     return Sent(f"{hub.api.endpoint}/{repository}", len(missing), len(files) - len(missing))
 
@@ -126,10 +127,10 @@ def send(folder: Path, repository: str, *, private: bool, say: Callable[[str], N
 class _Repository:
     """One repository of the hub."""
 
-    def __init__(self, name: str, say: Callable[[str], None]) -> None:
+    def __init__(self, name: str, reporter: Reporter) -> None:
         self.name = name
         self.api = HfApi(token=True)
-        self._say = say
+        self._reporter = reporter
 
     def make(self, private: bool) -> None:
         """See to it that the repository exists, and that it is private where that was asked for."""
@@ -175,7 +176,7 @@ class _Repository:
         sentence = ""
         for attempt in range(ATTEMPTS):
             if attempt:
-                self._say(f"{sentence}; trying again")
+                self._reporter.say(f"{sentence}; trying again")
                 time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
             try:
                 return job(attempt)
@@ -194,17 +195,17 @@ def _missing(files: Iterable[File], there: Mapping[str, RepoFile]) -> list[File]
     return [file for file in files if file.path not in there or not _same(file.local, there[file.path])]
 
 
-def _tell(files: list[File], missing: list[File], there: Mapping[str, RepoFile], say: Callable[[str], None]) -> None:
+def _tell(files: list[File], missing: list[File], there: Mapping[str, RepoFile], reporter: Reporter) -> None:
     """Say which of its files the repository loses, and what in it is not of this publication: folders, and files."""
     replaced = [file.path for file in missing if file.path in there]
     if replaced:
-        say(f"replacing in the repository: {_listed(replaced)}")
+        reporter.say(f"replacing in the repository: {_listed(replaced)}")
     ours = {file.path for file in files} | {_HUBS_OWN}
     folders = {path.partition("/")[0] for path in ours if "/" in path}
     others = [path for path in sorted(there) if path not in ours]
     left = dict.fromkeys(path if path.partition("/")[0] in folders else _top(path) for path in others)
     if left:
-        say(f"left in the repository, though not of this run: {_listed(list(left))}")
+        reporter.say(f"left in the repository, though not of this run: {_listed(list(left))}")
 
 
 def _top(path: str) -> str:

@@ -6,7 +6,7 @@ to a folder is followed. The run appears whole or not at all.
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from panscope.coders import files as store
 from panscope.config import expanded
 from panscope.data.documents import DataConfig
+from panscope.events import Reporter
 from panscope.formats import FORMATS, Format, ImportedCoder, ImportOptions
 from panscope.formats.untrusted import read_json
 from panscope.lms.facts import ModelFacts, facts_of, in_full, tabled
@@ -21,7 +22,7 @@ from panscope.lms.load import LanguageModelConfig
 from panscope.plan import names
 from panscope.plan.plan import MAX_CONTEXT, SuiteConfig
 from panscope.publish.export import ABOUT, check_free, format_named, new_folder
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from panscope.storage.sealed import write_sealed_toml
 from panscope.types import UserError
 
@@ -67,7 +68,7 @@ def find(source: Path, format: str | None = None) -> list[FoundCoder]:
 
 
 def import_coders(
-    source: Path, out: Path, asked: ImportOptions, *, format: str | None = None, say: Callable[[str], None]
+    source: Path, out: Path, asked: ImportOptions, *, format: str | None = None, reporter: Reporter
 ) -> Imported:
     """Write every coder at or below `source` into the new run folder `out`.
 
@@ -78,7 +79,7 @@ def import_coders(
     check_free(out, "out")
     found = find(source, format)
     with new_folder(out) as fresh:
-        return _fill(RunFolder(fresh), out.name, source, found, asked, say)
+        return _fill(Run(fresh), out.name, source, found, asked, reporter)
 
 
 def _search(source: Path, formats: list[Format]) -> Iterator[FoundCoder]:
@@ -111,12 +112,12 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _fill(
-    run: RunFolder,
+    run: Run,
     run_name: str,
     source: Path,
     found: list[FoundCoder],
     asked: ImportOptions,
-    say: Callable[[str], None],
+    reporter: Reporter,
 ) -> Imported:
     """Write coder after coder, and then the suite that they make."""
     model: tuple[str, Path] | None = None
@@ -135,10 +136,10 @@ def _fill(
             "model": language_model.model_dump(exclude={"device"}),
             "origin": _plain(foreign.about) | {"format": one.format.name, "source": str(one.path.absolute())},
         }
-        store.save(run.coder(name), foreign.wired, foreign.wired.coder, provenance)
+        store.save(run.coder_folder(name), foreign.wired, foreign.wired.coder, provenance)
         coders[name] = one
         context = context or _stated_context(foreign, facts)
-        say(f"{name}: {one.format.name}, {_said(one.path)}")
+        reporter.say(f"{name}: {one.format.name}, {_said(one.path)}")
     assert model is not None
     suite = SuiteConfig(
         name=re.sub(r"[^\w.-]+", "-", run_name).strip(".-") or "imported",

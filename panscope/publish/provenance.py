@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import panscope
-from panscope.coders import files as store
 from panscope.formats.base import ImportedCoder
 from panscope.formats.untrusted import read_json
 from panscope.lms.load import LanguageModelConfig, load_tokenizer, locate
-from panscope.runs.eval_selection import labels, numbers, usual_label
-from panscope.storage.sealed import read_sealed_toml
+from panscope.runs.finished_coder import HELD_OUT, FinishedCoder
 from panscope.types import UserError
 
 _LOCAL = re.compile(
@@ -50,12 +48,12 @@ def _redact_table(table: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def load_for_export(folder: Path, label: str | None = None) -> ImportedCoder:
+def load_for_export(coder: FinishedCoder, label: str | None = None) -> ImportedCoder:
     """One of our coder folders as it goes to others: on raw activations, and what there is to say of it.
 
     Its L0 is that of the evaluation `label`; of the usual one where none is named, and left out where none is usual.
     """
-    wired, config = store.load(folder), store.read_config(folder)
+    wired, config = coder.load(), coder.config
     model, origin = config.get("model") or {}, config.get("origin") or {}
     path = model.get("path")
     about: dict[str, Any] = {
@@ -63,7 +61,7 @@ def load_for_export(folder: Path, label: str | None = None) -> ImportedCoder:
         "format": "panscope",
         "source": None,
         "version": panscope.__version__,
-        "name": config.get("name", folder.name),
+        "name": config.get("name", coder.name),
         "model": path,
         "model_type": model_type(path),
         "model_revision": model.get("revision"),
@@ -72,8 +70,8 @@ def load_for_export(folder: Path, label: str | None = None) -> ImportedCoder:
         "trained_as": config["training"]["coder"]["architecture"],
         "normaliser_folded": config.get("normaliser") if wired.normaliser.kind == "none" else None,
         "origin": {name: origin[name] for name in ("format", "source") if name in origin} or None,
-        **_text(folder, model),
-        "l0": _l0(folder, label),
+        **_text(coder, model),
+        "l0": _l0(coder, label),
     }
     return ImportedCoder(wired, {name: value for name, value in redact_paths(about).items() if value is not None})
 
@@ -114,10 +112,9 @@ def _bos(path: str, revision: str | None) -> int | None:
     return load_tokenizer(LanguageModelConfig(path=path, revision=revision)).bos_id
 
 
-def _text(folder: Path, model: dict[str, Any]) -> dict[str, Any]:
+def _text(coder: FinishedCoder, model: dict[str, Any]) -> dict[str, Any]:
     """What the run's suite.toml says of the text; nothing for a folder that is in no run, or that has seen no text."""
-    suite = folder.resolve().parent.parent / "suite.toml"
-    tables = read_sealed_toml(suite) if suite.is_file() else {}
+    tables = coder.run_tables
     data = tables.get("data", {})
     if not tables.get("coders") or not data.get("text"):
         return {}
@@ -130,6 +127,10 @@ def _text(folder: Path, model: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _l0(folder: Path, label: str | None) -> float | None:
-    """As it was measured, if it was."""
-    return (numbers(folder, label or usual_label(labels([folder]))) or {}).get("l0")
+def _l0(coder: FinishedCoder, label: str | None) -> float | None:
+    """As it was measured: by the evaluation named, else on held-out text, else by the only evaluation there is."""
+    labels = coder.labels()
+    if label is None and HELD_OUT not in labels and len(labels) != 1:
+        return None
+    found = coder.evaluation(label or labels[0])
+    return None if found is None else found.content.get("l0")

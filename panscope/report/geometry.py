@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from panscope.report.figure import Row
-from panscope.report.runs import Results, Run, read_table
+from panscope.report.runs import ReportedRun, Results
+from panscope.runs.finished_coder import read_table
 
 
 @dataclass(frozen=True)
 class Finding:
     """One analysis of the summary."""
 
-    run: Run
+    run: ReportedRun
     entry: dict[str, Any]
 
     @property
@@ -25,7 +26,7 @@ class Finding:
         """The rows of its table."""
         (name,) = self.entry["files"]
         again = f"make it again by `panscope geometry {self.run.folder}`"
-        return read_table(self.run.folder / "geometry" / name, self.entry["files"][name], again)
+        return read_table(self.run.run.geometry_folder / name, self.entry["files"][name], again)
 
 
 def findings(results: Results, kind: str) -> Iterator[Finding]:

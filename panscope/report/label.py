@@ -8,7 +8,8 @@ text, which is each run's own, only where it is of one text.
 from dataclasses import replace
 from pathlib import Path
 
-from panscope.report.runs import HELD_OUT, EvaluationResults, Results, Run
+from panscope.report.runs import ReportedRun, Results
+from panscope.runs.finished_coder import HELD_OUT, StoredEvaluation
 from panscope.types import UserError
 
 
@@ -24,7 +25,7 @@ def drawing(results: Results, asked: str | None = None) -> Results:
     return chosen
 
 
-def texts(evaluation: EvaluationResults) -> str:
+def texts(evaluation: StoredEvaluation) -> str:
     """What an evaluation was measured on, by the names of its files: they may have been given from any folder."""
     every = evaluation.about.get("text", ())
     return ", ".join(Path(text).name if Path(text).suffix else text for text in every) or "an unnamed text"
@@ -58,7 +59,7 @@ def _usual(results: Results) -> str:
     )
 
 
-def _runs(runs: list[Run]) -> str:
+def _runs(runs: list[ReportedRun]) -> str:
     return f"the run {runs[0].name!r}" if len(runs) == 1 else "each of these runs"
 
 
@@ -80,7 +81,7 @@ def _check_one_text(results: Results) -> None:
             )
 
 
-def _way(evaluation: EvaluationResults) -> dict[str, object]:
+def _way(evaluation: StoredEvaluation) -> dict[str, object]:
     """On what and how it was measured, but for the model, which runs may differ in."""
     about = evaluation.about
     how = {key: about.get(key) for key in ("packing", "context", "splice", "coder_dtype", "as_trained")}

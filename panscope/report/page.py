@@ -18,9 +18,10 @@ from panscope.report import style
 from panscope.report.figure import Figure, Missing, Plot, Row, Spec
 from panscope.report.figures import GROUPS
 from panscope.report.label import texts
-from panscope.report.runs import HELD_OUT, EvaluationResults, Results, Run, named
+from panscope.report.runs import ReportedRun, Results, named
 from panscope.report.table import TableColumn, table_columns, table_rows
 from panscope.report.words import WORDS
+from panscope.runs.finished_coder import HELD_OUT, StoredEvaluation
 
 VEGA_LITE = "6.4"
 """The version of Vega-Lite that charts are written in, in the page and for their SVG files."""
@@ -130,7 +131,7 @@ def _drawn(results: Results) -> str:
     return f'<p class="lead">The numbers are those of the evaluation {text(results.label)}, on {text(on)}.</p>'
 
 
-def _facts(run: Run) -> str:
+def _facts(run: ReportedRun) -> str:
     """What the run was made of, and what it was measured on."""
     data, model = run.suite.get("data", {}), run.suite.get("model", {})
     evaluations = [evaluation for coder in run.coders for evaluation in coder.evaluations.values()]
@@ -150,7 +151,7 @@ def _facts(run: Run) -> str:
     return f'<dl class="facts">{"".join(cells)}</dl>'
 
 
-def _measured(evaluation: EvaluationResults) -> str:
+def _measured(evaluation: StoredEvaluation) -> str:
     """Label, text and amount."""
     label = evaluation.label.replace("_", "-")
     return f"{label}: {texts(evaluation)} ({evaluation.content['tokens']:,} tokens)"

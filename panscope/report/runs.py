@@ -10,18 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
 from panscope.coders import files as store
 from panscope.config import Config
-from panscope.runs.run import RunFolder
-from panscope.storage.atomic import checksum
-from panscope.storage.sealed import read_sealed, read_sealed_toml
+from panscope.runs.finished_coder import HELD_OUT, FinishedCoder, StoredEvaluation, in_order
+from panscope.runs.run import Run
 from panscope.types import Site, UserError
 
-HELD_OUT = "held_out"
-"""The label of the evaluation on the share of the text that no coder learned from."""
 _SELECTING = ("topk", "batchtopk", "matryoshka")
 
 
@@ -53,52 +47,35 @@ class RunFacts(Config):
 
 
 @dataclass(frozen=True)
-class EvaluationResults:
-    """One eval.json and the tables beside it."""
-
-    folder: Path
-    label: str
-    content: dict[str, Any]
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What it was measured on."""
-        return self.content.get("evaluated_on", {})
-
-    @property
-    def suffix(self) -> str:
-        """What stands in the names of its files."""
-        return "" if self.label == HELD_OUT else f"-{self.label}"
-
-    def table(self, name: str) -> list[dict[str, Any]] | None:
-        """The rows of `positions`, `latents` or `layers`; None where this evaluation wrote none."""
-        file = f"{name}{self.suffix}.parquet"
-        xxh3 = self.content.get("files", {}).get(file)
-        again = f"measure again by `panscope eval {self.folder.parents[1]}` and the flags it was made with"
-        return None if xxh3 is None else read_table(self.folder / file, xxh3, again)
-
-
-@dataclass(frozen=True)
 class CoderResults:
     """A finished coder with all that was measured of it."""
 
     facts: RunFacts
-    evaluations: dict[str, EvaluationResults]
+    evaluations: dict[str, StoredEvaluation]
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run folder."""
+class ReportedRun:
+    """One run of a report."""
 
     name: str
-    folder: Path
-    suite: dict[str, Any]
+    run: Run
     coders: tuple[CoderResults, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Its folder."""
+        return self.run.path
+
+    @property
+    def suite(self) -> dict[str, Any]:
+        """The tables of its suite.toml."""
+        return self.run.tables
 
     @property
     def is_imported(self) -> bool:
         """Whether its coders are other tools': then it has no text of its own and was trained on none."""
-        return self.suite.get("coders") == []
+        return self.run.is_imported
 
     def labels(self) -> list[str]:
         """Every label that some coder was evaluated under; the held-out text first."""
@@ -107,21 +84,19 @@ class Run:
     @cached_property
     def log(self) -> list[dict[str, Any]]:
         """The lines of train.jsonl."""
-        return RunFolder(self.folder).read_log()
+        return self.run.read_log()
 
-    @cached_property
+    @property
     def geometry(self) -> dict[str, Any] | None:
         """What `panscope geometry` wrote of this run, or None."""
-        path = self.folder / "geometry" / "summary.json"
-        again = f"make it again by `panscope geometry {self.folder}`"
-        return read_sealed(path, then=again) if path.exists() else None
+        return self.run.geometry()
 
 
 @dataclass(frozen=True)
 class Results:
     """All runs of a report."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[ReportedRun, ...]
     label: str = HELD_OUT
     """The evaluation whose numbers are drawn wherever no figure is about another."""
 
@@ -134,7 +109,7 @@ class Results:
         """Every label that some coder was evaluated under; the held-out text first."""
         return _in_order(self.coders())
 
-    def drawn(self, coder: CoderResults) -> EvaluationResults | None:
+    def drawn(self, coder: CoderResults) -> StoredEvaluation | None:
         """The evaluation of a coder that is drawn; None where it has none of this label."""
         return coder.evaluations.get(self.label)
 
@@ -151,8 +126,7 @@ class Results:
 
 def _in_order(coders: Iterable[CoderResults]) -> list[str]:
     """The labels of all their evaluations."""
-    found = {label for coder in coders for label in coder.evaluations}
-    return sorted(found, key=lambda label: (label != HELD_OUT, label))
+    return in_order({label for coder in coders for label in coder.evaluations})
 
 
 def named(place: str) -> str:
@@ -162,7 +136,7 @@ def named(place: str) -> str:
 
 def read_runs(folders: Sequence[Path]) -> Results:
     """Read run folders; raises UserError for one that is none, has no finished coder, is given twice or is damaged."""
-    opened = [RunFolder.open(folder) for folder in folders]
+    opened = [Run.open(folder) for folder in folders]
     places = [run.path.resolve() for run in opened]
     for place in places:
         if places.count(place) > 1:
@@ -179,27 +153,19 @@ def _names(places: list[Path]) -> list[str]:
     return ["/".join(part[-depth:]) for part in parts]
 
 
-def _read_run(folder: RunFolder, name: str) -> Run:
-    names = folder.coder_names()
-    if not names:
-        raise UserError(
-            f"the run {str(folder.path)!r} has no finished coder yet: go on with it by "
-            f"`panscope train --resume {folder.path}`"
-        )
-    coders = tuple(_read_coder(folder, coder, name) for coder in names)
-    return Run(name, folder.path, read_sealed_toml(folder.suite_file), coders)
+def _read_run(run: Run, name: str) -> ReportedRun:
+    return ReportedRun(name, run, tuple(_read_coder(coder, name) for coder in run.coders()))
 
 
-def _read_coder(folder: RunFolder, coder: str, run: str) -> CoderResults:
-    path = folder.coder(coder) / "config.json"
-    config = read_sealed(path)
+def _read_coder(coder: FinishedCoder, run: str) -> CoderResults:
     try:
-        facts = _facts(config, coder, run)
+        facts = _facts(coder.config, coder.name, run)
     except (KeyError, TypeError) as error:
-        raise UserError(f"{str(path)!r} lacks {error}: it is of another version; give a run of this version") from None
-    paths = sorted(folder.coder(coder).glob("eval*.json"))
-    found = [_read_evaluation(path, coder, folder.path, config.get("xxh3")) for path in paths]
-    return CoderResults(facts, {evaluation.label: evaluation for evaluation in found})
+        raise UserError(
+            f"{str(coder.folder / store.CONFIG)!r} lacks {error}: it is of another version; give a run of this version"
+        ) from None
+    found = {label: coder.evaluation(label) for label in coder.labels()}
+    return CoderResults(facts, {label: own for label, own in found.items() if own is not None})
 
 
 def _facts(config: dict[str, Any], name: str, run: str) -> RunFacts:
@@ -232,27 +198,3 @@ def _meaning(trained: dict[str, Any]) -> str:
     if trained["architecture"] in _SELECTING:
         return "K"
     return "λ" if trained.get("target_l0") is None else "target L0"
-
-
-def _read_evaluation(path: Path, coder: str, run: Path, weights: Any) -> EvaluationResults:
-    again = f"measure again by `panscope eval {run}`"
-    content = read_sealed(path, then=again)
-    if content.get("coder") != coder:
-        raise UserError(f"the file {str(path)!r} is not of this coder; {again}")
-    if content.get("weights", weights) != weights:
-        raise UserError(
-            f"the file {str(path)!r} is of other weights than the coder has now; {again} and the flags it was made "
-            "with, or delete the file"
-        )
-    label = path.stem.removeprefix("eval").removeprefix("-") or HELD_OUT
-    return EvaluationResults(path.parent, label, content)
-
-
-def read_table(path: Path, xxh3: str, then: str) -> list[dict[str, Any]]:
-    """The rows of a Parquet file that must have this checksum; raises UserError, with what to do `then`."""
-    if checksum(path) != xxh3:
-        raise UserError(f"the file {str(path)!r} is damaged: it does not match its checksum; {then}")
-    try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"the file {str(path)!r} cannot be read: {error}; {then}") from None

@@ -25,6 +25,8 @@ class Written:
     """What a report came to."""
 
     page: Path
+    label: str
+    """The evaluation whose numbers are drawn."""
     figures: tuple[str, ...]
     """The titles of those that are in it."""
     left_out: dict[str, str]
@@ -44,6 +46,7 @@ def write_report(results: Results, out: Path, plots: Sequence[Plot] = FIGURES) -
     _take_place(fresh, out)
     return Written(
         page=out / PAGE,
+        label=results.label,
         figures=tuple(plot.title for plot, found in drawn if isinstance(found, Figure)),
         left_out={plot.title: found.reason for plot, found in drawn if isinstance(found, Missing)},
     )

@@ -10,10 +10,10 @@ from panscope.activations.store.layout import cut_for
 from panscope.activations.store.manifest import FILE, Manifest, Origin, StoredType
 from panscope.activations.store.writer import StoreWriter, read_manifest, saying_what_failed
 from panscope.data.identity import text_identity
+from panscope.events import Reporter
 from panscope.lms.load import load, memory_bytes
 from panscope.lms.model import LanguageModel
 from panscope.plan.plan import Plan, SuiteConfig
-from panscope.runs.reporter import Reporter
 from panscope.runs.row_sources import training_tokens
 from panscope.runs.stages import planned_from
 from panscope.storage.locks import locked
@@ -72,14 +72,14 @@ def _write(plan: Plan, lm: LanguageModel, writer: StoreWriter, reporter: Reporte
     sites = ", ".join(map(str, writer.missing))
     reporter.say(f"storing {sites}; at most {origin.wanted_rows:,} rows as {writer.manifest.dtype}")
     if writer.rows:
-        reporter.say(f"going on after {writer.rows:,} rows")
+        reporter.say(f"continuing after {writer.rows:,} rows")
     tokens = training_tokens(plan, lm, epochs=1)
     live = LiveActivations(lm, tokens, writer.missing, special=plan.suite.activations.special_tokens)
     rows = BucketShuffle(live, rows=origin.bucket_rows, batch=BLOCK_ROWS, seed=origin.seed, keep_rest=True)
     try:
-        return writer.write(rows, lambda done: reporter.collecting(done, origin.wanted_rows))
+        return writer.write(rows, lambda done: reporter.progress("storing", done, origin.wanted_rows, "rows"))
     finally:
-        reporter.finished()
+        reporter.ended()
 
 
 def _manifest(plan: Plan, lm: LanguageModel, folder: Path, options: StoreOptions) -> Manifest:

@@ -4,44 +4,38 @@ Those of a large run do not fit into memory together, so only the few used last 
 """
 
 from collections import OrderedDict
-from pathlib import Path
 
 import torch
 
 from panscope import coders
-from panscope.coders import files as store
-from panscope.coders.wiring import Wiring
+from panscope.coders import files
 from panscope.geometry.dictionary import Dictionary
 from panscope.geometry.pairs import CoderInfo
-from panscope.runs.run import RunFolder
+from panscope.runs.finished_coder import FinishedCoder
+from panscope.runs.run import Run
 from panscope.types import UserError
 
 _KEPT = 4
 """Decoders in memory at a time."""
-_WEIGHTS = "weights.safetensors"
 
 
-def known_coders(run: RunFolder, tag: str = "") -> list[CoderInfo]:
+def known_coders(run: Run, tag: str = "") -> list[CoderInfo]:
     """Every finished coder of a run, `tag` at the end of its name; raises UserError if there is none."""
-    names = run.coder_names()
-    if not names:
-        raise UserError(f"the run {str(run.path)!r} has no finished coder yet: go on with `panscope train --resume`")
-    return [_known(run.coder(name), name + tag) for name in names]
+    return [_known(coder, coder.name + tag) for coder in run.coders()]
 
 
-def _known(folder: Path, name: str) -> CoderInfo:
-    path, config = str(folder / "config.json"), store.read_config(folder)
-    fields, wiring = config["coder"], Wiring.read(config["wiring"], path)
-    coder = coders.config_type(fields.get("architecture")).read(fields, path)
+def _known(finished: FinishedCoder, name: str) -> CoderInfo:
+    fields, wiring = finished.config["coder"], finished.wiring
+    coder = coders.config_type(fields.get("architecture")).read(fields, str(finished.folder / files.CONFIG))
     return CoderInfo(
         name=name,
-        folder=folder,
+        folder=finished.folder,
         place=f"{wiring.wiring} {' '.join(map(str, wiring.reads))} -> {' '.join(map(str, wiring.predicts))}",
         architecture=coder.architecture,
         sparsity=coder.sparsity,
         latents=coder.width,
         width=coder.d_out,
-        xxh3=config["xxh3"].get(_WEIGHTS, ""),
+        xxh3=finished.weights.get(files.WEIGHTS, ""),
         pieces=tuple(map(str, wiring.predicts)) if wiring.wiring == "crosscoder" else (str(wiring.predicts[0]),),
         in_residual=all(site.kind != "attn_z" for site in wiring.predicts),
     )
@@ -73,7 +67,7 @@ class Decoders:
         if coder.name not in self._kept:
             while len(self._kept) >= _KEPT:
                 self._kept.popitem(last=False)
-            rows = store.load(coder.folder).coder.W_dec.detach().to(self.device, torch.float32)
+            rows = files.load(coder.folder).coder.W_dec.detach().to(self.device, torch.float32)
             self._kept[coder.name] = Dictionary(coder.name, rows)
         self._kept.move_to_end(coder.name)
         return self._kept[coder.name]

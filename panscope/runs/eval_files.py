@@ -6,19 +6,19 @@ weights that were measured, so that numbers of weights that are there no more ar
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 from torch import Tensor
 
-from panscope.coders import files as store
+from panscope.coders.files import knows_sparsity
 from panscope.coders.wiring import WiredCoder
 from panscope.evals.accumulator import Columns, Result
 from panscope.evals.table import write_results
 from panscope.evals.weights import weight_columns, weight_numbers
-from panscope.runs.run import RunFolder
+from panscope.runs.finished_coder import FinishedCoder
+from panscope.runs.run import Run
 from panscope.storage.atomic import checksum, replacing
 from panscope.storage.sealed import write_sealed
 
@@ -27,7 +27,7 @@ Results = dict[str, dict[str, Any]]
 
 
 def write_all(
-    run: RunFolder,
+    run: Run,
     coders: Mapping[str, WiredCoder],
     results: Mapping[str, Result],
     *,
@@ -38,7 +38,7 @@ def write_all(
     fields = {}
     _sweep(run, coders, suffix)
     for name, wired in coders.items():
-        fields[name] = _write_one(run.coder(name), name, wired, results[name], about=about, suffix=suffix)
+        fields[name] = _write_one(run.coder(name), wired, results[name], about=about, suffix=suffix)
     flat = {name: _flat(own) for name, own in fields.items()}
     write_results(
         run.path / f"results{suffix}.parquet",
@@ -48,29 +48,29 @@ def write_all(
     return fields
 
 
-def _sweep(run: RunFolder, names: Iterable[str], suffix: str) -> None:
+def _sweep(run: Run, names: Iterable[str], suffix: str) -> None:
     """Remove what a process that was killed here had begun to write; for who holds the run."""
-    begun = [path for name in names for path in run.coder(name).glob(f".*{suffix}.*.tmp")]
+    begun = [path for name in names for path in run.coder_folder(name).glob(f".*{suffix}.*.tmp")]
     for left in [*begun, *run.path.glob(f".results{suffix}.*.tmp")]:
         left.unlink(missing_ok=True)
 
 
 def _write_one(
-    folder: Path, name: str, wired: WiredCoder, result: Result, *, about: dict[str, Any], suffix: str
+    coder: FinishedCoder, wired: WiredCoder, result: Result, *, about: dict[str, Any], suffix: str
 ) -> dict[str, Any]:
     weights = weight_columns(wired.coder)
     tables = dict(result.tables)
     tables["latents"] = _numbered(result.tables["latents"], weights)
     files = {}
     for kind, columns in tables.items():
-        path = folder / f"{kind}{suffix}.parquet"
+        path = coder.folder / f"{kind}{suffix}.parquet"
         with replacing(path) as temporary:
             arrays = {column: pyarrow.array(values, from_pandas=True) for column, values in columns.items()}
             pyarrow.parquet.write_table(pyarrow.table(arrays), temporary)  # NaN as null, which is what undefined is
         files[path.name] = checksum(path)
-    own = {"coder": name, "weights": store.read_config(folder)["xxh3"], "evaluated_on": about, "files": files}
+    own = {"coder": coder.name, "weights": coder.weights, "evaluated_on": about, "files": files}
     fields = result.fields | weight_numbers(weights) | own
-    write_sealed(folder / f"eval{suffix}.json", fields)
+    write_sealed(coder.folder / f"eval{suffix}.json", fields)
     return fields
 
 
@@ -85,7 +85,7 @@ def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if isinstance(value, int | float)}
 
 
-def _facts(folder: Path, wired: WiredCoder) -> dict[str, Any]:
+def _facts(coder: FinishedCoder, wired: WiredCoder) -> dict[str, Any]:
     """The columns of results.parquet that say which coder a row is about."""
     wiring, config = wired.wiring, wired.coder.config
     return {
@@ -95,5 +95,5 @@ def _facts(folder: Path, wired: WiredCoder) -> dict[str, Any]:
         "predicts": " ".join(map(str, wiring.predicts)),
         "architecture": config.architecture,
         "width": config.width,
-        "sparsity": config.sparsity if store.knows_sparsity(store.read_config(folder)) else None,
+        "sparsity": config.sparsity if knows_sparsity(coder.config) else None,
     }

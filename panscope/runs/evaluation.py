@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,6 @@ import torch
 import xxhash
 from torch import Tensor
 
-from panscope.coders import files as store
 from panscope.coders.inference import backend_for
 from panscope.coders.wiring import WiredCoder
 from panscope.data.documents import DataConfig, LocalDocuments, open_documents
@@ -29,17 +28,17 @@ from panscope.data.tokens import TokenStream
 from panscope.evals.evaluate import Evaluation, TextProgress, batches_of, measure_site_means
 from panscope.evals.passes import Splice
 from panscope.evals.spec import WHOLE_TEXT, EvalShard, EvalSpec, one_subset
+from panscope.events import Evaluated, Reporter
 from panscope.lms.load import LanguageModelConfig, memory_bytes
 from panscope.lms.model import LanguageModel
 from panscope.plan.plan import SuiteConfig
 from panscope.runs.eval_checkpoint import EvalCheckpoint, delete_checkpoints
 from panscope.runs.eval_files import Results, write_all
-from panscope.runs.reporter import Reporter
-from panscope.runs.run import RunFolder
+from panscope.runs.finished_coder import HELD_OUT, FinishedCoder, suffix_of
+from panscope.runs.run import Run
 from panscope.storage.locks import locked
 from panscope.types import Site, UserError
 
-HELD_OUT = "held_out"
 SAVE_SECONDS = 60.0
 """How long an evaluation goes on before it saves its sums again."""
 _LONGEST_LABEL = 60
@@ -58,14 +57,14 @@ class EvalRequest:
     UserError for a label that cannot name files, and for fields that do not go together.
     """
 
-    label: str = HELD_OUT
-    """What the files are named after; letters, digits and dashes."""
+    label: str = ""
+    """What the files are named after: letters, digits and dashes. Left out, it follows from what is asked."""
     data: DataConfig | None = None
     """Text to measure on, all of it unless it has a held-out share; None for that of the run."""
     tokens: int | None = None
     """Content tokens at least; None for the suite's number on held-out text, else for all of it."""
     model: LanguageModelConfig | None = None
-    """A model other than the run's; None for that."""
+    """Another model of the same shape, or the run's in another precision or on another device; None for the run's."""
     coder_dtype: CoderDtype | None = None
     """The precision the coders are computed in; None for that of their files."""
     as_trained: bool = False
@@ -80,7 +79,7 @@ class EvalRequest:
     """How long it goes on before it saves its sums again."""
 
     def __post_init__(self) -> None:
-        plain = self.label == HELD_OUT or (self.label.replace("-", "").isalnum() and self.label.isascii())
+        plain = self.label in ("", HELD_OUT) or (self.label.replace("-", "").isalnum() and self.label.isascii())
         if not plain or len(self.label) > _LONGEST_LABEL:
             raise UserError(
                 f"label is {self.label!r}: it names files, so write it with letters, digits and dashes, at most "
@@ -92,24 +91,56 @@ class EvalRequest:
             )
         if self.tokens is not None and self.tokens < 1:
             raise UserError(f"tokens is {self.tokens}: give 1 or more, or leave it out")
-        others = (self.data, self.model, self.coder_dtype, self.as_trained, self.splice != "content", self.saebench)
-        if self.label == HELD_OUT and any(others):
+
+    def labelled(self, suite: SuiteConfig) -> "EvalRequest":
+        """The same with a label: the one given, or what differs from the run's own model and held-out text.
+
+        Raises UserError where the label is that of the held-out text and something differs, so that these numbers are
+        never written over by others.
+        """
+        differs = "-".join(self._differences(suite))
+        if self.label == HELD_OUT and differs:
             raise UserError(
                 f"label is {HELD_OUT!r}, which is that of the run's own model and held-out text as they are: what is "
-                "asked for differs, so give it another label"
+                f"asked for differs ({differs}), so give it another label, or none"
             )
+        return self if self.label else replace(self, label=differs or HELD_OUT)
+
+    def is_of_other_model(self, suite: SuiteConfig) -> bool:
+        """Whether a model other than the run's is asked for."""
+        own, asked = suite.model, self.model
+        return asked is not None and (asked.path, asked.revision) != (own.path, own.revision)
+
+    def _differences(self, suite: SuiteConfig) -> list[str]:
+        own, data = suite.data, self.data or suite.data
+        is_other_text = (data.text, data.packing, data.held_out) != (own.text, own.packing, own.held_out)
+        has_responses = data.chat is not None and data.chat.response is not None
+        dtype = suite.model.dtype if self.model is None else self.model.dtype
+        found = {
+            "text": is_other_text,
+            "chat": data.chat != own.chat and not has_responses,
+            f"context-{data.context}": data.context not in (None, own.context),
+            "other-model": self.is_of_other_model(suite),
+            "as-trained": self.as_trained,
+            str(dtype): dtype != suite.model.dtype,
+            f"coder-{self.coder_dtype}": self.coder_dtype is not None,
+            f"splice-{self.splice}": self.splice != "content",
+            "saebench": self.saebench,
+        }
+        return [name for name, differs in found.items() if differs]
 
     @property
     def suffix(self) -> str:
-        """What the names of its files end with."""
-        return "" if self.label == HELD_OUT else f"-{self.label}"
+        """What the names of its files end with; it must have a label."""
+        assert self.label
+        return suffix_of(self.label)
 
 
 HELD_OUT_REQUEST = EvalRequest()
 
 
 def evaluate_run(
-    run: RunFolder,
+    run: Run,
     suite: SuiteConfig,
     lm: LanguageModel,
     reporter: Reporter,
@@ -121,10 +152,12 @@ def evaluate_run(
     not of this model.
     """
     if request.data is None:
-        check_has_text(run, suite)
-    coders = _coders(run, lm, request)
+        check_has_text(run)
+    request = request.labelled(suite)
+    weights = None if request.is_of_other_model(suite) else lm.weights_hash()
+    coders = {coder.name: _loaded(coder, lm, request, weights) for coder in run.coders()}
     job = EvalJob(run, suite, lm, reporter, request)
-    folder = run.path / "evaluation" / request.label
+    folder = run.evaluations / request.label
     part = EvalCheckpoint.for_shard(folder, job.key, request.share)
     part.folder.mkdir(parents=True, exist_ok=True)
     with locked(part.folder):
@@ -135,9 +168,9 @@ def evaluate_run(
         return _finish(job, coders, evaluation, folder) if _add_others(job, coders, evaluation, folder) else None
 
 
-def check_has_text(run: RunFolder, suite: SuiteConfig) -> None:
+def check_has_text(run: Run) -> None:
     """Raise UserError for an imported run, of which no text is known."""
-    if suite.is_imported:
+    if run.is_imported:
         raise UserError(f"the run {str(run.path)!r} was imported and has no text of its own: give --text FILE")
 
 
@@ -145,7 +178,7 @@ class EvalJob:
     """One request to one run: its text, and what identifies it."""
 
     def __init__(
-        self, run: RunFolder, suite: SuiteConfig, lm: LanguageModel, reporter: Reporter, request: EvalRequest
+        self, run: Run, suite: SuiteConfig, lm: LanguageModel, reporter: Reporter, request: EvalRequest
     ) -> None:
         self.run, self.lm, self.reporter, self.request = run, lm, reporter, request
         self._suite = suite
@@ -217,9 +250,8 @@ class EvalJob:
     @cached_property
     def key(self) -> str:
         """A hash of all that the sums depend on: coders, text, model and what is asked."""
-        names = self.run.coder_names()
         depends = {
-            "coders": {name: store.read_config(self.run.coder(name))["xxh3"] for name in names},
+            "coders": {coder.name: coder.weights for coder in self.run.coders()},
             "text": text_identity(self._data),
             "column": self._data.column,
             "held_out": self._data.held_out,
@@ -253,27 +285,20 @@ class EvalJob:
         return max(1, min(_MOST_TOGETHER, self._memory // 8 // one))
 
 
-def _coders(run: RunFolder, lm: LanguageModel, request: EvalRequest) -> dict[str, WiredCoder]:
-    """Every finished coder of a run, on the model's device; raises UserError if one does not fit the model."""
-    names = run.coder_names()
-    if not names:
-        raise UserError(f"the run {str(run.path)!r} has no finished coder yet: go on with `panscope train --resume`")
-    coders = {}
-    for name in names:
-        folder = run.coder(name)
-        wired = store.load_trained(folder) if request.as_trained else store.load(folder)
-        _check_model(name, wired, store.read_config(folder), lm, request)
-        wired.coder.to(lm.device)
-        if request.coder_dtype is not None:
-            wired.coder.to(getattr(torch, request.coder_dtype))
-        coders[name] = WiredCoder(wired.wiring, wired.coder, wired.normaliser, backend_for(wired.coder, "auto"))
-    return coders
+def _loaded(coder: FinishedCoder, lm: LanguageModel, request: EvalRequest, weights: str | None) -> WiredCoder:
+    """A coder on the model's device; raises UserError if it does not fit the model, whose `weights` are the run's."""
+    wired = coder.load_trained() if request.as_trained else coder.load()
+    _check_model(coder.name, wired, coder.config, lm, weights)
+    wired.coder.to(lm.device)
+    if request.coder_dtype is not None:
+        wired.coder.to(getattr(torch, request.coder_dtype))
+    return WiredCoder(wired.wiring, wired.coder, wired.normaliser, backend_for(wired.coder, "auto"))
 
 
 def _check_model(
-    name: str, wired: WiredCoder, origin: Mapping[str, Any], lm: LanguageModel, request: EvalRequest
+    name: str, wired: WiredCoder, origin: Mapping[str, Any], lm: LanguageModel, weights: str | None
 ) -> None:
-    """Raise UserError unless the coder is of this model, or of one as wide where another model was asked for."""
+    """Raise UserError unless the coder is of this model, or of one as wide where `weights` is None."""
     wiring, config = wired.wiring, wired.coder.config
     for sites, width in ((wiring.reads, config.d_in), (wiring.predicts, config.d_out)):
         parts = width // len(sites) if wiring.wiring == "crosscoder" else width
@@ -285,10 +310,10 @@ def _check_model(
                 )
     trained_on, dtypes = origin.get("model_weights"), {origin["model"]["dtype"], str(lm.dtype).removeprefix("torch.")}
     is_comparable = len(dtypes) == 1 or "float16" not in dtypes  # float16 rounds otherwise than the hash does
-    if request.model is None and is_comparable and trained_on not in (None, lm.weights_hash()):
+    if weights is not None and is_comparable and trained_on not in (None, weights):
         raise UserError(
-            f"coder {name!r} was trained on other weights than those of this model ({trained_on}, here "
-            f"{lm.weights_hash()}): put the model back, or measure with `--model` and a label of your own"
+            f"coder {name!r} was trained on other weights than those of this model ({trained_on}, here {weights}): put "
+            "the model back, or name this one as another model by --model"
         )
 
 
@@ -301,7 +326,7 @@ def _measured(job: EvalJob, coders: Mapping[str, WiredCoder], sums: EvalCheckpoi
     if saved is not None:
         state, done, _ = saved
         evaluation.load_state_dict(state)
-        job.reporter.say(f"going on with what was measured before: {done.rows:,} tokens")
+        job.reporter.say(f"continuing after what was measured before: {done.rows:,} tokens")
     last_saved, stand = time.monotonic(), done
     try:
         for batch, before in batches_of(job.open_tokens, question.tokens):
@@ -310,12 +335,12 @@ def _measured(job: EvalJob, coders: Mapping[str, WiredCoder], sums: EvalCheckpoi
             if before.batches in question.share:
                 evaluation.measure(batch, before)
             stand = before.after(batch)
-            job.reporter.evaluating(stand.rows, question.tokens)
+            job.reporter.progress("evaluating", stand.rows, question.tokens, "tokens")
             if time.monotonic() - last_saved > job.request.save_seconds:
                 sums.save(evaluation.state_dict(), stand, complete=False)
                 last_saved = time.monotonic()
     finally:
-        job.reporter.finished()
+        job.reporter.ended()
     if question.share.of > 1:
         sums.save(evaluation.state_dict(), stand, complete=True)
     return evaluation
@@ -327,7 +352,7 @@ def _means(job: EvalJob, coders: Mapping[str, WiredCoder], folder: Path) -> dict
     found = saved.load()
     if found is None:
         means = measure_site_means(job.lm, job.open_tokens, coders, job.tokens)
-        with locked(job.run.path / "evaluation", wait=True):
+        with locked(job.run.evaluations, wait=True):
             found = saved.load()
             if found is None:
                 saved.save({str(site): mean for site, mean in means.items()}, TextProgress(), complete=True)
@@ -362,10 +387,11 @@ def _finish(job: EvalJob, coders: Mapping[str, WiredCoder], evaluation: Evaluati
     results = evaluation.results()
     written = write_all(job.run, coders, results, about=job.about(), suffix=job.request.suffix)
     delete_checkpoints(folder)
+    job.reporter.tell(Evaluated(job.request.label, written))
     return written
 
 
-def check_precision(results: Results, precision: float | None) -> None:
+def check_precision(results: Mapping[str, Mapping[str, Any]], precision: float | None) -> None:
     """Raise UserError unless fvu and delta_loss of every coder are known to `precision`, half of a 95 % interval."""
     if precision is None:
         return

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from panscope.events import Reporter
 from panscope.geometry import pairs as choosing
 from panscope.geometry.baselines import Baselines
 from panscope.geometry.matching import match
@@ -19,8 +20,7 @@ from panscope.kernels.cosines import Nearest, Progress, itself, nearest
 from panscope.lms.load import device_of, load
 from panscope.lms.vocabulary import Vocabulary, vocabulary
 from panscope.runs.decoders import Decoders, chosen, known_coders
-from panscope.runs.run import RunFolder
-from panscope.runs.stages import read_suite
+from panscope.runs.run import Run
 from panscope.storage.locks import locked
 from panscope.types import UserError
 
@@ -31,28 +31,18 @@ Entry = dict[str, Any]
 """What the summary says of one analysis."""
 
 
-class Listener(Protocol):
-    """Hears how it goes."""
-
-    def say(self, text: str) -> None:
-        """One line to show."""
-        ...
-
-    def doing(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` rows of an analysis are done."""
-        ...
-
-
 @dataclass(frozen=True)
 class GeometryOptions:
     """What is to be found out, and about which coders."""
 
-    analyses: tuple[str, ...]
-    """Some of ANALYSES."""
+    analyses: tuple[str, ...] = ()
+    """Some of ANALYSES; without any, what `chosen` says."""
     coders: tuple[str, ...] = ()
     """All of the run if none is named."""
     latents: tuple[int, ...] = ()
     """Seeds of neighbourhoods, of the one coder named; without any, one is chosen at every place."""
+    tokens: bool = False
+    """Whether the tokens that latents point to are looked for too, which takes the language model."""
     against: Path | None = None
     """Another run, whose coders are compared with those of this one."""
     pairs: int = 10
@@ -62,29 +52,53 @@ class GeometryOptions:
     device: str | None = None
     """None for that of the suite."""
 
+    def __post_init__(self) -> None:
+        counts = (self.counts.own, self.counts.other, self.counts.wider)
+        if self.pairs < 1:
+            raise UserError(f"pairs is {self.pairs}: give at least 1")
+        if min(counts) < 0:
+            raise UserError(f"neighbours are {' '.join(map(str, counts))}: give three numbers from 0")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}: give a number from 0")
+        if self.latents and self.analyses and "neighbourhood" not in self.analyses:
+            raise UserError("latent asks for a neighbourhood, which is not among the analyses: add it, or leave it out")
 
-def look(run: RunFolder, asked: GeometryOptions, listener: Listener) -> list[Entry]:
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The analyses named; else those that coders, latents and the other run call for, without tokens."""
+        if self.analyses:
+            return self.analyses
+        if self.latents:
+            return ("neighbourhood",)
+        pairs = ("matching", "splitting")
+        return pairs if self.against is not None else ("mmcs", *pairs, "neighbourhood")
+
+
+def compare_decoders(run: Run, asked: GeometryOptions, reporter: Reporter) -> list[Entry]:
     """Do what is asked, into `RUN/geometry`; what was found, as the summary has it.
 
     Raises UserError for coders or latents that are not there, or runs that have nothing to compare.
     """
     with locked(run.path):
         run.sweep()
-        geometry = _Geometry(run, asked, listener)
+        geometry = _Geometry(run, asked, reporter)
         entries = []
-        for analysis in ANALYSES:
-            if analysis in asked.analyses:
-                entries += geometry.do(analysis)
+        try:
+            for analysis in ANALYSES:
+                if analysis in asked.chosen or (analysis == "tokens" and asked.tokens):
+                    entries += geometry.do(analysis)
+        finally:
+            reporter.ended()
         return entries
 
 
 class _Geometry:
-    """One call of `look`, with what its analyses share: decoders, random baselines, who is nearest in its own coder."""
+    """One call of `compare_decoders`, with what its analyses share: decoders, baselines, who is nearest to whom."""
 
-    def __init__(self, run: RunFolder, asked: GeometryOptions, listener: Listener) -> None:
-        suite = read_suite(run.suite_file)
-        self._model = suite.model if asked.device is None else suite.model.replace(device=asked.device)
-        self._asked, self._listener = asked, listener
+    def __init__(self, run: Run, asked: GeometryOptions, reporter: Reporter) -> None:
+        model = run.suite.model
+        self._model = model if asked.device is None else model.replace(device=asked.device)
+        self._asked, self._reporter = asked, reporter
         everyone = known_coders(run)
         self._coders = chosen(everyone, asked.coders)
         self._others = everyone if asked.against is None else _others(run, asked.against, self._coders)
@@ -92,10 +106,10 @@ class _Geometry:
         self._decoders = Decoders(device_of(self._model))
         self._baselines = Baselines(asked.seed, self._decoders.device)
         self._own: dict[str, Nearest] = {}
-        self._folder = GeometryFolder(run.path / "geometry", asked.seed)
+        self._folder = GeometryFolder(run.geometry_folder, asked.seed)
         outdated = self._folder.forget_outdated({coder.name: coder.xxh3 for coder in everyone})
         if outdated:
-            listener.say(f"{outdated} analyses were of weights that have changed since: taken out of the summary")
+            reporter.say(f"{outdated} analyses were of weights that have changed since: taken out of the summary")
 
     def do(self, analysis: str) -> list[Entry]:
         """All of one kind."""
@@ -109,7 +123,7 @@ class _Geometry:
         return steps[analysis]()
 
     def _doing(self, what: str) -> Progress:
-        return lambda done, total: self._listener.doing(what, done, total)
+        return lambda done, total: self._reporter.progress(what, done, total, "latents")
 
     def _mmcs(self) -> list[Entry]:
         """One entry for all coders, those looked at before included; entered again after every coder."""
@@ -146,13 +160,13 @@ class _Geometry:
         kept = [pair for place in by_place.values() for pair in place[:most]]
         if len(kept) < len(pairs):
             longest = max(map(len, by_place.values()))
-            self._listener.say(
+            self._reporter.say(
                 f"{what}: {len(pairs) - len(kept)} of {len(pairs)} pairs of coders are left out, at most {most} a site "
                 f"are done; for all of them add --pairs {longest}, for some name them by --coder"
             )
         if not pairs:
             kind = "coders of different widths" if what == "splitting" else "two coders"
-            self._listener.say(f"{what}: there are no {kind} with the same wiring and sites, so there is none")
+            self._reporter.say(f"{what}: there are no {kind} with the same wiring and sites, so there is none")
         return kept
 
     def _pairs(self) -> list[Pair]:
@@ -204,7 +218,7 @@ class _Geometry:
             latent = densest(self._nearest_in(coder))
             found = None if latent is None else self._around(coder, latent)
             if found is None or len(found.points) < LEAST:
-                self._listener.say(f"neighbourhood: {place} has fewer than {LEAST} latents to show, so there is none")
+                self._reporter.say(f"neighbourhood: {place} has fewer than {LEAST} latents to show, so there is none")
             else:
                 entries.append(self._entered(coder, found))
         return entries
@@ -236,7 +250,7 @@ class _Geometry:
         there = [coder for coder in self._coders if coder.in_residual]
         if len(there) < len(self._coders):
             left = ", ".join(coder.name for coder in self._coders if not coder.in_residual)
-            self._listener.say(f"tokens: {left} left out, since attn_z is not in the space that tokens are in")
+            self._reporter.say(f"tokens: {left} left out, since attn_z is not in the space that tokens are in")
         words = vocabulary(load(self._model)) if there else None
         return [self._tokens_of(coder, words) for coder in there if words is not None]
 
@@ -253,9 +267,9 @@ class _Geometry:
         return {"place": coder.place, **against}
 
 
-def _others(run: RunFolder, against: Path, coders: Sequence[CoderInfo]) -> list[CoderInfo]:
-    """The coders of the other run that stand at the place of one of ours; raises UserError if none does."""
-    other = RunFolder.open(against)
+def _others(run: Run, against: Path, coders: Sequence[CoderInfo]) -> list[CoderInfo]:
+    """The coders of the other run at the sites of one of ours; raises UserError if none does."""
+    other = Run.open(against)
     if other.path.resolve() == run.path.resolve():
         raise UserError(f"--against {str(against)!r} is the run itself: its coders are compared without --against")
     ours = {(coder.place, coder.width) for coder in coders}

@@ -5,7 +5,8 @@ prompt's number and of how often the prompt came before, so more rollouts begin 
 """
 
 import json
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydantic import Field
 
 from panscope.config import Config
 from panscope.data.order import generator
+from panscope.events import Reporter
 from panscope.lms.model import LanguageModel
 from panscope.lms.rollouts import Rollout, roll_out
 from panscope.storage.atomic import replacing
@@ -52,7 +54,7 @@ class Rollouts:
     prompts: int
     """How many different ones were answered."""
     too_long: int
-    """Prompts that leave no room for a response within the context, and were passed over."""
+    """Prompts that fill the context, so that no response fits, and were left out."""
     tokens: int
     has_ended: float
     """The share of responses that the model ended itself."""
@@ -77,16 +79,16 @@ def make_rollouts(
     prompts: list[str],
     config: RolloutConfig,
     out: Path,
-    progress: Callable[[int, int], None] = lambda done, tokens: None,
+    reporter: Reporter,
 ) -> Rollouts:
     """Write a line {"prompt", "response"} a rollout to the new file `out`; prompts are written without their prefixes.
 
-    `progress` is told how many rollouts and tokens are done. Raises UserError if no prompt leaves room for a response.
+    Raises UserError if no prompt is short enough for a response to fit into the context.
     """
     check_new(out)
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         tasks, too_long = _tasks(lm, prompts, config)
-        made = _made(lm, tasks, config, progress)
+        made = _made(lm, tasks, config, reporter)
         for task, rollout in zip(tasks, made, strict=True):
             response = lm.tokenizer.decode_after(task.tokens, rollout.tokens)
             file.write(json.dumps({"prompt": prompts[task.prompt], "response": response}, ensure_ascii=False) + "\n")
@@ -109,7 +111,7 @@ def check_new(out: Path) -> None:
 
 
 def _tasks(lm: LanguageModel, prompts: list[str], config: RolloutConfig) -> tuple[list[_Task], int]:
-    """As many as are wanted, and how many prompts were passed over as too long on the way."""
+    """As many as are wanted, and how many prompts were left out as too long."""
     opening = [] if lm.tokenizer.bos_id is None else [lm.tokenizer.bos_id]
     tasks: list[_Task] = []
     too_long: set[int] = set()
@@ -137,17 +139,18 @@ def _order(prompts: int, seed: int) -> Iterator[tuple[int, int]]:
             yield round_, int(number)
 
 
-def _made(
-    lm: LanguageModel, tasks: list[_Task], config: RolloutConfig, progress: Callable[[int, int], None]
-) -> list[Rollout]:
+def _made(lm: LanguageModel, tasks: list[_Task], config: RolloutConfig, reporter: Reporter) -> list[Rollout]:
     """The rollout of every task; prompts of like length are sampled together."""
     order = sorted(range(len(tasks)), key=lambda i: len(tasks[i].tokens))
     made: dict[int, Rollout] = {}
+    begun = time.monotonic()
     for begin in range(0, len(order), config.batch):
         chosen = order[begin : begin + config.batch]
         draws = [generator(config.seed, _DRAWS, tasks[i].round, tasks[i].prompt).random(config.tokens) for i in chosen]
         prompts = [tasks[i].tokens for i in chosen]
         rollouts = roll_out(lm, prompts, torch.from_numpy(np.stack(draws)), temperature=config.temperature)
         made |= zip(chosen, rollouts, strict=True)
-        progress(len(made), sum(rollout.drawn for rollout in made.values()))
+        drawn, seconds = sum(rollout.drawn for rollout in made.values()), max(time.monotonic() - begun, 1e-9)
+        reporter.progress("sampling", len(made), len(tasks), "rollouts", f"{drawn / seconds:,.0f} tokens/s")
+    reporter.ended()
     return [made[i] for i in range(len(tasks))]

@@ -10,12 +10,11 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from panscope.coders import files as store
 from panscope.coders.wiring import WiredCoder
 from panscope.evals.saebench import CoreAbout, core_file_name, core_output, write_core
 from panscope.formats.site_names import lens_name
-from panscope.runs.run import RunFolder
-from panscope.storage.sealed import read_sealed
+from panscope.runs.finished_coder import suffix_of
+from panscope.runs.run import Run
 
 TAKEN = {
     "saebench_ce_clean": "ce_clean",
@@ -27,21 +26,20 @@ TAKEN = {
 """Numbers that follow SAEBench's definition where an evaluation replaces and judges as SAEBench does."""
 
 
-def write_saebench(run: RunFolder, out: Path, suffix: str) -> list[Path]:
-    """Write one file a coder into `out`, from the evaluation whose files end with `suffix`; coders of one site only.
+def write_saebench(run: Run, out: Path, label: str) -> list[Path]:
+    """Write one file a coder into `out`, from the evaluation `label`; coders of one site only.
 
     Its numbers are those of several sites for no coder that SAEBench knows, so others are left out.
     """
     out.mkdir(parents=True, exist_ok=True)
     written = []
-    for name in run.coder_names():
-        folder = run.coder(name)
-        wired = store.load(folder)
-        if len(wired.wiring.predicts) > 1:
+    for coder in run.coders():
+        found = coder.evaluation(label)
+        if found is None or len(coder.wiring.predicts) > 1:
             continue
-        fields = read_sealed(folder / f"eval{suffix}.json")
-        about = _about(run, name, wired, fields["evaluated_on"])
-        latents = _columns(folder / f"latents{suffix}.parquet")
+        fields = found.content
+        about = _about(run, coder.name, coder.load(), fields["evaluated_on"])
+        latents = _columns(coder.folder / f"latents{suffix_of(label)}.parquet")
         numbers = fields | {theirs: fields[ours] for theirs, ours in TAKEN.items()}
         path = out / core_file_name(about)
         write_core(path, core_output(numbers, latents, about))
@@ -58,7 +56,7 @@ def _columns(path: Path) -> dict[str, Tensor]:
     }
 
 
-def _about(run: RunFolder, name: str, wired: WiredCoder, on: dict[str, Any]) -> CoreAbout:
+def _about(run: Run, name: str, wired: WiredCoder, on: dict[str, Any]) -> CoreAbout:
     return CoreAbout(
         release=run.path.resolve().name,
         coder=name,

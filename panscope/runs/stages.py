@@ -1,26 +1,25 @@
 """A run from end to end: plan -> train -> save -> evaluate, each stage safe to repeat after a crash."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from panscope.coders import files as store
-from panscope.cost.memory import check_memory, estimate_memory
 from panscope.data.documents import open_documents
 from panscope.data.tokens import TokenStream
+from panscope.events import Reporter, RunClosed, RunOpened
 from panscope.lms.facts import facts_of
 from panscope.lms.hf_versions import untested_release
-from panscope.lms.load import device_of, load, memory_bytes
-from panscope.lms.model import LanguageModel
+from panscope.lms.load import load, memory_bytes
 from panscope.plan.plan import Plan, SuiteConfig, plan
-from panscope.plan.warnings import warn_inactive_coders, warn_large_penalty, warn_of_results
+from panscope.plan.warnings import warn_large_penalty
 from panscope.runs.eval_files import Results
-from panscope.runs.evaluation import check_precision, evaluate_run
-from panscope.runs.kernel_choice import KernelChoice, choose_kernels
-from panscope.runs.reporter import Reporter
-from panscope.runs.run import RunFolder
-from panscope.runs.shutdown import StopRequest
-from panscope.runs.training import TrainingState, fresh, restored, save_coders, train_suite
+from panscope.runs.evaluation import EvalRequest, check_has_text, check_precision, evaluate_run
+from panscope.runs.finished_coder import HELD_OUT
+from panscope.runs.result_warnings import warnings_of_results
+from panscope.runs.run import Run
+from panscope.runs.training import TrainingRun
 from panscope.storage.locks import locked
-from panscope.storage.sealed import read_sealed, read_sealed_toml, write_sealed_toml
+from panscope.storage.sealed import write_sealed_toml
 from panscope.types import UserError
 
 
@@ -29,22 +28,20 @@ def start(suite: SuiteConfig, out: Path, reporter: Reporter, *, profile: bool = 
 
     `profile` says once where the time of a step goes. Nothing is written before model, text and plan have proved good.
     """
-    RunFolder.check_free(out)
-    planned = planned_from(suite)
-    kernels = _kernels(planned)
-    lm = load(suite.model)
-    _check_held_out(planned.suite, lm)
-    _say_planned(planned, kernels, reporter)
-    state = fresh(planned, lm, kernels, reporter)
-    run = RunFolder.create(out)
+    Run.check_free(out)
+    training = TrainingRun(Run(out), planned_from(suite), reporter)
+    _check_held_out(training)
+    _say_planned(training)
+    training.initialise()
+    run = Run.create(out)
     with locked(run.path):
-        RunFolder.check_free(out)
-        write_sealed_toml(run.suite_file, planned.suite.model_dump(mode="json"))
-        return _go_on(run, planned, lm, state, kernels, reporter, profile=profile)
+        Run.check_free(out)
+        write_sealed_toml(run.suite_file, training.plan.suite.model_dump(mode="json"))
+        return _finish(training, profile=profile)
 
 
-def resume(run: RunFolder, reporter: Reporter, device: str | None = None, *, profile: bool = False) -> Results | None:
-    """Go on with a run from its newest checkpoint, bit for bit as if it had never stopped (on the same device).
+def resume(run: Run, reporter: Reporter, device: str | None = None, *, profile: bool = False) -> Results | None:
+    """Continue a run from its newest checkpoint, bit for bit as if it had never stopped (on the same device).
 
     A finished run is left as it is, and its stored results are returned. Raises UserError if another process is at it.
     """
@@ -53,34 +50,45 @@ def resume(run: RunFolder, reporter: Reporter, device: str | None = None, *, pro
         return stored_results(run)
     with locked(run.path):
         run.sweep()
-        return _resume(run, reporter, device, profile=profile)
+        suite = run.suite
+        if device is not None:
+            suite = suite.replace(model=suite.model.replace(device=device))
+        training = TrainingRun(run, planned_from(suite), reporter)
+        _say_planned(training)
+        training.restore()
+        if training.step and not run.train_log.exists():
+            reporter.say(f"{run.train_log} is missing: it is continued without its lines up to step {training.step}")
+        return _finish(training, profile=profile)
 
 
-def stored_results(run: RunFolder) -> Results:
-    """The eval.json of every coder; raises UserError if one is missing, damaged or of something else."""
-    results, then = {}, f"measure again by `panscope eval {run.path}`"
-    for name in run.coder_names():
-        path = run.coder(name) / "eval.json"
-        results[name] = read_sealed(path, then=then)
-        if (results[name].get("coder"), results[name].get("evaluated_on", {}).get("part")) != (name, "held_out"):
-            raise UserError(f"the file {str(path)!r} is not of this coder on held-out text; {then}")
-        if results[name].get("weights") != store.read_config(run.coder(name))["xxh3"]:
-            raise UserError(f"the file {str(path)!r} is of other weights than the coder has now; {then}")
+def evaluate(run: Run, request: EvalRequest, reporter: Reporter) -> Results | None:
+    """Measure every coder of a finished run as `request` says; None where other processes have not ended their parts.
+
+    Raises UserError where there is nothing to measure, or where another process works on the run.
+    """
+    suite = run.suite
+    if request.data is None:
+        check_has_text(run)
+    request = request.labelled(suite)
+    with nullcontext() if request.share.of > 1 else locked(run.path):
+        lm = load(request.model or suite.model)
+        with _opened(run, None, reporter):
+            results = evaluate_run(run, suite, lm, reporter, request)
+    for line in warnings_of_results(run, results or {}):
+        reporter.warn(line)
     return results
 
 
-def _resume(run: RunFolder, reporter: Reporter, device: str | None, *, profile: bool) -> Results | None:
-    suite = read_suite(run.suite_file)
-    if device is not None:
-        suite = suite.replace(model=suite.model.replace(device=device))
-    planned = planned_from(suite)
-    kernels = _kernels(planned)
-    lm = load(suite.model)
-    _say_planned(planned, kernels, reporter)
-    state = restored(planned, lm, run, kernels, reporter)
-    if state.step and not run.train_log.exists():
-        reporter.say(f"{run.train_log} is missing: it goes on without its lines up to step {state.step}")
-    return _go_on(run, planned, lm, state, kernels, reporter, profile=profile)
+def stored_results(run: Run) -> Results:
+    """The eval.json of every coder; raises UserError if one is missing, damaged or of something else."""
+    results, again = {}, f"measure again by `panscope eval {run.path}`"
+    for coder in run.coders():
+        found = coder.evaluation(HELD_OUT)
+        if found is None or found.about.get("part") != HELD_OUT:
+            wrong = "is missing" if found is None else "is not of held-out text"
+            raise UserError(f"the file {str(coder.folder / 'eval.json')!r} {wrong}; {again}")
+        results[coder.name] = found.content
+    return results
 
 
 def planned_from(suite: SuiteConfig) -> Plan:
@@ -88,60 +96,48 @@ def planned_from(suite: SuiteConfig) -> Plan:
     return plan(suite, facts_of(suite.model), memory_bytes(suite.model))
 
 
-def _say_planned(planned: Plan, kernels: KernelChoice, reporter: Reporter) -> None:
-    reporter.planned(planned)
-    for line in (kernels.line, untested_release(), *warn_large_penalty(planned)):
+def _say_planned(training: TrainingRun) -> None:
+    for line in (*training.plan.summary(), training.kernels.line):
+        training.reporter.say(line)
+    for line in (untested_release(), *warn_large_penalty(training.plan)):
         if line is not None:
-            reporter.say(line)
+            training.reporter.warn(line)
 
 
-def _kernels(planned: Plan) -> KernelChoice:
-    """The kernels in force here; raises UserError where the suite does not fit into this device's memory."""
-    model = planned.suite.model
-    kernels = choose_kernels(planned, device_of(model))
-    check_memory(planned, estimate_memory(planned, facts_of(model), kernels.of), memory_bytes(model))
-    return kernels
-
-
-def read_suite(path: Path) -> SuiteConfig:
-    """The suite.toml of a run, checked; raises UserError if it was changed, but for who deletes its first line."""
-    return SuiteConfig.read(read_sealed_toml(path), str(path))
-
-
-def _check_held_out(suite: SuiteConfig, lm: LanguageModel) -> None:
+def _check_held_out(training: TrainingRun) -> None:
     """Raise UserError now, and not after hours of training, if there is no text to evaluate on."""
+    suite = training.plan.suite
     documents = open_documents(suite.data)
-    next(TokenStream(documents, lm.tokenizer, suite.data, part="held_out", seed=suite.seed, epochs=1))
+    next(TokenStream(documents, training.lm.tokenizer, suite.data, part="held_out", seed=suite.seed, epochs=1))
 
 
-def _go_on(
-    run: RunFolder,
-    planned: Plan,
-    lm: LanguageModel,
-    state: TrainingState,
-    kernels: KernelChoice,
-    reporter: Reporter,
-    *,
-    profile: bool,
-) -> Results | None:
-    with StopRequest(lambda: reporter.say("stopping after this step; everything is saved first")) as stop:
-        state.source.stop_when(lambda: bool(stop))
-        run.write_status("training", steps=planned.steps)
-        if not train_suite(planned, state, run, reporter, stop, kernels=kernels, profile=profile):
-            run.write_status("stopped", steps=planned.steps)
+@contextmanager
+def _opened(run: Run, step: int | None, reporter: Reporter) -> Iterator[None]:
+    """Tells listeners that work on the run folder begins and ends."""
+    reporter.tell(RunOpened(run.path, run.tables, step))
+    try:
+        yield
+    finally:
+        reporter.tell(RunClosed())
+
+
+def _finish(training: TrainingRun, *, profile: bool) -> Results | None:
+    """Train, save and evaluate; None if it was asked to stop."""
+    run, plan, reporter = training.run, training.plan, training.reporter
+    with _opened(run, training.step, reporter):
+        run.write_status("training", steps=plan.steps)
+        if not training.train(profile=profile):
+            run.write_status("stopped", steps=plan.steps)
             return None
-    if state.source.passes > 1:
-        times = state.source.passes
-        reporter.say(f"the text was gone through {times} times; more text would be better than more passes")
-    run.write_status("saving")
-    save_coders(planned, lm, state, run, reporter)
-    run.write_status("evaluating")
-    results = evaluate_run(run, planned.suite, lm, reporter)
-    assert results is not None, "no other process has a part of it"
-    run.write_status("done")
-    if line := warn_inactive_coders(results):
-        reporter.say(line)
-    for line in warn_of_results(results):
-        reporter.say(f"look at this: {line}")
-    check_precision(results, planned.suite.eval.precision)
+        if training.source.passes > 1:
+            reporter.say(f"the text was read {training.source.passes} times; more text is better than more passes")
+        run.write_status("saving")
+        training.save_coders()
+        run.write_status("evaluating")
+        results = evaluate_run(run, plan.suite, training.lm, reporter)
+        assert results is not None, "no other process has a part of it"
+        run.write_status("done")
+    for line in warnings_of_results(run, results):
+        reporter.warn(line)
+    check_precision(results, plan.suite.eval.precision)
     return results

@@ -1,8 +1,8 @@
-"""The training stage of a run: language model -> activations -> trainees -> finished coders on disk."""
+"""The training stage of a run: language model -> activations -> trainers -> finished coders on disk."""
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,21 +10,23 @@ import torch
 from panscope import coders
 from panscope.activations.buffer import RowStream
 from panscope.activations.live import LiveActivations
-from panscope.coders import files as store
+from panscope.coders import files
 from panscope.coders.base import Coder
 from panscope.coders.batchtopk import BatchTopKCoder
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import UNIT, WiredCoder
-from panscope.lms.model import LanguageModel
+from panscope.cost.memory import check_memory, estimate_memory
+from panscope.events import Reporter, StepLogged
+from panscope.lms.facts import facts_of
+from panscope.lms.load import device_of, load, memory_bytes
 from panscope.plan.coder import PlannedCoder
 from panscope.plan.plan import Plan
-from panscope.runs.kernel_choice import KernelChoice
+from panscope.runs.kernel_choice import KernelChoice, choose_kernels
 from panscope.runs.normalisers import normaliser_of
 from panscope.runs.profile import profiling
-from panscope.runs.reporter import Reporter
 from panscope.runs.row_sources import Source, open_source, training_tokens
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from panscope.runs.shutdown import StopRequest
 from panscope.storage.json_lines import JsonLines
 from panscope.train.checkpoint import Checkpoints
@@ -39,133 +41,193 @@ CALIBRATION_ROWS = 32_768
 """Rows on which a TopK coder's JumpReLU threshold is found (Llama Scope's released code)."""
 
 
-@dataclass
-class TrainingState:
-    """Everything that changes while a suite trains."""
+class TrainingRun:
+    """One training of a suite: its plan, model and kernels, and everything that changes while it trains."""
 
-    trainers: list[CoderTrainer]
-    source: Source
-    step: int
+    def __init__(self, run: Run, plan: Plan, reporter: Reporter) -> None:
+        """The language model is loaded; `initialise` or `restore` makes the trainers.
 
+        Raises UserError where the suite does not fit into this device's memory, before any weight is read.
+        """
+        self.run, self.plan, self.reporter = run, plan, reporter
+        self.kernels = _kernels(plan)
+        self.lm = load(plan.suite.model)
+        self.trainers: list[CoderTrainer] = []
+        self.step = 0
+        self._log, self._checkpoints = JsonLines(run.train_log), Checkpoints(run.checkpoints)
 
-def fresh(plan: Plan, lm: LanguageModel, kernels: KernelChoice, reporter: Reporter) -> TrainingState:
-    """Trainers at their first step, their normalisers measured on the first rows."""
-    source = open_source(plan, lm, reporter.say)
-    reporter.say("measuring the size of the activations")
-    norms = source.norms()
-    trainers = [_trainer(coder, plan, lm, normaliser_of(coder, norms), kernels) for coder in plan.coders]
-    return TrainingState(trainers, source, 0)
+    @cached_property
+    def source(self) -> Source:
+        """Where rows come from."""
+        return open_source(self.plan, self.lm, self.reporter.say)
 
+    def initialise(self) -> None:
+        """Trainers at their first step, their normalisers measured on the first rows."""
+        self.reporter.say("measuring the size of the activations")
+        norms = self.source.norms()
+        self.trainers = [self._trainer(coder, normaliser_of(coder, norms)) for coder in self.plan.coders]
 
-def restored(plan: Plan, lm: LanguageModel, run: RunFolder, kernels: KernelChoice, reporter: Reporter) -> TrainingState:
-    """Everything as it was at the newest checkpoint, or fresh where none was written yet."""
-    checkpoints, log = Checkpoints(run.checkpoints), JsonLines(run.train_log)
-    if not checkpoints.steps():
-        log.truncate(0)
-        return fresh(plan, lm, kernels, reporter)
-    step = checkpoints.steps()[-1]
-    parts = checkpoints.load(step)
-    trainers = [_trainer(coder, plan, lm, UNIT, kernels) for coder in plan.coders]
-    for trainer in trainers:
-        if trainer.name not in parts:
-            raise UserError(
-                f"the checkpoint of step {step} has no coder {trainer.name!r}: suite.toml was changed since; "
-                "put it back as it was, or start a new run"
-            )
-        trainer.load_state_dict(parts[trainer.name])
-    source = open_source(plan, lm, reporter.say)
-    source.rows.load_state_dict(parts["source"])
-    log.take_back(parts["run"])
-    reporter.say(f"going on from the checkpoint of step {step}")
-    return TrainingState(trainers, source, step)
+    def restore(self) -> None:
+        """Everything as it was at the newest checkpoint, or at the first step where none was written yet.
 
+        Raises UserError for a checkpoint that is damaged or of another suite.
+        """
+        steps = self._checkpoints.steps()
+        if not steps:
+            self._log.truncate(0)
+            return self.initialise()
+        parts = self._checkpoints.load(steps[-1])
+        for coder in self.plan.coders:
+            if coder.name not in parts:
+                raise UserError(
+                    f"the checkpoint of step {steps[-1]} has no coder {coder.name!r}: suite.toml was changed since; "
+                    "put it back as it was, or start a new run"
+                )
+            trainer = self._trainer(coder, UNIT)
+            trainer.load_state_dict(parts[coder.name])
+            self.trainers.append(trainer)
+        self.source.rows.load_state_dict(parts["source"])
+        self._log.take_back(parts["run"])
+        self.step = steps[-1]
+        self.reporter.say(f"resuming from the checkpoint of step {self.step}")
 
-def train_suite(
-    plan: Plan,
-    state: TrainingState,
-    run: RunFolder,
-    reporter: Reporter,
-    stop: StopRequest,
-    *,
-    kernels: KernelChoice,
-    profile: bool = False,
-) -> bool:
-    """Train to the end; True when all steps are done, False when `stop` asked to leave earlier (all is saved).
+    def train(self, *, profile: bool = False) -> bool:
+        """Train to the end; True when all steps are done, False when a signal asked to stop earlier (all is saved).
 
-    With `profile` coders learn one after another, so that the parts of a step can be told apart.
-    """
-    reporter.training(state.step, plan.steps, plan.batch)
-    try:
-        with profiling(profile, reporter.say) as profiled:
-            return train(
-                state.trainers,
-                state.source.rows,
-                _Observer(state, run, reporter, stop, profiled),
-                steps=range(state.step, plan.steps),
-                log_every=plan.log_every,
-                checkpoint_every=plan.checkpoint_every,
-                kernels=None if profile else kernels.sparse,
-            )
-    finally:
-        reporter.finished()
+        With `profile` coders learn one after another, so that the parts of a step can be told apart.
+        """
+        plan, told = self.plan, self.reporter
+        with StopRequest(lambda: told.say("stopping after this step; everything is saved first")) as stop:
+            self.source.stop_when(lambda: bool(stop))
+            told.progress("training", self.step, plan.steps, "steps")
+            try:
+                with profiling(profile, told.say) as profiled:
+                    return train(
+                        self.trainers,
+                        self.source.rows,
+                        _Observer(self, stop, profiled),
+                        steps=range(self.step, plan.steps),
+                        log_every=plan.log_every,
+                        checkpoint_every=plan.checkpoint_every,
+                        kernels=None if profile else self.kernels.sparse,
+                    )
+            finally:
+                told.ended()
 
-
-class _Observer:
-    """Joins the loop to the run folder, the reporter and the signals."""
-
-    def __init__(
-        self, state: TrainingState, run: RunFolder, reporter: Reporter, stop: StopRequest, profiled: Callable[[], None]
-    ) -> None:
-        self._state = state
-        self._profiled = profiled
-        self._log = JsonLines(run.train_log)
-        self._checkpoints = Checkpoints(run.checkpoints)
-        self._reporter = reporter
-        self._stop = stop
-
-    def stepped(self, step: int) -> None:
-        self._reporter.stepped(step)
-        self._profiled()
-
-    def logged(self, records: list[dict[str, Any]]) -> None:
+    def log(self, records: list[dict[str, Any]]) -> None:
+        """Append to train.jsonl."""
         self._log.append(records)
-        self._reporter.logged(records)
 
-    def checkpoint(self, step: int) -> None:
-        for trainer in self._state.trainers:
+    def save_checkpoint(self, step: int) -> None:
+        """Save everything needed to continue bit for bit; raises NonFiniteError, and saves nothing, for a coder that
+        has diverged."""
+        for trainer in self.trainers:
             if not trainer.is_finite():
                 raise NonFiniteError(
                     f"coder {trainer.name}: its weights are not finite after step {step}, and were not saved; "
                     "the checkpoint before is untouched: lower learning_rate and start again"
                 )
-        parts = {trainer.name: trainer.state_dict() for trainer in self._state.trainers}
-        parts["source"] = self._state.source.rows.state_dict()
+        parts = {trainer.name: trainer.state_dict() for trainer in self.trainers}
+        parts["source"] = self.source.rows.state_dict()
         parts["run"] = self._log.mark()
         self._checkpoints.save(step, parts)
+
+    def save_coders(self) -> None:
+        """Fold, convert and write every coder: what is saved works on raw activations."""
+        folded = {trainer.name: _fold(trainer) for trainer in self.trainers}
+        thresholds = self._thresholds(folded)
+        for planned, trainer in zip(self.plan.coders, self.trainers, strict=True):
+            coder = folded[planned.name]
+            if planned.name in thresholds:
+                coder = self._converted(planned.name, coder, thresholds[planned.name])
+            wired = WiredCoder(planned.wiring, coder, trainer.normaliser.left_after_folding())
+            folder = self.run.coder_folder(planned.name)
+            files.save(folder, wired, trainer.finished(), self._provenance(planned, trainer))
+
+    def _provenance(self, planned: PlannedCoder, trainer: CoderTrainer) -> dict[str, Any]:
+        """What config.json says of where a coder comes from."""
+        return {
+            "name": planned.name,
+            "normaliser": trainer.normaliser.model_dump(),
+            "model": self.plan.suite.model.model_dump(exclude={"device"}),
+            "model_weights": self.lm.weights_hash(),
+            "tokens": planned.steps * self.plan.batch,
+            "schedule": planned.training.model_dump(mode="json"),
+            "activations": self.source.about(),
+        }
+
+    def _converted(self, name: str, coder: Coder, found: MeanL0Threshold) -> Coder:
+        """The coder as JumpReLU; one that has no such threshold stays TopK and the run says so, rather than lose it."""
+        try:
+            return with_threshold(coder, found.value())
+        except UserError as error:
+            self.reporter.warn(f"coder {name} is saved as TopK and not as JumpReLU: {error}")
+            return coder
+
+    @torch.no_grad()
+    def _thresholds(self, folded: dict[str, Coder]) -> dict[str, MeanL0Threshold]:
+        """JumpReLU thresholds of the TopK coders to convert, from the first rows of the training text."""
+        plan = self.plan
+        converting = [c for c in plan.coders if c.convert_to == "jumprelu" and isinstance(c.coder, TopKConfig)]
+        if not converting:
+            return {}
+        rows = {c.name: CALIBRATION_ROWS * c.wiring.stacks for c in converting}
+        found = {c.name: MeanL0Threshold(int(c.coder.sparsity), rows[c.name]) for c in converting}
+        normalisers = {trainer.name: trainer.normaliser for trainer in self.trainers}
+        live = LiveActivations(self.lm, training_tokens(plan, self.lm), plan.sites())
+        stream, left = RowStream(live), CALIBRATION_ROWS
+        while left and (batch := stream.take(left)) is not None:
+            left -= len(batch)
+            for planned in converting:
+                x, _ = planned.wiring.rows(batch)
+                x, _ = normalisers[planned.name].left_after_folding().input(x.float())
+                found[planned.name].update(folded[planned.name].preactivations(x))
+        return found
+
+    def _trainer(self, planned: PlannedCoder, scales: Normaliser) -> CoderTrainer:
+        digest = hashlib.sha256(f"{self.plan.suite.seed}/{planned.name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        coder = coders.build(planned.coder).initialise(generator).to(self.lm.device)
+        return CoderTrainer(
+            planned.name,
+            coder,
+            planned.wiring,
+            scales,
+            planned.training,
+            steps=planned.steps,
+            kernels=self.kernels.of(planned.name),
+        )
+
+
+class _Observer:
+    """Joins the training loop to a run: its log, checkpoints, listeners and signals."""
+
+    def __init__(self, training: TrainingRun, stop: StopRequest, profiled: Callable[[], None]) -> None:
+        self._training, self._stop, self._profiled = training, stop, profiled
+        self._rate = ""
+
+    def stepped(self, step: int) -> None:
+        self._training.reporter.progress("training", step, self._training.plan.steps, "steps", self._rate)
+        self._profiled()
+
+    def logged(self, records: list[dict[str, Any]]) -> None:
+        self._training.log(records)
+        self._rate = f"{records[0]['rows_per_second']:,.0f} rows/s"
+        self._training.reporter.tell(StepLogged(records))
+
+    def checkpoint(self, step: int) -> None:
+        self._training.save_checkpoint(step)
 
     def wants_stop(self) -> bool:
         return bool(self._stop)
 
 
-def save_coders(plan: Plan, lm: LanguageModel, state: TrainingState, run: RunFolder, reporter: Reporter) -> None:
-    """Fold, convert and write every coder: what is saved works on raw activations."""
-    folded = {trainer.name: _fold(trainer) for trainer in state.trainers}
-    thresholds = _thresholds(plan, lm, state, folded)
-    for planned, trainer in zip(plan.coders, state.trainers, strict=True):
-        coder = folded[planned.name]
-        if planned.name in thresholds:
-            coder = _converted(planned.name, coder, thresholds[planned.name], reporter)
-        provenance = {
-            "name": planned.name,
-            "normaliser": trainer.normaliser.model_dump(),
-            "model": plan.suite.model.model_dump(exclude={"device"}),
-            "model_weights": lm.weights_hash(),
-            "tokens": planned.steps * plan.batch,
-            "schedule": planned.training.model_dump(mode="json"),
-            "activations": state.source.about(),
-        }
-        wired = WiredCoder(planned.wiring, coder, trainer.normaliser.left_after_folding())
-        store.save(run.coder(planned.name), wired, trainer.finished(), provenance)
+def _kernels(plan: Plan) -> KernelChoice:
+    """The kernels in force here; raises UserError where the suite does not fit into this device's memory."""
+    model = plan.suite.model
+    kernels = choose_kernels(plan, device_of(model))
+    check_memory(plan, estimate_memory(plan, facts_of(model), kernels.of), memory_bytes(model))
+    return kernels
 
 
 def _fold(trainer: CoderTrainer) -> Coder:
@@ -173,50 +235,3 @@ def _fold(trainer: CoderTrainer) -> Coder:
     finished = trainer.finished()
     folded = fold_norm(frozen(finished) if isinstance(finished, BatchTopKCoder) else finished, trainer.normaliser)
     return unit_decoder(folded) if keeps_selection(folded) else folded
-
-
-def _converted(name: str, coder: Coder, found: MeanL0Threshold, reporter: Reporter) -> Coder:
-    """The coder as JumpReLU; one that has no such threshold stays TopK and the run says so, rather than lose it."""
-    try:
-        return with_threshold(coder, found.value())
-    except UserError as error:
-        reporter.say(f"coder {name} is saved as TopK and not as JumpReLU: {error}")
-        return coder
-
-
-@torch.no_grad()
-def _thresholds(
-    plan: Plan, lm: LanguageModel, state: TrainingState, folded: dict[str, Coder]
-) -> dict[str, MeanL0Threshold]:
-    """JumpReLU thresholds of the TopK coders to convert, from the first rows of the training text."""
-    converting = [c for c in plan.coders if c.convert_to == "jumprelu" and isinstance(c.coder, TopKConfig)]
-    if not converting:
-        return {}
-    rows = {c.name: CALIBRATION_ROWS * c.wiring.stacks for c in converting}
-    found = {c.name: MeanL0Threshold(int(c.coder.sparsity), rows[c.name]) for c in converting}
-    normalisers = {trainer.name: trainer.normaliser for trainer in state.trainers}
-    line, left = RowStream(LiveActivations(lm, training_tokens(plan, lm), plan.sites())), CALIBRATION_ROWS
-    while left and (batch := line.take(left)) is not None:
-        left -= len(batch)
-        for planned in converting:
-            x, _ = planned.wiring.rows(batch)
-            x, _ = normalisers[planned.name].left_after_folding().input(x.float())
-            found[planned.name].update(folded[planned.name].preactivations(x))
-    return found
-
-
-def _trainer(
-    planned: PlannedCoder, plan: Plan, lm: LanguageModel, scales: Normaliser, kernels: KernelChoice
-) -> CoderTrainer:
-    digest = hashlib.sha256(f"{plan.suite.seed}/{planned.name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    coder = coders.build(planned.coder).initialise(generator).to(lm.device)
-    return CoderTrainer(
-        planned.name,
-        coder,
-        planned.wiring,
-        scales,
-        planned.training,
-        steps=planned.steps,
-        kernels=kernels.of(planned.name),
-    )

@@ -7,9 +7,9 @@ import pytest
 
 from panscope import builtin
 from panscope.config import read_toml
+from panscope.events import Reporter
 from panscope.plan.plan import SuiteConfig
 from panscope.runs import stages
-from panscope.runs.reporter import Silent
 
 DEMO = read_toml(builtin.SUITES / "demo.toml")
 
@@ -28,7 +28,7 @@ def test_the_demo_trains_good_coders(tmp_path: Path) -> None:
 
     def run(tokens: int) -> dict[str, dict[str, Any]]:
         suite = SuiteConfig.read(DEMO | {"tokens": tokens}, "demo")
-        results = stages.start(suite, tmp_path / str(tokens), Silent())
+        results = stages.start(suite, tmp_path / str(tokens), Reporter())
         assert results is not None
         return results
 

@@ -247,7 +247,7 @@ def test_text_that_was_changed_is_another_one(
         ),
         (["serve", "store", "--host", "0.0.0.0"], "can be reached from other machines"),
         (["serve", "store", "--sites", "resid_post"], "write it as L03.mlp_out"),
-        (["serve", "store", "--windows", "0"], "--windows 0 is too little"),
+        (["serve", "store", "--windows", "0"], "windows is 0: give at least 1"),
     ],
 )
 def test_wrong_flags_are_said(arguments: list[str], said: str, panscope: Command, stored: Path, tmp_path: Path):
@@ -265,7 +265,7 @@ def test_a_token_that_cannot_be_sent_is_said(
 
 def test_windows_that_do_not_fit_are_said(panscope: Command, stored: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 1024, "SC_PHYS_PAGES": 100}[name])
-    assert "--windows and --window-rows make" in sentence(panscope("serve", stored))
+    assert "windows and window-rows make" in sentence(panscope("serve", stored))
 
 
 def test_a_bucket_that_does_not_fit_is_said(

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from panscope.evals.spec import EvalShard
+from panscope.events import Reporter
 from panscope.lms.load import load
-from panscope.runs import stages
 from panscope.runs.evaluation import EvalRequest, check_precision, evaluate_run
-from panscope.runs.reporter import Silent
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from panscope.storage.atomic import checksum
 from panscope.storage.sealed import read_sealed, write_sealed
 from panscope.storage.tensors import read_tensors, write_tensors
 from panscope.types import UserError
+from tests.support.hearing import At
 from tests.support.tiny_lm import Command, Tiny
 
 CODER = "L00R-2x-topk-k4"
@@ -36,21 +36,14 @@ class Killed(BaseException):
     """What a kill is to a test in the same process."""
 
 
-class KilledAfter(Silent):
-    """Ends the evaluation once so many tokens have been gone through."""
-
-    def __init__(self, tokens: int) -> None:
-        self._tokens = tokens
-
-    def evaluating(self, done: int, total: int | None) -> None:
-        if done >= self._tokens:
-            raise Killed
+def killed() -> None:
+    raise Killed
 
 
-def evaluated(run: Path, request: EvalRequest, reporter: Silent | None = None) -> dict[str, Any]:
-    folder = RunFolder.open(run)
-    suite = stages.read_suite(folder.suite_file)
-    results = evaluate_run(folder, suite, load(suite.model), reporter or Silent(), request)
+def evaluated(run: Path, request: EvalRequest, reporter: Reporter | None = None) -> dict[str, Any]:
+    folder = Run.open(run)
+    suite = folder.suite
+    results = evaluate_run(folder, suite, load(suite.model), reporter or Reporter(), request)
     assert results is not None
     return results[CODER]
 
@@ -59,7 +52,7 @@ def test_sums_without_saebench_are_not_gone_on_with_for_saebench(run: Path):
     """Both replace every token, under one label; but what they judge and sum differs."""
     expected = evaluated(run, EvalRequest(label="x", saebench=True))
     with pytest.raises(Killed):
-        evaluated(run, EvalRequest(label="x", splice="all", save_seconds=0), KilledAfter(400))
+        evaluated(run, EvalRequest(label="x", splice="all", save_seconds=0), At("evaluating", 400, killed, beyond=True))
     assert (run / "evaluation" / "x" / "part-1-of-1" / "stand.json").exists()
     found = evaluated(run, EvalRequest(label="x", saebench=True))
     assert found == expected
@@ -139,11 +132,16 @@ def test_what_a_killed_process_had_begun_to_write_is_removed(panscope: Command, 
 def test_a_part_that_is_being_saved_by_another_process_is_not_taken_for_damaged(run: Path):
     """Between reading stand.json and the sums it names, the other process may have replaced them."""
     with pytest.raises(Killed):
-        evaluated(run, EvalRequest(label="x", share=EvalShard(1, 2), save_seconds=0), KilledAfter(400))
+        evaluated(
+            run,
+            EvalRequest(label="x", share=EvalShard(1, 2), save_seconds=0),
+            At("evaluating", 400, killed, beyond=True),
+        )
     (sums,) = (run / "evaluation" / "x" / "part-2-of-2").glob("*.safetensors")
     sums.unlink()
-    folder = RunFolder.open(run)
-    suite = stages.read_suite(folder.suite_file)
+    folder = Run.open(run)
+    suite = folder.suite
     assert (
-        evaluate_run(folder, suite, load(suite.model), Silent(), EvalRequest(label="x", share=EvalShard(0, 2))) is None
+        evaluate_run(folder, suite, load(suite.model), Reporter(), EvalRequest(label="x", share=EvalShard(0, 2)))
+        is None
     )

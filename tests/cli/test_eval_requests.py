@@ -13,16 +13,16 @@ from panscope.coders import files as store
 from panscope.coders import inference
 from panscope.data.source import is_in_part
 from panscope.evals.spec import EvalShard
+from panscope.events import Progress, Reporter
 from panscope.lms.load import load
-from panscope.runs import stages
 from panscope.runs.evaluation import EvalRequest, evaluate_run
-from panscope.runs.reporter import Silent
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from panscope.runs.saebench import write_saebench
 from panscope.storage.atomic import checksum
 from panscope.storage.sealed import read_sealed
 from panscope.storage.tensors import read_tensors, write_tensors
 from panscope.types import UserError
+from tests.support.hearing import At, Heard
 from tests.support.tiny_lm import CONTEXT, Command, Tiny, save_model, write_text
 
 TOPK, RELU = "L00R-2x-topk-k4", "L01M-2x-relu-l0.1"
@@ -49,10 +49,10 @@ def files_of(run: Path, suffix: str = "") -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in found}
 
 
-def evaluated(run: Path, request: EvalRequest, reporter: Silent | None = None) -> dict[str, dict[str, Any]] | None:
-    folder = RunFolder.open(run)
-    suite = stages.read_suite(folder.suite_file)
-    return evaluate_run(folder, suite, load(request.model or suite.model), reporter or Silent(), request)
+def evaluated(run: Path, request: EvalRequest, reporter: Reporter | None = None) -> dict[str, dict[str, Any]] | None:
+    folder = Run.open(run)
+    suite = folder.suite
+    return evaluate_run(folder, suite, load(request.model or suite.model), reporter or Reporter(), request)
 
 
 def fields_of(run: Path, coder: str, suffix: str = "") -> dict[str, Any]:
@@ -63,19 +63,8 @@ class Killed(BaseException):
     """What a kill is to a test in the same process."""
 
 
-class KilledAfter(Silent):
-    """Ends the evaluation once so many tokens have been gone through; remembers what was said."""
-
-    def __init__(self, tokens: int) -> None:
-        self._tokens = tokens
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def evaluating(self, done: int, total: int | None) -> None:
-        if done >= self._tokens:
-            raise Killed
+def killed() -> None:
+    raise Killed
 
 
 @pytest.mark.parametrize("tokens", [1, 150, 400, 590])
@@ -83,39 +72,37 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_bytes(run: Path, tok
     before = files_of(run)
     often = EvalRequest(save_seconds=0)
     with pytest.raises(Killed):
-        evaluated(run, often, KilledAfter(tokens))
-    goes_on = KilledAfter(10**9)
-    measured: list[int] = []
-    goes_on.evaluating = lambda done, total: measured.append(done)  # pyright: ignore[reportAttributeAccessIssue]
+        evaluated(run, often, At("evaluating", tokens, killed, beyond=True))
+    goes_on = Heard()
     assert evaluated(run, often, goes_on) is not None
     assert files_of(run) == before
     assert not (run / "evaluation").exists()
     if tokens > 1:
-        assert "going on with what was measured before" in goes_on.said[0]
-        assert min(measured) > 100
+        assert "continuing after what was measured before" in goes_on.said[0]
+        assert min(event.done for event in goes_on.events if isinstance(event, Progress)) > 100
 
 
 def test_sums_of_another_question_are_not_gone_on_with(run: Path):
     """The same label, but more tokens, another text, other coders, another precision."""
     with pytest.raises(Killed):
-        evaluated(run, EvalRequest(label="x", save_seconds=0), KilledAfter(400))
+        evaluated(run, EvalRequest(label="x", save_seconds=0), At("evaluating", 400, killed, beyond=True))
     for request in (
         EvalRequest(label="x", tokens=200),
         EvalRequest(label="x", coder_dtype="bfloat16"),
         EvalRequest(label="x", as_trained=True),
         EvalRequest(label="x", splice="all"),
     ):
-        listens = KilledAfter(10**9)
+        listens = Heard()
         evaluated(run, request, listens)
         assert listens.said == []
         with pytest.raises(Killed):
-            evaluated(run, EvalRequest(label="x", save_seconds=0), KilledAfter(400))
+            evaluated(run, EvalRequest(label="x", save_seconds=0), At("evaluating", 400, killed, beyond=True))
 
 
 @pytest.mark.parametrize("fault", ["cut", "flipped", "gone", "stand"])
 def test_damaged_sums_are_a_sentence(run: Path, fault: str):
     with pytest.raises(Killed):
-        evaluated(run, EvalRequest(save_seconds=0), KilledAfter(400))
+        evaluated(run, EvalRequest(save_seconds=0), At("evaluating", 400, killed, beyond=True))
     part = run / "evaluation" / "held_out" / "part-1-of-1"
     (sums,) = part.glob("*.safetensors")
     content = bytearray(sums.read_bytes())
@@ -138,7 +125,11 @@ def test_parts_in_any_order_make_the_whole(run: Path, order: tuple[int, ...]):
     for number in order[:-1]:
         assert evaluated(run, EvalRequest(label="parts", share=EvalShard(number, 3))) is None
     with pytest.raises(Killed):
-        evaluated(run, EvalRequest(label="parts", share=EvalShard(order[-1], 3), save_seconds=0), KilledAfter(300))
+        evaluated(
+            run,
+            EvalRequest(label="parts", share=EvalShard(order[-1], 3), save_seconds=0),
+            At("evaluating", 300, killed, beyond=True),
+        )
     results = evaluated(run, EvalRequest(label="parts", share=EvalShard(order[-1], 3)))
     assert results is not None
     for name, expected in whole.items():
@@ -332,7 +323,7 @@ def test_saebench_files_of_a_coder_with_a_dead_latent(panscope: Command, run: Pa
     rows = pyarrow.parquet.read_table(path).to_pylist()
     rows[0] |= {"firings": 0, "sequences": 0, "frequency": 0.0, "mean": None, "max": 0.0}
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    (written,) = [p for p in write_saebench(RunFolder.open(run), tmp_path / "again", "-saebench") if TOPK in p.name]
+    (written,) = [p for p in write_saebench(Run.open(run), tmp_path / "again", "saebench") if TOPK in p.name]
     details = json.loads(written.read_text())["eval_result_details"]
     assert details[0]["feature_density"] == 0.0
 

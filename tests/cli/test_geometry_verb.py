@@ -68,12 +68,12 @@ def test_mistakes_are_one_sentence_and_write_nothing(panscope: Command, run: Pat
         ("--coder 'L09R' is not in this run: choose from L00R-2x-topk-k4, L00R-4x-", "--coder", "L09R"),
         (f"--latent 32 does not exist: coder {NAMES[0]!r} has 32 latents, so give 0 to 31", *one, "--latent", 32),
         ("--latent needs the one coder that it is of, but 3 are meant: name it by --coder", "--latent", 1),
-        ("--latent asks for a neighbourhood, but --only does not name it", "--latent", 1, "--only", "mmcs"),
+        ("latent asks for a neighbourhood, which is not among the analyses", "--latent", 1, "--only", "mmcs"),
         ("is not a run folder", "--against", tmp_path / "nowhere"),
         ("is the run itself", "--against", run),
-        ("--pairs 0 is too little", "--pairs", 0),
-        ("--neighbours 6 -1 6 has a number below 0", "--neighbours", 6, -1, 6),
-        ("--seed -1 is below 0", "--seed", -1),
+        ("pairs is 0: give at least 1", "--pairs", 0),
+        ("neighbours are 6 -1 6: give three numbers from 0", "--neighbours", 6, -1, 6),
+        ("seed is -1: give a number from 0", "--seed", -1),
         ("device 'abacus' cannot be used", "--device", "abacus"),
         ("is too small for a layout", *one, "--latent", 1, "--neighbours", 1, 1, 1),
     ):  # fmt: skip
@@ -85,4 +85,4 @@ def test_mistakes_are_one_sentence_and_write_nothing(panscope: Command, run: Pat
 def test_a_run_without_a_coder(panscope: Command, tiny: Tiny, tmp_path: Path, run: Path):
     for path in run.glob("coders/*/*"):
         path.unlink()
-    assert "has no finished coder yet: go on with `panscope train --resume`" in panscope("geometry", run).sentence()
+    assert "has no finished coder yet: continue it by `panscope train --resume" in panscope("geometry", run).sentence()

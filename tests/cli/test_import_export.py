@@ -16,7 +16,7 @@ from panscope.coders import files as store
 from panscope.formats import FORMATS
 from panscope.publish import import_coders as importing
 from panscope.publish.export import export
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from panscope.storage.sealed import write_json
 from panscope.types import UserError
 from tests.support.tiny_lm import Command, Tiny, save_model
@@ -48,7 +48,7 @@ def numbers(run: Path, coder: str, label: str = "text") -> dict[str, Any]:
 
 
 def only(run: Path) -> str:
-    (name,) = RunFolder.open(run).coder_names()
+    (name,) = Run.open(run).coder_names()
     return name
 
 
@@ -97,7 +97,7 @@ def test_an_imported_run_is_measured_as_the_trained_one(panscope: Command, tiny:
     for folder in (copy, "back"):
         call = panscope("eval", folder, "--text", tiny.text, "--tokens", 200)
         assert call.status == 0, call.err
-    names = RunFolder.open("back").coder_names()
+    names = Run.open("back").coder_names()
     assert len(names) == 2
     for name, theirs in zip((JUMP, TOPK), names, strict=True):
         ours = numbers(copy, name, "text"), numbers(tmp_path / "back", theirs, "text")
@@ -160,7 +160,7 @@ def test_a_penalty_that_no_file_says_is_named_nowhere(panscope: Command, tiny: T
     for coder in (JUMP, TOPK):
         strangers(run, coder, f"theirs/{coder[:3]}")
     assert panscope("import", "theirs", "--out", "back", "--model", tiny.model).status == 0
-    assert RunFolder.open("back").coder_names() == ["L00M-2x-jumprelu", TOPK]
+    assert Run.open("back").coder_names() == ["L00M-2x-jumprelu", TOPK]
     assert panscope("eval", "back", "--text", tiny.text, "--tokens", 200).status == 0
     table = pyarrow.parquet.read_table("back/results-text.parquet").to_pylist()
     assert [(row["coder"], row["sparsity"]) for row in table] == [("L00M-2x-jumprelu", None), (TOPK, 4)]
@@ -234,8 +234,8 @@ def test_a_folder_of_many(panscope: Command, tiny: Tiny, run: Path):
     Path("many/notes.txt").write_text("not a coder")
     call = panscope("import", "many", "--out", "back", "--model", tiny.model, "--site", "L01.resid_post")
     assert call.status == 0, call.err
-    assert f"4 coders of {tiny.model} in back; measure by panscope eval back --text FILE" in call.out
-    names = RunFolder.open("back").coder_names()
+    assert f"4 coders of {tiny.model} in back; evaluate by panscope eval back --text FILE" in call.out
+    names = Run.open("back").coder_names()
     assert len(names) == 4 and sum(name.startswith("L01R-2x-topk-k4") for name in names) == 3
     assert any("three" in name or "one" in name or "deep" in name for name in names)
     for name in names:
@@ -359,7 +359,7 @@ def test_names_of_folders_may_be_any(panscope: Command, tiny: Tiny, run: Path):
     os.symlink("loop", "many/loop")
     call = panscope("import", "many", "--out", "back", "--model", tiny.model)
     assert (call.status, r"'many/a\nb'" in call.out) == (0, True), call.err
-    assert len(RunFolder.open("back").coder_names()) == 3
+    assert len(Run.open("back").coder_names()) == 3
 
 
 def test_a_model_of_the_hub_is_known_by_its_short_name(panscope: Command, run: Path, no_network: None):
@@ -415,7 +415,7 @@ def test_autoencoders_that_others_trained(panscope: Command, shared: Path):
     source = shared / "foreign_saes" / "dictionary_learning_autoencoder"
     call = panscope("import", source, "--out", "back", "--model", "someone/model", "--site", "L03.mlp_out")
     assert call.status == 0, call.err
-    names = RunFolder.open("back").coder_names()
+    names = Run.open("back").coder_names()
     assert len(names) == 2 and names[0].startswith("L03M-")
     call = panscope("export", "back", "--format", "saelens", "--out", "theirs")
     assert call.status == 0, call.err

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from panscope.coders import files as store
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from tests.support.tiny_lm import Command, Tiny
 
 
@@ -21,7 +21,7 @@ def test_several_sites_are_one_coder_of_all(panscope: Command, tiny: Tiny):
     model = ("--model", tiny.model)
     call = panscope("import", folder, "--out", "back", *model, "--site", "L00.resid_post", "L01.resid_post")
     assert call.status == 0, call.err
-    (name,) = RunFolder.open("back").coder_names()
+    (name,) = Run.open("back").coder_names()
     wiring = store.load(Path("back/coders") / name).wiring
     assert (wiring.wiring, " ".join(map(str, wiring.reads))) == ("multilayer", "L00.resid_post L01.resid_post")
     call = panscope(
@@ -31,4 +31,4 @@ def test_several_sites_are_one_coder_of_all(panscope: Command, tiny: Tiny):
     call = panscope("export", "back", "--format", "mlsae", "--out", "again")
     assert call.status == 0, call.err
     call = panscope("import", "again", "--out", "twice", *model)
-    assert (call.status, RunFolder.open("twice").coder_names()) == (0, [name]), call.err
+    assert (call.status, Run.open("twice").coder_names()) == (0, [name]), call.err

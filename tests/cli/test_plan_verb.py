@@ -93,7 +93,7 @@ def test_a_model_without_its_weights(panscope: Command, tiny: Tiny, tmp_path: Pa
     [
         (("demo", "--gpu", "Z80"), "gpu 'Z80' is unknown: use one of A100-40GB, A100-80GB, H100-SXM"),
         (("demo", "--gpu", "A100"), "gpu 'A100' could be any of several"),
-        (("demo", "--gpus", "0"), "--gpus is 0: give how many there are"),
+        (("demo", "--gpus", "0"), "gpus is 0: give how many there are"),
         (("demo", "--days", "0"), "--days is 0: give a number of days above 0"),
         (("demo", "--days", "nan"), "--days is nan"),
         (("demon",), "suite 'demon' is neither a file nor a built-in suite"),

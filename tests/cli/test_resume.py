@@ -94,7 +94,7 @@ def test_a_polite_stop(
         patch.setattr(JsonLines, "append", signalled)
         call = panscope("train", "suite.toml", "--out", "cut")
     assert call.status == 130
-    assert "Stopped; everything is saved. Go on with: panscope train --resume cut" in call.out
+    assert "Stopped; everything is saved. To continue: panscope train --resume cut" in call.out
     assert "Traceback" not in call.err
     # The loop asks once a step: the signal came in step 15, after the question or before it.
     assert max(int(p.name[5:]) for p in (tmp_path / "cut" / "checkpoint").iterdir()) in (15, 16)
@@ -103,7 +103,7 @@ def test_a_polite_stop(
 
     call = panscope("train", "--resume", "cut")
     assert call.status == 0, call.err
-    assert "going on from the checkpoint of step 1" in call.out
+    assert "resuming from the checkpoint of step 1" in call.out
     assert_same_run(expected, tmp_path / "cut")
 
 

@@ -48,7 +48,7 @@ def test_prompts_that_fill_the_context_are_passed_over_aloud(panscope: Command, 
     (tmp_path / "p.txt").write_text("\n".join([" ".join(["w6"] * 21), " ".join(["w7"] * 20), "w8"]))
     call = panscope("rollouts", tiny.model, "--prompts", "p.txt", "--count", 6, "--out", "o.jsonl", *CHAT)
     assert call.status == 0
-    assert "2 prompts leave no room for a response in the context and were passed over" in call.out
+    assert "2 prompts are as long as the context and were left out" in call.out
     assert "o.jsonl: 6 rollouts of 1 prompts, " in call.out
 
 

@@ -258,4 +258,4 @@ def test_stopping_at_once_names_the_run(panscope: Command, tiny: Tiny, monkeypat
 
     monkeypatch.setattr(stages, "start", interrupted)
     call = panscope("train", "--out", "mine")
-    assert call.status == 130 and "To go on: panscope train --resume mine" in call.err
+    assert call.status == 130 and "To continue: panscope train --resume mine" in call.err

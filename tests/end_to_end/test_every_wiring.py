@@ -19,14 +19,15 @@ from panscope.coders import files as store
 from panscope.coders.normaliser import Normaliser
 from panscope.data.documents import open_documents
 from panscope.data.tokens import TokenStream
+from panscope.events import Reporter
 from panscope.lms.load import load
 from panscope.plan.plan import SuiteConfig
 from panscope.runs import stages, training
-from panscope.runs.reporter import Silent
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from panscope.storage.json_lines import JsonLines
 from panscope.storage.tensors import read_tensors
 from panscope.types import ActivationBatch
+from tests.support.hearing import At
 
 STEPS, BATCH, SHORT = 40, 128, 14
 WIRINGS: dict[str, dict[str, Any]] = {
@@ -66,44 +67,33 @@ def suite_config(shared: Path) -> SuiteConfig:
     return SuiteConfig.read(fields, "test")
 
 
-class Interrupting(Silent):
-    """Asks the process to stop when the line of `step` is logged."""
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def logged(self, records: list[dict[str, Any]]) -> None:
-        if records[0]["step"] == self._step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 @pytest.fixture(scope="module")
-def run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("wirings") / "all"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "CALIBRATION_ROWS", 1024)
-        assert stages.start(suite_config(shared), folder, Silent()) is not None
-    return RunFolder.open(folder)
+        assert stages.start(suite_config(shared), folder, Reporter()) is not None
+    return Run.open(folder)
 
 
-def results(run: RunFolder) -> dict[str, dict[str, Any]]:
-    return {name: json.loads((run.coder(name) / "eval.json").read_text()) for name in run.coder_names()}
+def results(run: Run) -> dict[str, dict[str, Any]]:
+    return {name: json.loads((run.coder_folder(name) / "eval.json").read_text()) for name in run.coder_names()}
 
 
-def test_every_architecture_is_there_in_every_wiring(run: RunFolder):
+def test_every_architecture_is_there_in_every_wiring(run: Run):
     assert set(SPARSITY) == set(coders.ARCHITECTURES)
     found = set()
     for name in run.coder_names():
-        config = json.loads((run.coder(name) / "config.json").read_text())
+        config = json.loads((run.coder_folder(name) / "config.json").read_text())
         found.add((config["wiring"]["wiring"], config["training"]["coder"]["architecture"]))
     assert found == {(wiring, architecture) for wiring in WIRINGS for architecture in coders.ARCHITECTURES}
     assert len(run.coder_names()) == len(TABLES)
     assert {"all-R-1.5x-topk-k8", "CC-L02-RM-1.5x-gated-l0.03", "CC-L00.04-R-1.5x-topk-k8"} <= set(run.coder_names())
 
 
-def test_every_coder_has_every_number_for_every_site(run: RunFolder):
+def test_every_coder_has_every_number_for_every_site(run: Run):
     for name, result in results(run).items():
-        wiring = store.load(run.coder(name)).wiring
+        wiring = store.load(run.coder_folder(name)).wiring
         several = [str(site) for site in wiring.predicts] if len(wiring.predicts) > 1 else []
         assert list(result.get("sites", {})) == several, name
         for numbers in (result, *result.get("sites", {}).values()):
@@ -115,41 +105,41 @@ def test_every_coder_has_every_number_for_every_site(run: RunFolder):
             assert result[field] == pytest.approx(sum(apart) / len(apart), rel=1e-12), name
 
 
-def test_the_table_of_results_names_every_site(run: RunFolder):
+def test_the_table_of_results_names_every_site(run: Run):
     table = pyarrow.parquet.read_table(run.path / "results.parquet").to_pylist()
     assert [row["coder"] for row in table] == run.coder_names()
     measured = results(run)
     for row in table:
-        wiring = store.load(run.coder(row["coder"])).wiring
+        wiring = store.load(run.coder_folder(row["coder"])).wiring
         assert row["wiring"] == wiring.wiring
         assert row["predicts"].split() == [str(site) for site in wiring.predicts]
         assert row["layer"] == (wiring.predicts[0].layer if len(wiring.predicts) == 1 else None)
         assert row["fvu"] == measured[row["coder"]]["fvu"]
 
 
-def rows_of(run: RunFolder) -> ActivationBatch:
+def rows_of(run: Run) -> ActivationBatch:
     """Raw rows of held-out text at every site of the run."""
-    suite = stages.read_suite(run.suite_file)
+    suite = run.suite
     lm = load(suite.model)
     stream = TokenStream(open_documents(suite.data), lm.tokenizer, suite.data, part="held_out", seed=1, epochs=1)
     batch = next(stream)
-    sites = sorted({site for name in run.coder_names() for site in store.load(run.coder(name)).wiring.sites()})
+    sites = sorted({site for name in run.coder_names() for site in store.load(run.coder_folder(name)).wiring.sites()})
     reading = lm.run(batch.token_ids, batch.attention_mask, read=sites)
     rows = {site: reading.activations[site][batch.content] for site in sites}
     index = torch.arange(len(rows[sites[0]]))
     return ActivationBatch(rows, index, index, index)
 
 
-def test_every_saved_coder_on_raw_rows_is_the_trained_one_between_its_normaliser(run: RunFolder):
+def test_every_saved_coder_on_raw_rows_is_the_trained_one_between_its_normaliser(run: Run):
     """Folding, freezing and converting change no function; weights of the training are read back and put together."""
     batch = rows_of(run)
     for name in run.coder_names():
-        config = json.loads((run.coder(name) / "config.json").read_text())
+        config = json.loads((run.coder_folder(name) / "config.json").read_text())
         fields = config["training"]["coder"]
         trained = coders.build(coders.config_type(fields["architecture"]).read(fields, name))
-        trained.load_tensors(read_tensors(run.coder(name) / "training.safetensors")).double()
+        trained.load_tensors(read_tensors(run.coder_folder(name) / "training.safetensors")).double()
         normaliser = Normaliser.read(config["normaliser"], name)
-        saved = store.load(run.coder(name))
+        saved = store.load(run.coder_folder(name))
         x, _ = saved.wiring.rows(batch)
         inside, stats = normaliser.input(x.double())
         codes = trained.encode(inside)
@@ -167,8 +157,8 @@ def test_every_saved_coder_on_raw_rows_is_the_trained_one_between_its_normaliser
         assert (latents.l0() == codes.l0()).double().mean() > 0.98, name
 
 
-def test_a_coder_with_fewer_tokens_says_so(run: RunFolder):
-    config = json.loads((run.coder(SHORT_NAME) / "config.json").read_text())
+def test_a_coder_with_fewer_tokens_says_so(run: Run):
+    config = json.loads((run.coder_folder(SHORT_NAME) / "config.json").read_text())
     assert config["tokens"] == SHORT * BATCH
     lines = [record for record in JsonLines(run.train_log).read() if record["coder"] == SHORT_NAME]
     assert [line["step"] for line in lines] == [5, 10, 14]
@@ -176,7 +166,7 @@ def test_a_coder_with_fewer_tokens_says_so(run: RunFolder):
     assert len(every) == len(TABLES) - 1
 
 
-def test_learning_helps_everywhere(run: RunFolder):
+def test_learning_helps_everywhere(run: Run):
     """The worst of them, at 40 steps, lost a quarter of its error between its first and its last logged line."""
     records = JsonLines(run.train_log).read()
     for name in run.coder_names():
@@ -186,14 +176,19 @@ def test_learning_helps_everywhere(run: RunFolder):
 
 @pytest.mark.parametrize("step", [10, 25])
 def test_stopped_and_taken_up_again_it_ends_with_the_same_bytes(
-    run: RunFolder, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    run: Run, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ):
     """Before and after the coder of few tokens is done."""
     monkeypatch.setattr(training, "CALIBRATION_ROWS", 1024)
-    assert stages.start(suite_config(shared), tmp_path / "cut", Interrupting(step)) is None
-    cut = RunFolder.open(tmp_path / "cut")
+    assert (
+        stages.start(
+            suite_config(shared), tmp_path / "cut", At("training", step, lambda: os.kill(os.getpid(), signal.SIGINT))
+        )
+        is None
+    )
+    cut = Run.open(tmp_path / "cut")
     assert json.loads(cut.status_file.read_text())["stage"] == "stopped"
-    assert stages.resume(cut, Silent()) is not None
+    assert stages.resume(cut, Reporter()) is not None
     for pattern in ("suite.toml", "coders/*/*", f"checkpoint/step_{STEPS:08d}/*.safetensors"):
         files = sorted(path.relative_to(run.path) for path in run.path.glob(pattern))
         assert files

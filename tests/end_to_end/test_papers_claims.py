@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from panscope.events import Reporter
 from panscope.plan.plan import SuiteConfig
 from panscope.runs import stages
-from panscope.runs.reporter import Silent
 
 pytestmark = pytest.mark.soak
 TOPK = {"width": 512, "sparsity": 16, "layers": 1, "precision": "float32"}
@@ -39,7 +39,7 @@ def results(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         "eval": {"tokens": 20_000},
         "coders": TABLES,
     }
-    found = stages.start(SuiteConfig.read(suite, "test"), tmp_path_factory.mktemp("runs") / "claims", Silent())
+    found = stages.start(SuiteConfig.read(suite, "test"), tmp_path_factory.mktemp("runs") / "claims", Reporter())
     assert found is not None
     return found
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from panscope.events import Reporter
 from panscope.plan.plan import SuiteConfig
 from panscope.runs import stages
 from panscope.runs.collection import StoreOptions, collect
-from panscope.runs.reporter import Silent
 
 NEAR = 0.01
 """Relative difference of the mean FVU that is asked for."""
@@ -27,10 +27,10 @@ def test_a_store_gives_the_same_fvu(shared: Path, tmp_path: Path):
         ],
     }
     suite = SuiteConfig.read(tables, "the suite")
-    collect(suite, tmp_path / "store", StoreOptions(shard_gib=0.01), Silent())
+    collect(suite, tmp_path / "store", StoreOptions(shard_gib=0.01), Reporter())
     source = {"source": "store", "store": str(tmp_path / "store")}
-    live = stages.start(suite, tmp_path / "live", Silent())
-    stored = stages.start(SuiteConfig.read(tables | {"activations": source}, "it"), tmp_path / "stored", Silent())
+    live = stages.start(suite, tmp_path / "live", Reporter())
+    stored = stages.start(SuiteConfig.read(tables | {"activations": source}, "it"), tmp_path / "stored", Reporter())
     assert live is not None
     assert stored is not None
     means = [sum(result["fvu"] for result in results.values()) / len(results) for results in (live, stored)]

@@ -18,12 +18,12 @@ from panscope.config import read_toml
 from panscope.data.documents import open_documents
 from panscope.data.source import is_in_part
 from panscope.data.tokens import TokenStream
+from panscope.events import Reporter
 from panscope.lms.load import LanguageModelConfig, load
 from panscope.plan.plan import SuiteConfig
 from panscope.runs import evaluation as evaluating
 from panscope.runs import stages, training
-from panscope.runs.reporter import Silent
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from panscope.storage.json_lines import JsonLines
 from panscope.storage.tensors import read_tensors
 from panscope.types import ActivationBatch, TokenBatch
@@ -70,17 +70,17 @@ def suite_config(shared: Path) -> SuiteConfig:
 
 
 @pytest.fixture(scope="module")
-def run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One run of every recipe in every wiring, watched: which rows were trained on, which text was measured."""
     folder = tmp_path_factory.mktemp("runs") / "all"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "CALIBRATION_ROWS", 2048)
         patch.setattr(training, "train", _watching(training.train))
         patch.setattr(evaluating, "measure_site_means", _noting(evaluating.measure_site_means))
-        results = stages.start(suite_config(shared), folder, Silent())
+        results = stages.start(suite_config(shared), folder, Reporter())
     assert results is not None
     assert set(results) == NAMES
-    return RunFolder.open(folder)
+    return Run.open(folder)
 
 
 def _watching(train: Any) -> Any:
@@ -103,11 +103,11 @@ def _noting(evaluate: Any) -> Any:
     return noted
 
 
-def test_the_folder_is_as_the_design_says(run: RunFolder):
+def test_the_folder_is_as_the_design_says(run: Run):
     assert {path.name for path in run.path.iterdir()} == {
         "suite.toml", "status.json", "train.jsonl", "coders", "checkpoint", "results.parquet", ".lock"
     }  # fmt: skip
-    for folder in run.coders.iterdir():
+    for folder in run.coders_folder.iterdir():
         files = {"config.json", "weights.safetensors", "training.safetensors", "eval.json"}
         tables = {"latents.parquet", "positions.parquet"} | ({"layers.parquet"} if "all-" in folder.name else set())
         assert {path.name for path in folder.iterdir()} == files | tables
@@ -117,16 +117,16 @@ def test_the_folder_is_as_the_design_says(run: RunFolder):
     assert suffixes == {".toml", ".json", ".jsonl", ".parquet", ".safetensors"}  # no pickle, nothing temporary
 
 
-def test_the_resolved_suite_is_the_run(run: RunFolder):
-    suite = stages.read_suite(run.suite_file)
+def test_the_resolved_suite_is_the_run(run: Run):
+    suite = run.suite
     assert len(suite.coders) == len(NAMES)
     assert suite.train.batch == 256
     assert suite.tokens // 256 == 156
 
 
-def test_every_coder_has_every_number(run: RunFolder, shared: Path):
+def test_every_coder_has_every_number(run: Run, shared: Path):
     for name in NAMES:
-        result = json.loads((run.coder(name) / "eval.json").read_text())
+        result = json.loads((run.coder_folder(name) / "eval.json").read_text())
         assert set(result) >= EVAL_FIELDS | {"evaluated_on"}
         numbers = {key: value for key, value in result.items() if isinstance(value, int | float)}
         assert all(math.isfinite(value) for value in numbers.values())
@@ -137,27 +137,27 @@ def test_every_coder_has_every_number(run: RunFolder, shared: Path):
         assert result["evaluated_on"].items() >= asked.items()
 
 
-def test_the_results_table_is_the_same_numbers(run: RunFolder):
+def test_the_results_table_is_the_same_numbers(run: Run):
     table = pyarrow.parquet.read_table(run.path / "results.parquet").to_pylist()
     assert [row["coder"] for row in table] == sorted(NAMES)
     for row in table:
-        result = json.loads((run.coder(row["coder"]) / "eval.json").read_text())
+        result = json.loads((run.coder_folder(row["coder"]) / "eval.json").read_text())
         assert {key: row[key] for key in EVAL_FIELDS} == {key: result[key] for key in EVAL_FIELDS}
-        config = store.load(run.coder(row["coder"])).coder.config
+        config = store.load(run.coder_folder(row["coder"])).coder.config
         assert (row["architecture"], row["width"]) == (config.architecture, config.width)
         assert row["layer"] == int(row["coder"][1:3])
         assert (row["wiring"] == "transcoder") == ("TC" in row["coder"])
 
 
-def test_a_transcoders_target_is_scaled_as_its_paper_does(run: RunFolder):
+def test_a_transcoders_target_is_scaled_as_its_paper_does(run: Run):
     """Gemma Scope appendix B divides by the input's size, Llama Scope by the target's own."""
-    gemma = json.loads((run.coder("L02TC-2x-jumprelu-l1e-4") / "config.json").read_text())["normaliser"]
-    llama = json.loads((run.coder("L02TC-2x-topk-k8-llama") / "config.json").read_text())["normaliser"]
+    gemma = json.loads((run.coder_folder("L02TC-2x-jumprelu-l1e-4") / "config.json").read_text())["normaliser"]
+    llama = json.loads((run.coder_folder("L02TC-2x-topk-k8-llama") / "config.json").read_text())["normaliser"]
     assert gemma["scale_out"] == gemma["scale_in"]
     assert llama["scale_out"] > 1.5 * llama["scale_in"]
 
 
-def test_every_logged_line_is_whole_and_learning_helps(run: RunFolder):
+def test_every_logged_line_is_whole_and_learning_helps(run: Run):
     text = run.train_log.read_text()
     records = [json.loads(line) for line in text.splitlines()]
     assert records == JsonLines(run.train_log).read()
@@ -174,9 +174,9 @@ def test_every_logged_line_is_whole_and_learning_helps(run: RunFolder):
             assert own[-1]["fvu"] < own[0]["fvu"] or "llama" in name, name  # K-annealing starts with every latent
 
 
-def test_trained_and_measured_documents_are_apart(run: RunFolder, shared: Path):
+def test_trained_and_measured_documents_are_apart(run: Run, shared: Path):
     """By their numbers and by their texts; and only text became rows, every row once an epoch."""
-    suite = stages.read_suite(run.suite_file)
+    suite = run.suite
     documents = open_documents(suite.data)
     trained = {int(number) for batch in TRAINED_ON for number in batch.document_ids}
     measured = {int(number) for batch in EVALUATED_ON for number in batch.document_ids[batch.content]}
@@ -192,9 +192,9 @@ def test_trained_and_measured_documents_are_apart(run: RunFolder, shared: Path):
     assert not set(tokens.tolist()) & lm.tokenizer.special_ids
 
 
-def rows_of(run: RunFolder, sites: list[Any]) -> dict[Any, torch.Tensor]:
+def rows_of(run: Run, sites: list[Any]) -> dict[Any, torch.Tensor]:
     """[B, D] raw rows of held-out text at each site."""
-    suite = stages.read_suite(run.suite_file)
+    suite = run.suite
     lm = load(LanguageModelConfig(path=suite.model.path, device="cpu"))
     stream = TokenStream(open_documents(suite.data), lm.tokenizer, suite.data, part="held_out", seed=1, epochs=1)
     batch = next(stream)
@@ -203,12 +203,12 @@ def rows_of(run: RunFolder, sites: list[Any]) -> dict[Any, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
-def test_the_saved_coder_on_raw_rows_is_the_trained_one_on_normalised_rows(run: RunFolder, name: str):
+def test_the_saved_coder_on_raw_rows_is_the_trained_one_on_normalised_rows(run: Run, name: str):
     """Against the trained weights, spelt out here in float64 for each architecture."""
-    saved = store.load(run.coder(name))
-    config = json.loads((run.coder(name) / "config.json").read_text())
-    w = {key: value.double() for key, value in read_tensors(run.coder(name) / "training.safetensors").items()}
-    w_saved = read_tensors(run.coder(name) / "weights.safetensors")
+    saved = store.load(run.coder_folder(name))
+    config = json.loads((run.coder_folder(name) / "config.json").read_text())
+    w = {key: value.double() for key, value in read_tensors(run.coder_folder(name) / "training.safetensors").items()}
+    w_saved = read_tensors(run.coder_folder(name) / "weights.safetensors")
     scales = Normaliser.model_validate(config["normaliser"])
     trained = config["training"]["coder"]
     wiring = saved.wiring
@@ -243,15 +243,15 @@ def test_the_saved_coder_on_raw_rows_is_the_trained_one_on_normalised_rows(run: 
     assert saved.coder.config.architecture == ("jumprelu" if "llama" in name else trained["architecture"])
 
 
-def test_every_coder_beats_the_mean_and_costs_little_loss(run: RunFolder):
+def test_every_coder_beats_the_mean_and_costs_little_loss(run: Run):
     """On held-out text, through the language model: splicing a coder in is better than leaving the site out."""
     for name in NAMES:
-        result = json.loads((run.coder(name) / "eval.json").read_text())
+        result = json.loads((run.coder_folder(name) / "eval.json").read_text())
         assert result["fvu"] < 0.9, name
         assert result["ce_clean"] <= result["ce_spliced"] < result["ce_zero_ablated"], name
 
 
-def test_the_suite_on_disk_is_toml_with_every_number(run: RunFolder):
+def test_the_suite_on_disk_is_toml_with_every_number(run: Run):
     tables = read_toml(run.suite_file)
     assert all(table["recipe"] in RECIPES for table in tables["coders"])
     assert all("learning_rate" in table for table in tables["coders"])

@@ -21,10 +21,10 @@ import torch
 
 from panscope.cli.main import main
 from panscope.config import write_toml
+from panscope.events import Reporter
 from panscope.plan.plan import SuiteConfig
 from panscope.runs import stages, training
-from panscope.runs.reporter import Silent
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from panscope.storage import atomic
 from panscope.storage.atomic import WriteError
 from panscope.storage.json_lines import JsonLines
@@ -74,15 +74,15 @@ def undisturbed(suite: SuiteConfig, tmp_path_factory: pytest.TempPathFactory) ->
     """What a run gives that nothing happens to."""
     if "undisturbed" not in LOADED:
         folder = tmp_path_factory.mktemp("undisturbed") / "run"
-        assert stages.start(suite, folder, Silent()) is not None
+        assert stages.start(suite, folder, Reporter()) is not None
         LOADED["undisturbed"] = timeless(seen(folder))
     return LOADED["undisturbed"]
 
 
 def begin_or_go_on(suite: SuiteConfig, folder: Path) -> None:
     """The same command again where nothing is there yet, else --resume: what the sentences say to do."""
-    run = RunFolder(folder)
-    found = stages.resume(run, Silent()) if run.suite_file.exists() else stages.start(suite, folder, Silent())
+    run = Run(folder)
+    found = stages.resume(run, Reporter()) if run.suite_file.exists() else stages.start(suite, folder, Reporter())
     assert found is not None
 
 
@@ -185,8 +185,8 @@ def test_what_the_system_refuses_elsewhere_is_a_sentence_too(
 def test_measuring_again_on_a_full_disk_leaves_the_results_of_before(
     suite: SuiteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    assert stages.start(suite, tmp_path / "run", Silent()) is not None
-    run = RunFolder.open(tmp_path / "run")
+    assert stages.start(suite, tmp_path / "run", Reporter()) is not None
+    run = Run.open(tmp_path / "run")
     files = [*run.path.glob("coders/*/eval.json"), run.path / "results.parquet"]
     before = [path.read_bytes() for path in files]
     lm = stages.load(suite.model)
@@ -194,11 +194,11 @@ def test_measuring_again_on_a_full_disk_leaves_the_results_of_before(
         with monkeypatch.context() as patch:
             Refusing(patch, after, errno.ENOSPC)
             with pytest.raises(WriteError, match="cannot be written: No space left on device"):
-                stages.evaluate_run(run, stages.read_suite(run.suite_file), lm, Silent())
+                stages.evaluate_run(run, run.suite, lm, Reporter())
     for path, content in zip(files, before, strict=True):
         if path.suffix == ".json":
             assert path.read_bytes() == content
-    assert stages.resume(run, Silent()) is not None
+    assert stages.resume(run, Reporter()) is not None
 
 
 def test_a_log_that_is_refused_half_a_line_keeps_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -283,7 +283,7 @@ def test_a_disk_that_is_really_full(suite: SuiteConfig, undisturbed: dict[str, A
             assert str(run) in str(error)
             assert "No space left on device" in str(error)
         filler.unlink()
-        if RunFolder(run).status().get("stage") != "done":
+        if Run(run).status().get("stage") != "done":
             begin_or_go_on(suite, run)
         assert same(timeless(seen(run)), undisturbed)
         shutil.rmtree(run)
@@ -294,11 +294,11 @@ def test_a_disk_that_is_really_read_only(suite: SuiteConfig, undisturbed: dict[s
     run = small_disk / "run"
     begin_or_go_on(suite, run)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    folder = RunFolder.open(run)
-    assert set(stages.resume(folder, Silent()) or {}) == set(folder.coder_names())
+    folder = Run.open(run)
+    assert set(stages.resume(folder, Reporter()) or {}) == set(folder.coder_names())
     assert same(folder.status()["stage"], "done")
     with pytest.raises(UserError, match=r"disk/other' cannot be made .*Read-only file system.*choose another --out"):
-        stages.start(suite, small_disk / "other", Silent())
+        stages.start(suite, small_disk / "other", Reporter())
     with pytest.raises(WriteError, match=r"run/\.lock' cannot be written: Read-only file system"), locked(run):
         pass
 
@@ -308,8 +308,8 @@ def attempts(folder: Path, uid: int, answers: Any) -> None:
     os.setuid(uid)
     said = {}
     for name, attempt in {
-        "create": lambda: RunFolder.create(folder / "new"),
-        "open": lambda: RunFolder.open(folder / "closed"),
+        "create": lambda: Run.create(folder / "new"),
+        "open": lambda: Run.open(folder / "closed"),
         "write": lambda: write_json(folder / "a.json", {}),
         "append": lambda: JsonLines(folder / "train.jsonl").append([{}]),
         "read": lambda: read_json(folder / "secret.json"),

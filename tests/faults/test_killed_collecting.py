@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from panscope.events import Reporter
 from panscope.plan.plan import SuiteConfig
 from panscope.runs import collection as collecting
 from panscope.runs.collection import StoreOptions, collect
-from panscope.runs.reporter import Silent
 from tests.support.kills import assert_same_files, live, live_killed
 
 KILLS = 8
@@ -29,7 +29,7 @@ def store(folder: Path, packing: str, in_turns: bool = False) -> None:
     for sites in (["mlp_out"], SITES) if in_turns else (SITES,):
         coders = [{"sites": sites, "layers": [0, 1], "width": 16, "sparsity": 2}]
         fields = {"coders": coders, "data": SUITE["data"] | {"packing": packing}}
-        collect(SuiteConfig.read(SUITE | fields, "the suite"), folder, options, Silent())
+        collect(SuiteConfig.read(SUITE | fields, "the suite"), folder, options, Reporter())
 
 
 @pytest.mark.soak

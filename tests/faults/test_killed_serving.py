@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from panscope.activations.store.layout import StoredColumn
 from panscope.activations.store.store import Store
 from panscope.activations.store.windows import Slice, Windows
-from panscope.cli.serve import Serve
+from panscope.events import Reporter
 from panscope.plan.plan import SuiteConfig
 from panscope.runs import collection as collecting
 from panscope.runs.collection import StoreOptions, collect
-from panscope.runs.reporter import Silent
+from panscope.runs.serving import ServeOptions, serve_until_stopped
 from panscope.serving.client.progress import TrainerProgress
 from panscope.serving.client.served_rows import ServedRows, Servers
 from panscope.storage.sealed import write_json
@@ -39,13 +38,12 @@ SUITE: dict[str, Any] = {
 def store(folder: Path) -> None:
     torch.set_num_threads(1)
     collecting.BLOCK_ROWS = 256
-    collect(SuiteConfig.read(SUITE, "the suite"), folder, StoreOptions(shard_gib=5e-4), Silent())
+    collect(SuiteConfig.read(SUITE, "the suite"), folder, StoreOptions(shard_gib=5e-4), Reporter())
 
 
 def serve(folder: Path, part: str, port: int) -> None:
-    with Path("/dev/null").open("w") as nowhere:
-        options: dict[str, Any] = {"window_rows": WINDOW_ROWS, "windows": 3, "grace": 0.2, "forget": 5.0}
-        Serve(store=str(folder), slice=part, port=port, **options).run(Console(file=nowhere))
+    options = ServeOptions(slice=part, port=port, window_rows=WINDOW_ROWS, windows=3, grace=0.2, forget=5.0)
+    serve_until_stopped(str(folder), options, lambda line: None, log_every=60.0)
 
 
 def learn(notes: Path, enough: Path, addresses: list[str]) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from panscope.events import Reporter
 from panscope.plan.plan import SuiteConfig
 from panscope.runs import collection as collecting
 from panscope.runs import stages, training
 from panscope.runs.collection import StoreOptions, collect
-from panscope.runs.reporter import Silent
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from tests.support.kills import assert_same_files, live, live_killed
 
 KILLS = 8
@@ -36,18 +36,18 @@ def train(folder: Path, source: dict[str, str]) -> None:
     """Begin a run, or go on with it."""
     torch.set_num_threads(1)
     training.CALIBRATION_ROWS = 500
-    run = RunFolder(folder)
+    run = Run(folder)
     if run.suite_file.exists():
-        stages.resume(run, Silent())
+        stages.resume(run, Reporter())
     else:
-        stages.start(suite(source), folder, Silent())
+        stages.start(suite(source), folder, Reporter())
 
 
 def store(folder: Path) -> None:
     """What the suite reads, for the runs that learn from a store."""
     torch.set_num_threads(1)
     collecting.BLOCK_ROWS = 256
-    collect(suite({}), folder, StoreOptions(shard_gib=1e-3), Silent())
+    collect(suite({}), folder, StoreOptions(shard_gib=1e-3), Reporter())
 
 
 def is_by_the_clock(path: Path) -> bool:

@@ -18,11 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from panscope.events import Reporter
 from panscope.runs import stages, training
-from panscope.runs.reporter import Silent
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from panscope.types import UserError
-from tests.support.small_runs import CALIBRATION_ROWS, Doing, same, seen, small_suite, timeless, write_text
+from tests.support.hearing import At
+from tests.support.small_runs import CALIBRATION_ROWS, same, seen, small_suite, timeless, write_text
 
 READ_BY_NOBODY = ("results.parquet", ".lock")
 """Written for other tools, or empty: whatever happens to them is harmless."""
@@ -80,7 +81,7 @@ def finished(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     write_text(folder / "text.jsonl")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "CALIBRATION_ROWS", CALIBRATION_ROWS)
-        assert stages.start(small_suite(shared, folder / "text.jsonl"), folder / "run", Silent())
+        assert stages.start(small_suite(shared, folder / "text.jsonl"), folder / "run", Reporter())
     yield Whole(folder / "run")
 
 
@@ -88,7 +89,7 @@ def finished(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def stopped(shared: Path, finished: Whole, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
     """The same run, stopped politely after step 4."""
     folder = tmp_path_factory.mktemp("stopped")
-    stop = Doing(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    stop = At("training", 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
     suite = small_suite(shared, finished.path.parent / "text.jsonl")
     assert stages.start(suite, folder / "run", stop) is None
     yield Whole(folder / "run")
@@ -210,7 +211,7 @@ def resume_all(finished: Whole, stopped: Whole, tmp_path: Path, *, seed: int, ea
             run = shutil.copytree(stopped.path, tmp_path / "run")
             change(run / file, (run / file).read_bytes())
             try:
-                stages.resume(RunFolder.open(run), Silent())
+                stages.resume(Run.open(run), Reporter())
                 outcome = "went on"
                 now, undisturbed = timeless(seen(run)), timeless(finished.values)
                 for name in now.keys() - ({"log"} if file.name == "train.jsonl" else set()):

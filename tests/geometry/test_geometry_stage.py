@@ -10,14 +10,15 @@ import torch
 from panscope.geometry.neighbours import Counts
 from panscope.lms.load import LanguageModelConfig, load
 from panscope.runs.decoders import Decoders, known_coders
-from panscope.runs.geometry import GeometryOptions, look
-from panscope.runs.run import RunFolder
+from panscope.runs.geometry import GeometryOptions, compare_decoders
+from panscope.runs.run import Run
 from panscope.storage.atomic import checksum
 from panscope.storage.locks import locked
 from panscope.storage.sealed import read_sealed
 from panscope.types import Site, UserError
+from tests.support.hearing import Heard
 from tests.support.planted_dictionaries import orthogonal, planted_split, random_dictionary
-from tests.support.planted_run import Heard, plant, planted_run
+from tests.support.planted_run import plant, planted_run
 
 SPLIT = planted_split(0)
 PAIRWISE = ("mmcs", "matching", "splitting")
@@ -27,21 +28,21 @@ def rows_of(seed: int, latents: int = 10, width: int = 64) -> torch.Tensor:
     return random_dictionary("", latents, width, seed).rows
 
 
-def table(run: RunFolder, name: str) -> dict[str, list[Any]]:
+def table(run: Run, name: str) -> dict[str, list[Any]]:
     return pyarrow.parquet.read_table(run.path / "geometry" / name).to_pydict()
 
 
-def summary(run: RunFolder) -> list[dict[str, Any]]:
+def summary(run: Run) -> list[dict[str, Any]]:
     return read_sealed(run.path / "geometry" / "summary.json")["analyses"]
 
 
-def the(run: RunFolder, kind: str) -> dict[str, Any]:
+def the(run: Run, kind: str) -> dict[str, Any]:
     (entry,) = [entry for entry in summary(run) if entry["kind"] == kind]
     return entry
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
+def run(tmp_path: Path) -> Run:
     """A narrow coder, a wide one that is made of it, and a wide one of another site."""
     made = planted_run(tmp_path / "run")
     plant(made, "narrow", SPLIT.narrow.rows)
@@ -50,9 +51,9 @@ def run(tmp_path: Path) -> RunFolder:
     return made
 
 
-def test_what_was_planted_is_found_and_written(run: RunFolder):
+def test_what_was_planted_is_found_and_written(run: Run):
     heard = Heard()
-    entries = look(run, GeometryOptions(PAIRWISE), heard)
+    entries = compare_decoders(run, GeometryOptions(PAIRWISE), heard)
     assert [entry["kind"] for entry in entries] == ["mmcs", "matching", "splitting"]
     assert heard.said == []
 
@@ -83,32 +84,32 @@ def test_what_was_planted_is_found_and_written(run: RunFolder):
         assert mmcs[column] == [the(run, "mmcs")["numbers"][name][column] for name in mmcs["coder"]]
 
 
-def test_the_summary_lists_every_file_with_its_checksum_and_weights(run: RunFolder):
-    look(run, GeometryOptions((*PAIRWISE, "neighbourhood")), Heard())
+def test_the_summary_lists_every_file_with_its_checksum_and_weights(run: Run):
+    compare_decoders(run, GeometryOptions((*PAIRWISE, "neighbourhood")), Heard())
     folder = run.path / "geometry"
     listed = {name: xxh3 for entry in summary(run) for name, xxh3 in entry["files"].items()}
     written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {"summary.json"}
     assert set(listed) == written and len(written) == 6
     for name, xxh3 in listed.items():
         assert checksum(folder / name) == xxh3
-    weights = {name: checksum(run.coder(name) / "weights.safetensors") for name in run.coder_names()}
+    weights = {name: checksum(run.coder_folder(name) / "weights.safetensors") for name in run.coder_names()}
     assert the(run, "splitting")["coders"] == {name: weights[name] for name in ("narrow", "wide")}
     assert the(run, "mmcs")["coders"] == weights
     assert the(run, "matching")["place"] == "sae L01.resid_post -> L01.resid_post"
 
 
-def test_the_same_again_writes_the_same_bytes(run: RunFolder):
-    look(run, GeometryOptions((*PAIRWISE, "neighbourhood")), Heard())
+def test_the_same_again_writes_the_same_bytes(run: Run):
+    compare_decoders(run, GeometryOptions((*PAIRWISE, "neighbourhood")), Heard())
     folder = run.path / "geometry"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    look(run, GeometryOptions((*PAIRWISE, "neighbourhood")), Heard())
+    compare_decoders(run, GeometryOptions((*PAIRWISE, "neighbourhood")), Heard())
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_one_neighbourhood_a_site(run: RunFolder):
+def test_one_neighbourhood_a_site(run: Run):
     plant(run, "other", rows_of(5), architecture="relu", sparsity=0.1)
     heard = Heard()
-    entries = look(run, GeometryOptions(("neighbourhood",)), heard)
+    entries = compare_decoders(run, GeometryOptions(("neighbourhood",)), heard)
     assert [entry["coder"] for entry in entries] == ["elsewhere", "narrow"]
     near = entries[1]
     assert near["numbers"]["roles"] == {"seed": 1, "own": 6, "other": 6, "wider": 18}
@@ -123,18 +124,20 @@ def test_a_neighbourhood_that_is_too_small_is_left_out_or_refused(tmp_path: Path
     run, heard = planted_run(tmp_path / "run"), Heard()
     plant(run, "tiny", rows_of(1, 4))
     plant(run, "zeros", torch.zeros(9, 64), sites=(Site(0, "mlp_out"),))
-    assert look(run, GeometryOptions(("neighbourhood",)), heard) == []
+    assert compare_decoders(run, GeometryOptions(("neighbourhood",)), heard) == []
     assert [line.split(" has ")[0] for line in heard.said] == [
         "neighbourhood: sae L01.resid_post -> L01.resid_post",
         "neighbourhood: sae L00.mlp_out -> L00.mlp_out",
     ]
     with pytest.raises(UserError, match="a neighbourhood of 4 latents is too small"):
-        look(run, GeometryOptions(("neighbourhood",), ("tiny",), (2,)), Heard())
+        compare_decoders(run, GeometryOptions(("neighbourhood",), ("tiny",), (2,)), Heard())
     assert not (run.path / "geometry").exists()
 
 
-def test_latents_asked_for(run: RunFolder):
-    entries = look(run, GeometryOptions(("neighbourhood",), ("wide",), (3, 17), counts=Counts(2, 3, 4)), Heard())
+def test_latents_asked_for(run: Run):
+    entries = compare_decoders(
+        run, GeometryOptions(("neighbourhood",), ("wide",), (3, 17), counts=Counts(2, 3, 4)), Heard()
+    )
     assert [(entry["latent"], entry["numbers"]["roles"]["other"]) for entry in entries] == [(3, 3), (17, 3)]
     assert len(summary(run)) == 2
 
@@ -143,13 +146,13 @@ def test_pairs_are_bounded_and_it_is_said(tmp_path: Path):
     run, heard = planted_run(tmp_path / "run"), Heard()
     for name, latents in (("a", 8), ("b", 8), ("c", 16), ("d", 32)):
         plant(run, name, rows_of(1, latents), sparsity=1 if name == "b" else 2)
-    entries = look(run, GeometryOptions(("matching", "splitting"), pairs=2), heard)
+    entries = compare_decoders(run, GeometryOptions(("matching", "splitting"), pairs=2), heard)
     assert [sorted(entry["coders"]) for entry in entries] == [["a", "b"], ["a", "c"], ["a", "c"], ["c", "d"]]
     assert heard.said[0].startswith("matching: 4 of 6 pairs of coders are left out, at most 2 a site are done")
     assert "--pairs 6" in heard.said[0] and "--coder" in heard.said[0]
     assert heard.said[1].startswith("splitting: 3 of 5 pairs") and "--pairs 5" in heard.said[1]
     again = Heard()
-    assert len(look(run, GeometryOptions(("matching", "splitting"), pairs=6), again)) == 11
+    assert len(compare_decoders(run, GeometryOptions(("matching", "splitting"), pairs=6), again)) == 11
     assert again.said == []
 
 
@@ -158,10 +161,10 @@ def test_coders_that_are_named(tmp_path: Path):
     run = planted_run(tmp_path / "run")
     for name in "abc":
         plant(run, name, rows_of(ord(name)))
-    one = look(run, GeometryOptions(("mmcs", "matching"), ("b",)), Heard())
+    one = compare_decoders(run, GeometryOptions(("mmcs", "matching"), ("b",)), Heard())
     assert list(one[0]["numbers"]) == ["b"]
     assert [(entry["a"], entry["b"]) for entry in one[1:]] == [("a", "b"), ("b", "c")]
-    two = look(run, GeometryOptions(("mmcs", "matching"), ("c", "a")), Heard())
+    two = compare_decoders(run, GeometryOptions(("mmcs", "matching"), ("c", "a")), Heard())
     assert list(two[0]["numbers"]) == ["a", "b", "c"]  # what was found before stays
     assert [(entry["a"], entry["b"]) for entry in two[1:]] == [("a", "c")]
     assert len(summary(run)) == 4
@@ -170,20 +173,20 @@ def test_coders_that_are_named(tmp_path: Path):
 def test_what_there_is_nothing_of_is_said(tmp_path: Path):
     run, heard = planted_run(tmp_path / "run"), Heard()
     plant(run, "alone", rows_of(1))
-    assert len(look(run, GeometryOptions(PAIRWISE), heard)) == 1
+    assert len(compare_decoders(run, GeometryOptions(PAIRWISE), heard)) == 1
     assert heard.said == [
         "matching: there are no two coders with the same wiring and sites, so there is none",
         "splitting: there are no coders of different widths with the same wiring and sites, so there is none",
     ]
 
 
-def test_against_another_run(run: RunFolder, tmp_path: Path):
+def test_against_another_run(run: Run, tmp_path: Path):
     """Only coders at equal wiring and sites; those of one name first; the names of the other run carry its own."""
     other = planted_run(tmp_path / "second seed")
     plant(other, "narrow", SPLIT.narrow.rows.flip(0))
     plant(other, "far", rows_of(3), sites=(Site(3, "resid_post"),))
     plant(other, "thin", rows_of(3, width=16))
-    entries = look(run, GeometryOptions(("matching", "splitting"), against=other.path), Heard())
+    entries = compare_decoders(run, GeometryOptions(("matching", "splitting"), against=other.path), Heard())
     found = [(entry["kind"], *entry["coders"]) for entry in entries]
     them = "narrow@second seed"
     assert found == [("matching", "narrow", them), ("matching", "wide", them), ("splitting", them, "wide")]
@@ -192,17 +195,17 @@ def test_against_another_run(run: RunFolder, tmp_path: Path):
     assert matching["partner"] == list(range(9, -1, -1))
     assert matching["cosine"] == pytest.approx([1] * 10, abs=1e-6)
     assert not (other.path / "geometry").exists()
-    look(run, GeometryOptions(("matching",)), Heard())
+    compare_decoders(run, GeometryOptions(("matching",)), Heard())
     assert len(summary(run)) == 4  # what was found against the other run stays
 
 
-def test_runs_with_nothing_in_common(run: RunFolder, tmp_path: Path):
+def test_runs_with_nothing_in_common(run: Run, tmp_path: Path):
     other = planted_run(tmp_path / "other")
     plant(other, "far", rows_of(3), sites=(Site(3, "resid_post"),))
     with pytest.raises(UserError, match="other' has no coder with the wiring, sites and decoder width of one of"):
-        look(run, GeometryOptions(("matching",), against=other.path), Heard())
+        compare_decoders(run, GeometryOptions(("matching",), against=other.path), Heard())
     with pytest.raises(UserError, match="is the run itself: its coders are compared without --against"):
-        look(run, GeometryOptions(("matching",), against=run.path), Heard())
+        compare_decoders(run, GeometryOptions(("matching",), against=run.path), Heard())
 
 
 def test_coders_of_several_sites_are_plain_matrices(tmp_path: Path):
@@ -211,7 +214,7 @@ def test_coders_of_several_sites_are_plain_matrices(tmp_path: Path):
     for name, latents in (("cross", 10), ("cross-wide", 24)):
         plant(run, name, rows_of(1, latents, 32), wiring="crosscoder", sites=both)
         plant(run, f"multi{name}", rows_of(2, latents, 16), wiring="multilayer", sites=both)
-    entries = look(run, GeometryOptions((*PAIRWISE, "neighbourhood")), Heard())
+    entries = compare_decoders(run, GeometryOptions((*PAIRWISE, "neighbourhood")), Heard())
     assert [entry["kind"] for entry in entries] == ["mmcs", *["matching", "splitting", "neighbourhood"] * 2][:1] + [
         kind for kind in ("matching", "splitting", "neighbourhood") for _ in range(2)
     ]
@@ -229,7 +232,7 @@ def test_planted_tokens(tmp_path: Path):
     sites = (Site(0, "resid_post"), Site(2, "resid_post"))
     plant(run, "cross", torch.cat([planted, planted.flip(0)], dim=1), wiring="crosscoder", sites=sites)
     plant(run, "heads", planted, sites=(Site(0, "attn_z"),))
-    entries = look(run, GeometryOptions(("tokens",)), heard)
+    entries = compare_decoders(run, GeometryOptions(("tokens",)), heard)
     assert [entry["coder"] for entry in entries] == ["cross", "plain"]
     assert heard.said == ["tokens: heads left out, since attn_z is not in the space that tokens are in"]
     found = table(run, "tokens/plain.parquet")
@@ -248,14 +251,14 @@ def test_a_model_of_another_width(tmp_path: Path):
     run = planted_run(tmp_path / "run")
     plant(run, "odd", rows_of(1, 8, 7))
     with pytest.raises(UserError, match=r"coder 'odd' has decoder vectors of 7 numbers .* give the run its own model"):
-        look(run, GeometryOptions(("tokens",)), Heard())
+        compare_decoders(run, GeometryOptions(("tokens",)), Heard())
 
 
-def test_what_was_made_of_other_weights_is_taken_out(run: RunFolder):
-    look(run, GeometryOptions(("matching", "neighbourhood")), Heard())
+def test_what_was_made_of_other_weights_is_taken_out(run: Run):
+    compare_decoders(run, GeometryOptions(("matching", "neighbourhood")), Heard())
     plant(run, "wide", rows_of(9, 30))
     heard = Heard()
-    look(run, GeometryOptions(("mmcs",)), heard)
+    compare_decoders(run, GeometryOptions(("mmcs",)), heard)
     assert heard.said == ["2 analyses were of weights that have changed since: taken out of the summary"]
     assert [(entry["kind"], entry.get("coder")) for entry in summary(run)] == [
         ("mmcs", None),
@@ -265,40 +268,40 @@ def test_what_was_made_of_other_weights_is_taken_out(run: RunFolder):
     assert left == {"mmcs.parquet", *(name.split("/")[1] for name in summary(run)[1]["files"])}
 
 
-def test_the_seed_is_that_of_the_baselines(run: RunFolder):
-    look(run, GeometryOptions(("matching",)), Heard())
+def test_the_seed_is_that_of_the_baselines(run: Run):
+    compare_decoders(run, GeometryOptions(("matching",)), Heard())
     first = table(run, "matching/narrow--wide.parquet")
-    look(run, GeometryOptions(("matching",), seed=1), Heard())
+    compare_decoders(run, GeometryOptions(("matching",), seed=1), Heard())
     second = table(run, "matching/narrow--wide.parquet")
     assert first["cosine"] == second["cosine"] and first["random_cosine"] != second["random_cosine"]
     assert the(run, "matching")["seed"] == 1
 
 
-def test_progress_is_told(run: RunFolder):
+def test_progress_is_told(run: Run):
     heard = Heard()
-    look(run, GeometryOptions(PAIRWISE), heard)
+    compare_decoders(run, GeometryOptions(PAIRWISE), heard)
     assert heard.done["matching of narrow to wide"] == (10, 10)
     assert heard.done["nearest within elsewhere"] == (20, 20)
 
 
-def test_a_damaged_summary_or_coder_is_a_sentence(run: RunFolder):
-    look(run, GeometryOptions(("mmcs",)), Heard())
+def test_a_damaged_summary_or_coder_is_a_sentence(run: Run):
+    compare_decoders(run, GeometryOptions(("mmcs",)), Heard())
     path = run.path / "geometry" / "summary.json"
     path.write_text(path.read_text().replace('"narrow"', '"broken"'))
     with pytest.raises(UserError, match=r"is damaged: .* delete it, and make it again by `panscope geometry`"):
-        look(run, GeometryOptions(("mmcs",)), Heard())
+        compare_decoders(run, GeometryOptions(("mmcs",)), Heard())
     path.unlink()
-    weights = run.coder("wide") / "weights.safetensors"
+    weights = run.coder_folder("wide") / "weights.safetensors"
     raw = bytearray(weights.read_bytes())
     raw[-1] ^= 1
     weights.write_bytes(raw)
     with pytest.raises(UserError, match=r"weights\.safetensors' is damaged"):
-        look(run, GeometryOptions(("mmcs",)), Heard())
+        compare_decoders(run, GeometryOptions(("mmcs",)), Heard())
 
 
-def test_a_run_in_use_is_left_alone(run: RunFolder):
+def test_a_run_in_use_is_left_alone(run: Run):
     with locked(run.path), pytest.raises(UserError, match="is in use by another process"):
-        look(run, GeometryOptions(("mmcs",)), Heard())
+        compare_decoders(run, GeometryOptions(("mmcs",)), Heard())
 
 
 def test_only_a_few_decoders_are_kept(tmp_path: Path):

@@ -14,7 +14,7 @@ from panscope.lms.load import named_device
 from panscope.lms.model import LanguageModel
 from panscope.loading import hub
 from panscope.loading.load import load
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from panscope.types import Site, UserError
 from tests.support.attached import made
 
@@ -25,11 +25,11 @@ X = torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(1))
 @pytest.fixture
 def run(tmp_path: Path, llama: LanguageModel) -> Path:
     """A run with two coders."""
-    folder = RunFolder.create(tmp_path / "run")
+    folder = Run.create(tmp_path / "run")
     folder.suite_file.write_text("name = 'run'\n")
     for name, architecture in (("L01R-topk", "topk"), ("L01R-jump", "jumprelu")):
         wired = made(llama, SITE, architecture=architecture).wired
-        store.save(folder.coder(name), wired, wired.coder, {"model": {"path": "m"}})
+        store.save(folder.coder_folder(name), wired, wired.coder, {"model": {"path": "m"}})
     return folder.path
 
 

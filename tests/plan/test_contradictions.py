@@ -8,10 +8,10 @@ import pytest
 import torch
 import transformers
 
+from panscope.events import Reporter
 from panscope.lms import load as loading
 from panscope.plan.plan import SuiteConfig
 from panscope.runs import stages
-from panscope.runs.reporter import Silent
 from panscope.types import UserError
 from tests.support.paper_lm import planned
 
@@ -90,7 +90,7 @@ def test_it_is_refused_before_any_weight_is_read(
         "coders": [TABLE | change],
     }
     with pytest.raises(UserError) as caught:
-        stages.start(SuiteConfig.read(fields, "test"), tmp_path / "run", Silent())
+        stages.start(SuiteConfig.read(fields, "test"), tmp_path / "run", Reporter())
     sentence = str(caught.value)
     assert expected in sentence
     assert "\n" not in sentence
@@ -105,7 +105,7 @@ def test_what_contradicts_nothing_gets_as_far_as_the_weights(weightless: Path, t
     assert [coder.coder.d_in for coder in plan.coders] == [16, 16]
     assert [path.name for path in weightless.iterdir()] == ["config.json"]
     with pytest.raises(UserError, match="cannot be loaded"):
-        stages.start(suite, tmp_path / "run", Silent())
+        stages.start(suite, tmp_path / "run", Reporter())
 
 
 def test_the_plan_of_a_model_that_is_too_large_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

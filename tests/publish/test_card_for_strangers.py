@@ -16,7 +16,8 @@ from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.lms.load import load as load_model
 from panscope.publish.compose import compose
 from panscope.publish.provenance import load_for_export
-from panscope.runs.run import RunFolder
+from panscope.runs.finished_coder import FinishedCoder
+from panscope.runs.run import Run
 from panscope.storage.sealed import read_sealed_toml, write_sealed_toml
 from panscope.types import Site
 from tests.support.made_run import made, write_made_run, write_model
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 def written(run: Path, out: Path, label: str | None = "held_out") -> str:
     """The card of a run."""
     out.mkdir()
-    compose(RunFolder.open(run), out, repository="me/coders", licence="mit", label=label, figures={})
+    compose(Run.open(run), out, repository="me/coders", licence="mit", label=label, figures={})
     return (out / "README.md").read_text(encoding="utf-8")
 
 
@@ -68,10 +69,10 @@ def say_in_suite(run: Path, table: str, **fields: Any) -> None:
 
 def one_coder(folder: Path, model: dict[str, Any], kind: str = "resid_post") -> Path:
     """A run of one coder in a model of this name."""
-    run = RunFolder.create(folder)
+    run = Run.create(folder)
     wiring = Wiring.read({"wiring": "sae", "reads": [f"L01.{kind}"], "predicts": [f"L01.{kind}"]}, "")
     coder = made("relu", {}, 0)
-    store.save(run.coder("L01-one"), WiredCoder(wiring, coder), coder, {"model": model, "name": "L01-one"})
+    store.save(run.coder_folder("L01-one"), WiredCoder(wiring, coder), coder, {"model": model, "name": "L01-one"})
     write_sealed_toml(run.suite_file, {"coders": [{}], "data": {"text": ["x"], "packing": "documents"}})
     return run.path
 
@@ -99,7 +100,7 @@ def check_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def prepend_bos(folder: Path) -> bool | None:
-    return load_for_export(folder).about.get("prepend_bos")
+    return load_for_export(FinishedCoder(folder)).about.get("prepend_bos")
 
 
 def test_bos_is_said_to_saelens_only_where_training_put_it(run: Path, tmp_path: Path):

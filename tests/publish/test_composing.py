@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from panscope.coders import files as store
 from panscope.coders.wiring import WiredCoder, Wiring
+from panscope.events import Reporter
 from panscope.formats import FORMATS, ImportOptions
 from panscope.publish.card import check_licence
 from panscope.publish.compose import Composed, compose
@@ -20,8 +21,8 @@ from panscope.publish.figures import card_figures
 from panscope.publish.hub_upload import send
 from panscope.publish.provenance import redact_paths
 from panscope.report.runs import read_runs
-from panscope.runs.evaluation import HELD_OUT
-from panscope.runs.run import RunFolder
+from panscope.runs.finished_coder import HELD_OUT
+from panscope.runs.run import Run
 from panscope.storage.atomic import checksum
 from panscope.storage.sealed import read_sealed, write_sealed_toml
 from panscope.types import UserError
@@ -57,7 +58,7 @@ def out(places) -> Path:
 
 def composed(run: Path, out: Path) -> Composed:
     figures = card_figures(read_runs([run]), HELD_OUT)
-    return compose(RunFolder.open(run), out, repository=NAME, licence="cc-by-4.0", label=HELD_OUT, figures=figures)
+    return compose(Run.open(run), out, repository=NAME, licence="cc-by-4.0", label=HELD_OUT, figures=figures)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -207,7 +208,7 @@ def test_saelens_loads_every_coder_by_its_name_from_the_hub(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    send(out, NAME, private=False, say=print)
+    send(out, NAME, private=False, reporter=Reporter())
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "peers-home"))
     check_close(run_in_peers(COMPARE, out, cases, NAME))
@@ -221,7 +222,7 @@ def test_the_cards_own_lines_run_in_three_tools(
     places, hub: StandInHub, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """All three load the same coder of the hub, and agree on the same rows."""
-    send(out, NAME, private=False, say=print)
+    send(out, NAME, private=False, reporter=Reporter())
     rows, saelens, panscope, torch_alone = blocks(out)
     monkeypatch.chdir(places[3] / "alice")  # where `lm` is
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -252,7 +253,7 @@ def test_models_and_texts_of_the_hub_are_named_to_the_hub(run: Path, tmp_path: P
     coder = copy / "coders" / "L00R-2x-topk-k4"
     wired = store.load(run / "coders" / coder.name)
     store.save(coder, wired, wired.coder, {"model": {"path": "google/gemma-2-2b"}, "name": coder.name})
-    compose(RunFolder.open(copy), out, repository=NAME, licence="mit", label=HELD_OUT, figures={})
+    compose(Run.open(copy), out, repository=NAME, licence="mit", label=HELD_OUT, figures={})
     card = ModelCard.load(out / "README.md")
     header = card.data.to_dict()
     assert (header["license"], header["base_model"], header["datasets"]) == (
@@ -276,7 +277,7 @@ def test_a_strangers_words_are_no_markdown(run: Path, tmp_path: Path):
     wired = store.load(run / "coders" / coder.name)
     bad = "m`\n\n<script>x</script> | [a](http://b) \nlicense: none"
     store.save(coder, wired, wired.coder, {"model": {"path": bad}, "name": coder.name, "origin": {"format": bad}})
-    compose(RunFolder.open(copy), out, repository=NAME, licence="mit", label=HELD_OUT, figures={})
+    compose(Run.open(copy), out, repository=NAME, licence="mit", label=HELD_OUT, figures={})
     text = (out / "README.md").read_text(encoding="utf-8")
     assert "<script" not in text and "[a](" not in text and "\nlicense: none" not in text
     assert ModelCard.load(out / "README.md").data.to_dict()["license"] == "mit"
@@ -315,7 +316,7 @@ def test_a_damaged_run_is_one_sentence(run: Path, tmp_path: Path):
     file = copy / "coders" / "L00R-2x-topk-k4" / "eval.json"
     file.write_text(file.read_text().replace('"tokens": 1234', '"tokens": 9999'))
     with pytest.raises(UserError, match="does not match its own checksum"):
-        compose(RunFolder.open(copy), tmp_path / "out", repository=NAME, licence="mit", label=HELD_OUT, figures={})
+        compose(Run.open(copy), tmp_path / "out", repository=NAME, licence="mit", label=HELD_OUT, figures={})
 
 
 @pytest.mark.parametrize("licence", ["CC BY 4.0", "", "mit\ntags: x", "-x"])
@@ -325,11 +326,11 @@ def test_a_licence_that_the_hub_cannot_read(licence: str):
 
 
 def test_every_site_of_a_coder_is_named_where_it_is_loaded(tmp_path: Path):
-    run = RunFolder.create(tmp_path / "run")
+    run = Run.create(tmp_path / "run")
     sites = ["L01.resid_post", "L02.resid_post"]
     wiring = Wiring.read({"wiring": "multilayer", "reads": sites, "predicts": sites}, "")
     coder = made("topk", {"sparsity": 4}, 0)
-    store.save(run.coder("L01-02-R"), WiredCoder(wiring, coder), coder, {"model": {"path": "org/lm"}})
+    store.save(run.coder_folder("L01-02-R"), WiredCoder(wiring, coder), coder, {"model": {"path": "org/lm"}})
     write_sealed_toml(run.suite_file, {"coders": []})
     out = tmp_path / "out"
     out.mkdir()

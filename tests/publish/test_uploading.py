@@ -14,9 +14,11 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
+from panscope.events import Reporter
 from panscope.publish import hub_upload as uploading
 from panscope.publish.hub_upload import Sent, check_repository, send
 from panscope.types import UserError
+from tests.support.hearing import Heard
 from tests.support.stand_in_hub import TOKEN, Fault, Repository, StandInHub
 from tests.support.stand_in_xet import PLAIN, StandInXet
 
@@ -56,13 +58,13 @@ def held(hub: StandInHub) -> dict[str, bytes]:
 
 
 def sent(folder: Path, *, private: bool = False) -> Sent:
-    return send(folder, NAME, private=private, say=lambda line: None)
+    return send(folder, NAME, private=private, reporter=Reporter())
 
 
 def test_everything_arrives_and_the_card_comes_last(hub: StandInHub, folder: Path, two_a_commit: None):
-    said: list[str] = []
-    assert send(folder, NAME, private=False, say=said.append) == Sent(f"{hub.endpoint}/{NAME}", 12, 0)
-    assert said == [f"sending 2 files, commit {number} of 6" for number in range(1, 7)]
+    heard = Heard()
+    assert send(folder, NAME, private=False, reporter=heard) == Sent(f"{hub.endpoint}/{NAME}", 12, 0)
+    assert heard.said == [f"sending 2 files, commit {number} of 6" for number in range(1, 7)]
     assert held(hub) == content(folder)
     assert hub.puts() == CODERS
     commits = hub.repositories[NAME].commits
@@ -154,9 +156,10 @@ def test_large_files_of_a_commit_that_failed_are_not_sent_again(hub: StandInHub,
 KILLED = """
     import sys
     from pathlib import Path
+    from panscope.events import Reporter
     from panscope.publish import hub_upload as uploading
     uploading.FILES_A_COMMIT = 2
-    print(uploading.send(Path(sys.argv[1]), "me/coders", private=False, say=print))
+    print(uploading.send(Path(sys.argv[1]), "me/coders", private=False, reporter=Reporter()))
 """
 
 
@@ -285,15 +288,15 @@ def test_no_token_and_no_signature_is_ever_said(
 ):
     """Not even where every logger speaks, the hub repeats the token to us, and the whole traceback is printed."""
     hub.faults = [Fault(method, part, how, times=1000)]
-    said: list[str] = []
+    heard = Heard()
     with caplog.at_level(logging.DEBUG), pytest.raises(UserError) as caught:
-        send(folder, NAME, private=False, say=said.append)
+        send(folder, NAME, private=False, reporter=heard)
     assert caught.value.__cause__ is None and caught.value.__context__ is None, "the request is not carried along"
     captured = capfd.readouterr()
     trace = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
-    for text in (*said, captured.out, captured.err, caplog.text, str(caught.value), trace):
+    for text in (*heard.said, captured.out, captured.err, caplog.text, str(caught.value), trace):
         assert TOKEN not in text
-    for text in (*said, captured.out, captured.err, str(caught.value)):
+    for text in (*heard.said, captured.out, captured.err, str(caught.value)):
         assert "secret-signature" not in text
     if method != "PUT":
         assert "a fault, told to Bearer <token>" in str(caught.value), "the hub's own words are handed on, without it"

@@ -10,8 +10,9 @@ from panscope.report.figure import Figure
 from panscope.report.figures import FIGURES
 from panscope.report.label import drawing
 from panscope.report.page import page
-from panscope.report.runs import HELD_OUT, read_runs
+from panscope.report.runs import read_runs
 from panscope.report.table import table_rows
+from panscope.runs.finished_coder import HELD_OUT
 from panscope.storage.sealed import read_sealed, read_sealed_toml, write_sealed, write_sealed_toml
 from panscope.types import UserError
 from tests.support.fake_run import Fake, write_run

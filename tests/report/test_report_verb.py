@@ -89,7 +89,7 @@ def test_mistakes_are_one_sentence(report, mine: Path, tmp_path: Path):
     assert status == 2 and "nowhere' is not a run folder: it has no suite.toml; give the folder of a run" in said
     shutil.rmtree(mine / "coders")
     status, said = report(mine)
-    assert status == 2 and "has no finished coder yet: go on with it by `panscope train --resume" in said
+    assert status == 2 and "has no finished coder yet: continue it by `panscope train --resume" in said
     assert not (mine / "report").exists()
 
 

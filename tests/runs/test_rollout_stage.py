@@ -11,6 +11,7 @@ import torch
 from panscope.data.documents import DataConfig, open_documents
 from panscope.data.order import generator
 from panscope.data.tokens import TokenStream
+from panscope.events import Reporter
 from panscope.lms.load import LanguageModelConfig, load
 from panscope.lms.model import LanguageModel
 from panscope.lms.rollouts import roll_out
@@ -66,7 +67,7 @@ def test_a_file_of_rollouts_is_a_text_of_chats(lm: LanguageModel, tmp_path: Path
     """Read back, the model loses on the responses what it lost as it made them."""
     out = tmp_path / "rollouts.jsonl"
     made = make_rollouts(
-        lm, _prompts(40), RolloutConfig(count=40, tokens=64, user=CHAT["user"], model=CHAT["model"]), out
+        lm, _prompts(40), RolloutConfig(count=40, tokens=64, user=CHAT["user"], model=CHAT["model"]), out, Reporter()
     )
     assert (made.count, made.prompts, made.too_long, made.tokens) == (40, 40, 0, made.tokens)
     chat = CHAT | {"response": "response", "content": "response"}
@@ -85,7 +86,9 @@ def test_a_file_of_rollouts_is_a_text_of_chats(lm: LanguageModel, tmp_path: Path
 def test_more_rollouts_begin_with_the_same_ones_and_batches_change_none(lm: LanguageModel, tmp_path: Path) -> None:
     files = []
     for i, (count, batch) in enumerate(((6, 32), (11, 4), (11, 1))):
-        make_rollouts(lm, _prompts(4), RolloutConfig(count=count, tokens=12, batch=batch), tmp_path / f"{i}.jsonl")
+        make_rollouts(
+            lm, _prompts(4), RolloutConfig(count=count, tokens=12, batch=batch), tmp_path / f"{i}.jsonl", Reporter()
+        )
         files.append(_lines(tmp_path / f"{i}.jsonl"))
     assert [len(lines) for lines in files] == [6, 11, 11]
     assert files[0] == files[1][:6]
@@ -97,7 +100,9 @@ def test_more_rollouts_begin_with_the_same_ones_and_batches_change_none(lm: Lang
 
 def test_another_seed_takes_other_prompts_and_tokens(lm: LanguageModel, tmp_path: Path) -> None:
     for seed in (0, 1):
-        make_rollouts(lm, _prompts(50), RolloutConfig(count=5, tokens=8, seed=seed), tmp_path / f"{seed}.jsonl")
+        make_rollouts(
+            lm, _prompts(50), RolloutConfig(count=5, tokens=8, seed=seed), tmp_path / f"{seed}.jsonl", Reporter()
+        )
     first, second = (_lines(tmp_path / f"{seed}.jsonl") for seed in (0, 1))
     assert [line["prompt"] for line in first] != [line["prompt"] for line in second]
     assert [line["prompt"] for line in first] != _prompts(50)[:5], "a sample, not the first ones"

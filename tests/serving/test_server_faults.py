@@ -36,10 +36,9 @@ ROWS = 330
 HALVES = (range(160), range(160, ROWS))
 _SERVE = """
 import sys
-import tyro
-from rich.console import Console
-from panscope.cli.serve import Serve
-sys.exit(tyro.cli(Serve).run(Console()))
+from panscope.cli.main import main
+sys.argv.insert(1, "serve")
+main()
 """
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from panscope.storage.atomic import checksum, replacing, replacing_folder, write_text
 from panscope.storage.json_lines import JsonLines
 from panscope.storage.locks import LOCK
@@ -238,45 +238,45 @@ def test_a_record_added_after_a_cut_is_not_lost(tmp_path: Path) -> None:
 
 
 def test_create_refuses_what_is_there(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path / "run")
-    assert run.coders.is_dir()
-    write_text(run.coders / "something", "")
+    run = Run.create(tmp_path / "run")
+    assert run.coders_folder.is_dir()
+    write_text(run.coders_folder / "something", "")
     with pytest.raises(UserError, match=r"run.*already exists: choose another --out$"):
-        RunFolder.create(run.path)
+        Run.create(run.path)
     write_text(run.suite_file, "")
     with pytest.raises(UserError, match=r"run.*already exists.*--resume"):
-        RunFolder.create(run.path)
+        Run.create(run.path)
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(UserError, match="already exists"):
-        RunFolder.create(file)
+        Run.create(file)
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert RunFolder.create(empty).coders.is_dir()
+    assert Run.create(empty).coders_folder.is_dir()
 
 
 def test_open_refuses_what_is_no_run(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(UserError, match="is not a run folder"):
-            RunFolder.open(path)
-    run = RunFolder.create(tmp_path / "run")
+            Run.open(path)
+    run = Run.create(tmp_path / "run")
     write_text(run.suite_file, "")
-    assert RunFolder.open(run.path).path == run.path
+    assert Run.open(run.path).path == run.path
 
 
 def test_a_run_that_ended_before_its_first_file_is_in_nobodys_way(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path / "run")
+    run = Run.create(tmp_path / "run")
     (run.path / LOCK).touch()
     (run.path / ".suite.toml.12.tmp").write_text("half")
-    assert RunFolder.create(run.path).path == run.path
+    assert Run.create(run.path).path == run.path
     (run.path / "mine").touch()
     with pytest.raises(UserError, match="already exists"):
-        RunFolder.create(run.path)
+        Run.create(run.path)
 
 
 def test_a_coder_without_its_configuration_is_named(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path / "run")
-    write_text(run.coder("a") / "weights.safetensors", "")
+    run = Run.create(tmp_path / "run")
+    write_text(run.coder_folder("a") / "weights.safetensors", "")
     with pytest.raises(UserError, match=r"coders/a' has no config\.json: take an undamaged copy, or delete status"):
         run.coder_names()
 
@@ -321,7 +321,7 @@ def test_a_log_goes_back_only_to_what_it_was(tmp_path: Path) -> None:
 
 
 def test_the_log_of_a_run_is_compared_with_its_status(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path / "run")
+    run = Run.create(tmp_path / "run")
     JsonLines(run.train_log).append([{"step": 1, "loss": 0.25}])
     run.write_status("done")
     JsonLines(run.train_log).append([{"step": 2, "loss": 0.5}])
@@ -332,26 +332,26 @@ def test_the_log_of_a_run_is_compared_with_its_status(tmp_path: Path) -> None:
 
 
 def test_only_finished_coders_are_listed(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path / "run")
+    run = Run.create(tmp_path / "run")
     assert run.coder_names() == []
     for name in ("b", "a"):
-        with replacing_folder(run.coder(name)) as folder:
+        with replacing_folder(run.coder_folder(name)) as folder:
             write_json(folder / "config.json", {})
-    run.coder("no_config").mkdir()
-    (run.coders / "stray").write_text("")
+    run.coder_folder("no_config").mkdir()
+    (run.coders_folder / "stray").write_text("")
     assert run.coder_names() == ["a", "b"]
 
 
 def test_a_coder_whose_writing_crashed_is_not_listed(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path / "run")
-    with pytest.raises(Boom), replacing_folder(run.coder("a")) as folder:
+    run = Run.create(tmp_path / "run")
+    with pytest.raises(Boom), replacing_folder(run.coder_folder("a")) as folder:
         write_json(folder / "config.json", {})
         raise Boom
     assert run.coder_names() == []
 
 
 def test_status_says_stage_process_and_facts(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path / "run")
+    run = Run.create(tmp_path / "run")
     run.write_status("train", step=3, loss=math.nan)
     status = read_json(run.status_file)
     assert status["stage"] == "train"

@@ -14,8 +14,9 @@ from panscope.coders import files as store
 from panscope.formats import FORMATS, ImportedCoder, ImportOptions
 from panscope.publish.export import export
 from panscope.publish.import_coders import import_coders
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from panscope.types import UserError
+from tests.support.hearing import Heard
 from tests.support.making import AT_RESID, STANDARDISE, foreign, random_coder
 
 MORE_MEMORY = 250 << 20
@@ -123,14 +124,14 @@ def _or_a_sentence(job: Callable[[], Any]) -> Any:
 
 def imported_again(name: str, folder: Path, asked: ImportOptions, root: Path) -> ImportedCoder | None:
     """The coder of the run that the import made; exported again it is a folder, or a sentence."""
-    lines: list[str] = []
+    heard = Heard()
     run = root / "run"
-    made = _or_a_sentence(lambda: import_coders(folder, run, asked, format=name, say=lines.append))
+    made = _or_a_sentence(lambda: import_coders(folder, run, asked, format=name, reporter=heard))
     if made is None:
         assert not run.exists()
         return None
-    "".join(lines).encode()
-    (coder,) = RunFolder.open(run).coder_names()
+    "".join(heard.said).encode()
+    (coder,) = Run.open(run).coder_names()
     again = _or_a_sentence(lambda: export(run, name, root / "out"))
     assert (root / "out").exists() == (again is not None)
     return ImportedCoder(store.load(run / "coders" / coder))

@@ -95,7 +95,9 @@ def _write(folder: Path, fake: Fake, name: str, wiring: dict, architecture: str,
         "format": 3,
         "wiring": wiring,
         "coder": coder | {"architecture": "jumprelu"},
+        "applies": {},
         "training": {"coder": coder},
+        "xxh3": {},
     }
     config |= {
         "name": name,

@@ -52,13 +52,13 @@ SUITES: dict[str, dict[str, Any]] = {
 
 def measure(name: str, out: Path) -> dict[str, Any]:
     """Train the suite `name` in the new folder `out`."""
-    results = api.train(SUITES[name], out)
+    results = api.train(SUITES[name], out, quiet=True)
     assert results is not None
     lines = [json.loads(line) for line in (out / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
         "environment": environment(),
         "curve": [{key: line[key] for key in ("step", *CURVES)} for line in lines],
-        "evaluation": {coder: {key: fields[key] for key in NUMBERS} for coder, fields in results.items()},
+        "evaluation": {coder: {key: own.fields[key] for key in NUMBERS} for coder, own in results.items()},
         "weights": {coder: _weights(out / "coders" / coder / "weights.safetensors") for coder in results},
     }
 

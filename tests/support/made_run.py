@@ -11,7 +11,7 @@ from panscope import builtin, coders
 from panscope.coders import files as store
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import UNIT, WiredCoder, Wiring
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from panscope.storage.sealed import write_sealed, write_sealed_toml
 
 D, F = 12, 24
@@ -35,7 +35,7 @@ NOT_MEASURED = "L01Z-2x-jumprelu-l1e-3"
 def write_made_run(folder: Path, private: Path) -> Path:
     """The run, whose model and text are at `private` places of this machine."""
     write_model(private / "lm")
-    run = RunFolder.create(folder)
+    run = Run.create(folder)
     for number, (name, (architecture, sites, fields)) in enumerate(FOR_SAELENS.items()):
         kind = "transcoder" if len(sites) > 1 else "sae"
         wiring = Wiring.read({"wiring": kind, "reads": sites[:1], "predicts": sites[-1:]}, name)
@@ -88,7 +88,7 @@ def made(architecture: str, fields: dict[str, Any], seed: int) -> coders.Coder:
     return coder.load_tensors(draws)
 
 
-def _write(run: RunFolder, name: str, wired: WiredCoder, private: Path) -> None:
+def _write(run: Run, name: str, wired: WiredCoder, private: Path) -> None:
     provenance = {
         "name": name,
         "normaliser": {"kind": "sqrt_d", "scale_in": 1.5, "scale_out": 1.5, "parts": []},
@@ -101,9 +101,9 @@ def _write(run: RunFolder, name: str, wired: WiredCoder, private: Path) -> None:
         },
         "activations": {"source": "store", "store": str(private / "store"), "identity": "1"},
     }
-    store.save(run.coder(name), wired, wired.coder, provenance)
+    store.save(run.coder_folder(name), wired, wired.coder, provenance)
     if name != NOT_MEASURED:
-        write_sealed(run.coder(name) / "eval.json", _numbers(name, wired, private))
+        write_sealed(run.coder_folder(name) / "eval.json", _numbers(name, wired, private))
 
 
 def _numbers(name: str, wired: WiredCoder, private: Path) -> dict[str, Any]:

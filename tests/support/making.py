@@ -13,10 +13,11 @@ from panscope import coders
 from panscope.coders.base import Coder
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import UNIT, WiredCoder, Wiring
+from panscope.events import Reporter
 from panscope.formats.base import ImportedCoder, ImportOptions
 from panscope.publish.export import export
 from panscope.publish.import_coders import import_coders
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from panscope.types import Site
 
 B, D, F, K = 64, 12, 40, 5
@@ -81,8 +82,8 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 def through_a_run(source: Path, format: str, out: Path, asked: ImportOptions) -> Path:
     """A coder of another tool imported into a run and exported from it in its own format: the folder."""
-    import_coders(source, out / "run", asked, format=format, say=lambda line: None)
-    (name,) = RunFolder.open(out / "run").coder_names()
+    import_coders(source, out / "run", asked, format=format, reporter=Reporter())
+    (name,) = Run.open(out / "run").coder_names()
     return export(out / "run" / "coders" / name, format, out / "again")[0]
 
 

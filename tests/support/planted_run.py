@@ -10,30 +10,16 @@ from panscope import coders
 from panscope.coders import files as store
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.plan.plan import SuiteConfig
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from panscope.storage.sealed import write_sealed_toml
 from panscope.types import Site
 
 SITE = Site(1, "resid_post")
 
 
-class Heard:
-    """What a listener was told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.done: dict[str, tuple[int, int]] = {}
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def doing(self, what: str, done: int, total: int) -> None:
-        self.done[what] = done, total
-
-
-def planted_run(path: Path, model: str = "panscope://demo") -> RunFolder:
+def planted_run(path: Path, model: str = "panscope://demo") -> Run:
     """A run without a coder."""
-    run = RunFolder.create(path)
+    run = Run.create(path)
     fields: dict[str, Any] = {"tokens": 64, "model": {"path": model, "device": "cpu"}, "data": {"text": ["none.txt"]}}
     suite = SuiteConfig.read(fields | {"coders": [{"width": 8, "sparsity": 2}]}, "test")
     write_sealed_toml(run.suite_file, suite.model_dump(mode="json"))
@@ -41,7 +27,7 @@ def planted_run(path: Path, model: str = "panscope://demo") -> RunFolder:
 
 
 def plant(
-    run: RunFolder, name: str, rows: Tensor, *, wiring: str = "sae", sites: tuple[Site, ...] = (SITE,), **fields: Any
+    run: Run, name: str, rows: Tensor, *, wiring: str = "sae", sites: tuple[Site, ...] = (SITE,), **fields: Any
 ) -> None:
     """Save a coder with the decoder vectors `rows` [F, D]."""
     settings = {"architecture": "topk", "sparsity": 2, "decoder_norm": "free"} | fields
@@ -51,4 +37,4 @@ def plant(
         coder.W_dec.copy_(rows)
         coder.W_enc.copy_(rows)
     wired = WiredCoder(Wiring.read({"wiring": wiring, "reads": sites, "predicts": sites}, name), coder)
-    store.save(run.coder(name), wired, coder, {})
+    store.save(run.coder_folder(name), wired, coder, {})

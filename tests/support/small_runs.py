@@ -1,6 +1,5 @@
 """Runs so small that hundreds can be damaged: a tiny language model, two tiny coders, eight steps."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ from torch import Tensor
 from panscope.coders import files as store
 from panscope.plan.plan import SuiteConfig
 from panscope.runs import stages
-from panscope.runs.reporter import Silent
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from panscope.storage.locks import locked
 from panscope.train.checkpoint import Checkpoints
 
@@ -42,31 +40,16 @@ def small_suite(shared: Path, text: Path) -> SuiteConfig:
     return SuiteConfig.read(fields, "test")
 
 
-class Doing(Silent):
-    """Calls `deed` once, when a step is done."""
-
-    def __init__(self, step: int, deed: Callable[[], Any]) -> None:
-        self._step, self._deed = step, deed
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def stepped(self, step: int) -> None:
-        if step == self._step:
-            self._deed()
-
-
 def seen(run: Path, *, coders: bool = True, checkpoints: bool = True) -> dict[str, Any]:
     """All that Panscope ever reads of a run folder, by the calls with which it does."""
-    folder = RunFolder.open(run)
+    folder = Run.open(run)
     with locked(folder.path):
-        found: dict[str, Any] = {"suite": stages.read_suite(folder.suite_file).model_dump(mode="json")}
+        found: dict[str, Any] = {"suite": folder.suite.model_dump(mode="json")}
     if folder.status().get("stage") == "done" or folder.coder_names():
         found["results"] = stages.stored_results(folder)
     found["log"] = folder.read_log()
     for name in folder.coder_names() if coders else []:
-        wired, trained = store.load(folder.coder(name)), store.load_as_trained(folder.coder(name))
+        wired, trained = store.load(folder.coder_folder(name)), store.load_as_trained(folder.coder_folder(name))
         found[name] = [wired.wiring, wired.normaliser, wired.coder.config, wired.coder.tensors(), trained.config]
         found[f"{name} as trained"] = trained.tensors()
     if checkpoints:

@@ -8,7 +8,8 @@ from panscope.report import charts, choice
 from panscope.report.axes import DELTA_LOSS, FVU, L0, LAYER, MSE, Axis
 from panscope.report.figure import Figure, Missing, Row
 from panscope.report.rows import in_order, site_rows
-from panscope.report.runs import HELD_OUT, CoderResults, EvaluationResults, Results
+from panscope.report.runs import CoderResults, Results
+from panscope.runs.finished_coder import HELD_OUT, StoredEvaluation
 
 _METRICS = ("l0", "fvu", "mse", "delta_loss", "tokens")
 _ASPECTS = {
@@ -71,7 +72,7 @@ def _name(coder: CoderResults) -> tuple[str, str]:
     return coder.facts.run, coder.facts.name
 
 
-def _differences(one: EvaluationResults, other: EvaluationResults) -> set[str]:
+def _differences(one: StoredEvaluation, other: StoredEvaluation) -> set[str]:
     """The aspects that two evaluations of a coder differ in."""
     return {
         aspect

@@ -1,0 +1,1 @@
+"""What each verb does with its flags: `run(flags, console)` gives the exit status."""

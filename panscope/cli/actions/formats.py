@@ -1,0 +1,19 @@
+"""`panscope formats`: which other tools' coders are read and written."""
+
+from rich.console import Console
+from rich.padding import Padding
+
+from panscope.cli.flags.formats import Formats
+from panscope.formats import FORMATS
+
+
+def run(flags: Formats, console: Console) -> int:
+    """Print the list."""
+    for format in FORMATS.values():
+        console.print(f"[bold]{format.name}[/bold]", highlight=False)
+        said = [format.says, f"imports {' '.join(format.imports)}", f"exports {' '.join(format.exports)}"]
+        if format.needs:
+            said.append(f"import needs {format.needs}")
+        for line in said:
+            console.print(Padding(line, (0, 0, 0, 4)), highlight=False, markup=False)
+    return 0

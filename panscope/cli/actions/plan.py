@@ -1,0 +1,66 @@
+"""`panscope plan`: which coders a suite has and what they cost, before any weight is downloaded or trained."""
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from panscope import api
+from panscope.cli.cost_tables import Lines, choice_lines, compute_table, disk_lines, memory_lines, placement_lines
+from panscope.cli.flags.plan import PlanSuite
+from panscope.cli.listening import say
+from panscope.cli.plan_tables import grouped, listed
+from panscope.cli.units import in_counts
+from panscope.cost.estimate import Cost, assumptions
+from panscope.plan.warnings import warn_large_penalty
+from panscope.types import UserError
+
+_WIDEST = 1000
+
+
+def run(flags: PlanSuite, console: Console) -> int:
+    """Print the plan."""
+    if not flags.days > 0:
+        raise UserError(f"--days is {flags.days:g}: give a number of days above 0")
+    whole = api.plan(flags.suite, gpu=flags.gpu, gpus=flags.gpus)
+    for line in warn_large_penalty(whole.plan):
+        say(console, line)
+    _print_whole(console, listed(whole.plan) if flags.coders else grouped(whole.plan))
+    _print_costs(console, whole, flags.days)
+    return 0
+
+
+def _print_whole(console: Console, table: Table) -> None:
+    """A table, a line a row where the terminal is too narrow for its longest words: no name is cut in two."""
+    needed = Measurement.get(console, console.options.update(max_width=_WIDEST), table)
+    table.width = None if needed.minimum < console.width else needed.maximum
+    console.print(table, crop=False)
+
+
+def _print_costs(console: Console, whole: Cost, days: float) -> None:
+    planned, facts, gpu = whole.plan, whole.facts, whole.gpu
+    say(console, "")
+    say(
+        console,
+        f"{planned.suite.name} on {facts.name} ({facts.n_layers} layers, {in_counts(facts.parameters)} parameters): "
+        f"{planned.steps:,} steps of {planned.batch:,} rows; {whole.gpus} x {gpu.name}, {gpu.memory_gb:g} GiB each",
+    )
+    say(console, "")
+    console.print(compute_table(whole))
+    _section(console, "memory", memory_lines(whole))
+    if whole.gpus > 1:
+        _section(console, "one coder alone on all devices, from stored rows", placement_lines(whole))
+    _section(console, "disk, if activations were stored", disk_lines(whole))
+    _section(console, f"store or regenerate, in {gpu.name}-hours", choice_lines(whole, days))
+    say(console, "\nassumed")
+    for sentence in assumptions(whole):
+        say(console, f"  - {sentence}")
+
+
+def _section(console: Console, title: str, lines: Lines) -> None:
+    say(console, f"\n{title}")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name, text in lines:
+        table.add_row(f"  {name}", text)
+    console.print(table, markup=False, highlight=False)

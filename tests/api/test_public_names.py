@@ -1,0 +1,74 @@
+"""The public API: every name is documented, every signature resolves, and nothing heavy is imported before it is used."""
+
+import inspect
+import re
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+
+import panscope
+from panscope import api
+
+REPOSITORY = Path(__file__).parent.parent.parent
+PAGE = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
+VERBS = (
+    "plan", "train", "resume", "collect", "serve", "evaluate", "compare_decoders", "make_rollouts", "report",
+    "import_coders", "export", "publish",
+)  # fmt: skip
+
+
+def test_the_page_documents_every_name_once():
+    assert sorted(re.findall(r"^::: panscope\.api\.(\w+)$", PAGE, re.MULTILINE)) == sorted(api.__all__)
+
+
+@pytest.mark.parametrize("name", [name for name in api.__all__ if name not in ("Listener", "Positions")])
+def test_a_public_name_has_a_docstring_and_types_that_resolve(name: str):
+    found = getattr(api, name)
+    assert inspect.getdoc(found)
+    functions = [found] if inspect.isfunction(found) else [
+        member for key, member in vars(found).items() if inspect.isfunction(member) and not key.startswith("_")
+    ]  # fmt: skip
+    for function in functions:
+        assert function.__doc__, f"{name}.{function.__name__}"
+        hints = typing.get_type_hints(function)
+        missing = [key for key in inspect.signature(function).parameters if key not in hints and key != "self"]
+        assert not missing or function.__qualname__.startswith("_"), f"{name}.{function.__name__}: {missing}"
+
+
+def test_every_verb_takes_quiet_and_listeners_where_it_tells_anything():
+    silent = {"plan", "report", "export"}
+    for name in VERBS:
+        parameters = inspect.signature(getattr(api, name)).parameters
+        assert ({"quiet", "listeners"} <= parameters.keys()) == (name not in silent), name
+
+
+def test_the_package_offers_the_names_of_the_api():
+    for name in api.__all__:
+        assert getattr(panscope, name) is getattr(api, name), name
+    assert set(api.__all__) <= set(dir(panscope))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        panscope.nothing  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import panscope; panscope.__version__",
+        "import panscope.cli.main",
+        "from panscope.cli import main; main.sys.argv = ['panscope', '--help']; main.main()",
+        "from panscope.cli import main; main.sys.argv = ['panscope', 'train', '--help']; main.main()",
+    ],
+)
+def test_neither_the_package_nor_help_imports_anything_heavy(code: str):
+    """So that help comes at once."""
+    heavy = ("torch", "numpy", "transformers", "datasets", "pydantic", "pyarrow", "numba")
+    check = f"import sys, atexit; atexit.register(lambda: print([m for m in {heavy} if m in sys.modules])); {code}"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_the_types_ship():
+    assert (Path(panscope.__file__).parent / "py.typed").is_file()
