@@ -9,6 +9,7 @@ Shape letters: B rows of a batch, S sites, D width of what is read, E width of w
 rows are S B, site after site.
 """
 
+from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 import torch
@@ -16,7 +17,7 @@ from pydantic import BeforeValidator, PlainSerializer, model_validator
 from torch import Tensor
 
 from panscope.coders.base import Coder
-from panscope.coders.inference import InferenceBackend
+from panscope.coders.inference import InferenceBackend, Reference
 from panscope.coders.normaliser import Normaliser, RowStats
 from panscope.config import Config
 from panscope.types import ActivationBatch, Latents, Site
@@ -87,31 +88,44 @@ class Wiring(Config):
 
 
 class WiredCoder:
-    """A finished coder at its sites, working on raw activations: what evaluation and analysis use.
+    """A finished coder at its sites, working on rows of raw activations: what evaluation and loaded coders share.
 
     Scalar normalisers are folded into the weights; one that differs from row to row cannot be and is applied here.
+    Everything is computed in the coder's own precision.
     """
 
     def __init__(
-        self, wiring: Wiring, coder: Coder, normaliser: Normaliser = UNIT, way: InferenceBackend | None = None
+        self, wiring: Wiring, coder: Coder, normaliser: Normaliser = UNIT, backend: InferenceBackend | None = None
     ) -> None:
-        """`way` is how codes are computed where not by the coder's own definition."""
+        """`backend` computes codes and reconstructions; the coder's own definition if it is left out."""
         self.wiring = wiring
         self.coder = coder
         self.normaliser = normaliser
-        self._way = way
+        self.backend: InferenceBackend = backend or Reference()
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether decoding takes the rows too: with an affine skip, or a normaliser that differs from row to row."""
+        return self.coder.config.skip or self.normaliser.left_after_folding().kind != "none"
 
     def encode(self, x: Tensor) -> Latents:
-        """The codes of raw rows x [B, D], computed in the coder's own precision."""
-        inside = self._normalised(x)[0]
-        return self.coder.encode(inside) if self._way is None else self._way.encode(self.coder, inside)
+        """The codes of raw rows x [B, D]."""
+        return self.backend.encode(self.coder, self._normalised(x)[0])
 
-    def decode(self, latents: Latents, x: Tensor) -> Tensor:
-        """Raw rows [B, E] from the codes of the raw rows x [B, D]."""
-        inside, stats = self._normalised(x)
-        if self._way is None:
-            return self.normaliser.undo(self.coder.decode(latents, inside), stats)
-        return self.normaliser.undo(self._way.decode(self.coder, latents) + self.coder.base(inside), stats)
+    def decode(self, latents: Latents, x: Tensor | None) -> Tensor:
+        """Raw rows [B, E] from the codes of the raw rows x [B, D]; x may be None unless `needs_rows`."""
+        inside, stats = (None, None) if x is None else self._normalised(x)
+        base = self.coder.b_dec if inside is None else self.coder.base(inside)
+        return self._raw(self.backend.decode(self.coder, latents) + base, stats)
+
+    def raw_difference(self, difference: Tensor, x: Tensor) -> Tensor:
+        """A difference [B, E] between two reconstructions of rows x [B, D] in the coder's space, in raw units."""
+        _, stats = self._normalised(x)
+        return self._raw(difference, None if stats is None else replace(stats, centre=torch.zeros_like(stats.centre)))
 
     def _normalised(self, x: Tensor) -> tuple[Tensor, RowStats | None]:
-        return self.normaliser.input(x.to(self.coder.W_enc.dtype))
+        x = x.to(self.coder.W_enc.dtype)
+        return (x, None) if self.normaliser == UNIT else self.normaliser.input(x)
+
+    def _raw(self, y_hat: Tensor, stats: RowStats | None) -> Tensor:
+        return y_hat if self.normaliser == UNIT else self.normaliser.undo(y_hat, stats)

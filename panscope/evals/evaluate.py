@@ -20,12 +20,11 @@ from panscope.coders.wiring import WiredCoder
 from panscope.evals.accumulator import CoderShape, Result, SiteTallies, State, below, by_layer, flat
 from panscope.evals.adjacent import AdjacentLayers
 from panscope.evals.altered import Ablated, AlteredPasses
-from panscope.evals.finite import require_finite
-from panscope.evals.means import not_finite, site_means
 from panscope.evals.outcome import Losses, Outcome, Span, TokenIndex, Uniformity
 from panscope.evals.passes import CleanPass, LanguageModel
 from panscope.evals.predictions import predicted_places
 from panscope.evals.probes import Probes, probe, uniformity_of
+from panscope.evals.site_means import not_finite, require_finite, site_means
 from panscope.evals.spec import EvalSpec
 from panscope.types import Latents, Site, TokenBatch, UserError
 

@@ -6,7 +6,6 @@ F latents.
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,8 +14,7 @@ from torch import Tensor
 
 from panscope.coders.base import CoderConfig
 from panscope.coders.inference import KernelsName, backend_for, gathered
-from panscope.coders.normaliser import RowStats
-from panscope.coders.wiring import UNIT, WiredCoder, Wiring
+from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.lms.load import named_device
 from panscope.loading.codes import Codes
 from panscope.types import Latents, UserError
@@ -49,8 +47,7 @@ class LoadedCoder:
         """Its folder or file."""
         self._kernels: KernelsName = kernels
         wired.coder.eval().requires_grad_(False)
-        self._way = backend_for(wired.coder, kernels)
-        self._is_raw = wired.normaliser == UNIT
+        wired.backend = backend_for(wired.coder, kernels)
 
     def __repr__(self) -> str:
         config, wiring = self.wired.coder.config, self.wiring
@@ -70,7 +67,7 @@ class LoadedCoder:
     @property
     def kernels(self) -> str:
         """How it computes: `sparse` or `reference`."""
-        return self._way.name
+        return self.wired.backend.name
 
     @property
     def device(self) -> torch.device:
@@ -120,7 +117,7 @@ class LoadedCoder:
         Raises UserError for a device that is not here, and if `kernels` was "sparse" and cannot be had there.
         """
         self.wired.coder.to(device=None if device is None else named_device(device), dtype=dtype)
-        self._way = backend_for(self.wired.coder, self._kernels)
+        self.wired.backend = backend_for(self.wired.coder, self._kernels)
         return self
 
     def encode(self, x: Tensor) -> Codes:
@@ -131,8 +128,7 @@ class LoadedCoder:
         """
         rows = self._rows(x)
         with self._own_precision():
-            inside, _ = self._inside(rows)
-            return Codes.shaped(self._way.encode(self.wired.coder, inside), x.shape[:-1])
+            return Codes.shaped(self.wired.encode(rows), x.shape[:-1])
 
     def decode(self, codes: Latents | Tensor, x: Tensor | None = None) -> Tensor:
         """The raw activations [..., E] that codes of any dtype stand for, in the coder's; differentiable by the codes,
@@ -154,13 +150,10 @@ class LoadedCoder:
             )
         if x is None and self.needs_rows:
             raise UserError(f"coder {self.name!r} needs the rows to decode: call decode(codes, x)")
-        coder, stats, base = self.wired.coder, None, self.wired.coder.b_dec
         with self._own_precision():
-            if x is not None:
-                inside, stats = self._inside(self._rows_of(codes, x))
-                base = coder.base(inside)
-            y_hat = self._way.decode(coder, codes.with_values(codes.values.to(self.dtype))) + base
-            return self._undone(y_hat, stats).view(*leading, y_hat.shape[1])
+            rows = None if x is None else self._rows_of(codes, x)
+            y_hat = self.wired.decode(codes.with_values(codes.values.to(self.dtype)), rows)
+            return y_hat.view(*leading, y_hat.shape[1])
 
     def __call__(self, x: Tensor) -> Tensor:
         """The reconstruction [..., E] of raw activations x [..., D]: `decode(encode(x), x)`."""
@@ -169,27 +162,21 @@ class LoadedCoder:
     @property
     def needs_rows(self) -> bool:
         """Whether decoding takes the rows too."""
-        return self.wired.coder.config.skip or self.wired.normaliser.left_after_folding().kind != "none"
+        return self.wired.needs_rows
 
     def change(self, latents: Tensor, by: Tensor, x: Tensor) -> Tensor:
         """[B, E] by how much the reconstruction of rows x [B, D] changes where latents [n] do by so much [B, n]."""
         with self._own_precision():
             codes = Codes.of_columns(by.to(self.dtype), latents, self.width)
-            return self._grown(gathered(codes, self.wired.coder.W_dec.detach()), x)
+            return self.wired.raw_difference(gathered(codes, self.wired.coder.W_dec.detach()), x)
 
     def part(self, codes: Latents, x: Tensor) -> Tensor:
         """[B, E] what codes add to the reconstruction of rows x [B, D] beside what is there without any."""
         with self._own_precision():
-            return self._grown(self._way.decode(self.wired.coder, codes), x)
+            return self.wired.raw_difference(self.wired.backend.decode(self.wired.coder, codes), x)
 
     def _own_precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, enabled=False)
-
-    def _grown(self, inside: Tensor, x: Tensor) -> Tensor:
-        """A difference [B, E] in the coder's space as one of raw rows."""
-        _, stats = self._inside(x)
-        sizes = None if stats is None else replace(stats, centre=torch.zeros_like(stats.centre))
-        return self._undone(inside, sizes)
 
     def _rows(self, x: Tensor) -> Tensor:
         wanted = self.wired.coder.config.d_in
@@ -213,10 +200,3 @@ class LoadedCoder:
                 "they are codes of"
             )
         return rows
-
-    def _inside(self, rows: Tensor) -> tuple[Tensor, RowStats | None]:
-        rows = rows.to(self.dtype)
-        return (rows, None) if self._is_raw else self.wired.normaliser.input(rows)
-
-    def _undone(self, y_hat: Tensor, stats: RowStats | None) -> Tensor:
-        return y_hat if self._is_raw else self.wired.normaliser.undo(y_hat, stats)

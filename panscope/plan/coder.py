@@ -15,11 +15,12 @@ from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import Wiring
 from panscope.lms.facts import ModelFacts
 from panscope.plan import names, recipe
-from panscope.plan.grid import FROM_THE_MODEL
 from panscope.plan.wirings import layers_of, site_text
 from panscope.train.schedule import TrainingConfig
 from panscope.types import UserError
 
+FROM_THE_MODEL = ("d_in", "d_out")
+"""Fields of a coder that no table may set."""
 _DEFAULT_RECIPES = {"matryoshka": "saebench", "relu": "anthropic_relu"}
 _DEFAULT_RECIPE = "panscope"
 _TARGET_PRICE = 1.0

@@ -3,26 +3,32 @@
 Planning a planned suite changes nothing, so the suite.toml in a run folder is all that a resumed run needs.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from panscope import coders
 from panscope.activations.config import ActivationsConfig
-from panscope.config import Config, expanded
+from panscope.config import Config, expanded, unknown_key
 from panscope.data.documents import DEMO_TEXT, DataConfig
 from panscope.evals.spec import EvalConfig
 from panscope.lms.facts import ModelFacts
 from panscope.lms.load import LanguageModelConfig
 from panscope.plan import names
-from panscope.plan.coder import PlannedCoder, plan_coder
-from panscope.plan.grid import grid_points
+from panscope.plan.coder import FROM_THE_MODEL, PlannedCoder, plan_coder
+from panscope.plan.wirings import wirings
 from panscope.train.loop import LoopConfig
+from panscope.train.schedule import TrainingConfig
 from panscope.types import Site, UserError
 
 MAX_CONTEXT = 1024
 BUFFER_ROWS = 1_000_000
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+_WHICH = ("wiring", "sites", "layers", "recipe", "width", "expansion", "tag", "convert_to", "tokens")
+_LISTS = ("adam_betas", "prefixes")
+"""Fields whose one value is itself a list; a list of lists is a choice."""
 
 
 class SuiteConfig(Config):
@@ -172,3 +178,31 @@ def _check_names(planned: tuple[PlannedCoder, ...]) -> None:
         if coder.name in seen:
             raise UserError(f"coders: two coders are both named {coder.name!r}: give their tables different 'tag's")
         seen.add(coder.name)
+
+
+def grid_points(table: dict[str, Any], lm: ModelFacts) -> list[dict[str, Any]]:
+    """Every point of one `[[coders]]` table: a dict of single values, its Wiring under `wiring`."""
+    _check_keys(table)
+    lists = {key: _choices(key, value) for key, value in table.items() if key != "layers"}
+    kinds, sites = lists.pop("wiring", ["sae"]), lists.pop("sites", None)
+    here = {"wiring": [w for kind in kinds for w in wirings(kind, sites, table.get("layers", "all"), lm)]} | lists
+    return [dict(zip(here, values, strict=True)) for values in itertools.product(*here.values())]
+
+
+def _choices(key: str, value: Any) -> list[Any]:
+    choices = list(value) if isinstance(value, list | tuple) else [value]
+    if not choices and key != "prefixes":
+        raise UserError(f"coders: {key!r} is an empty list; give at least one value or leave it out")
+    if key in _LISTS and not (choices and isinstance(choices[0], list | tuple)):
+        return [value]
+    return choices
+
+
+def _check_keys(table: dict[str, Any]) -> None:
+    known = {*_WHICH, *TrainingConfig.model_fields}
+    for config, _ in coders.ARCHITECTURES.values():
+        known |= set(config.model_fields)
+    known -= set(FROM_THE_MODEL)
+    for key in table:
+        if key not in known:
+            raise UserError(unknown_key(key, "coders", known))

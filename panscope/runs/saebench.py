@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from panscope.coders.wiring import WiredCoder
-from panscope.evals.saebench import CoreAbout, core_file_name, core_output, write_core
+from panscope.formats.saebench import CoreAbout, core_file_name, core_output, write_core
 from panscope.formats.site_names import lens_name
 from panscope.runs.finished_coder import suffix_of
 from panscope.runs.run import Run

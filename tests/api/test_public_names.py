@@ -1,4 +1,4 @@
-"""The public API: every name is documented, every signature resolves, and nothing heavy is imported before it is used."""
+"""The public API: every name is documented, every signature resolves, nothing heavy is imported before it is used."""
 
 import inspect
 import re

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from panscope.evals.saebench import CoreAbout, CoreRows, core_file_name, core_output, write_core
+from panscope.evals.saebench import CoreRows
+from panscope.formats.saebench import CoreAbout, core_file_name, core_output, write_core
 from panscope.types import UserError
 
 E, F = 5, 6

@@ -77,7 +77,10 @@ def test_the_last_line_is_that_of_the_end_and_never_above_the_total(clock: Clock
 
 
 def test_messages_and_warnings_are_lines(clock: Clock):
-    told = [(0.0, events.Message("a [b] line")), (0.0, events.Message("look", is_warning=True))]
+    told: list[tuple[float, events.Event]] = [
+        (0.0, events.Message("a [b] line")),
+        (0.0, events.Message("look", is_warning=True)),
+    ]
     assert lines_of(told, clock) == ["a [b] line", "Warning: look"]
 
 

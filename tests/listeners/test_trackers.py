@@ -1,4 +1,4 @@
-"""Experiment trackers, with the real libraries offline: what they wrote is read back and compared with the run's files."""
+"""Experiment trackers, the real libraries offline: what they wrote is read back and compared with the run's files."""
 
 import json
 import struct
@@ -25,7 +25,7 @@ BLOCK = 32768
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
-    """The records of an offline run: a log in LevelDB's format of wandb's protocol buffers, after 7 bytes of its own."""
+    """The records of an offline run: wandb's protocol buffers in LevelDB's log format, after 7 bytes."""
     internal = pytest.importorskip("wandb.proto.wandb_internal_pb2")
     raw, place, pending = path.read_bytes(), 7, b""
     while place + 7 <= len(raw):

@@ -186,16 +186,16 @@ class Constant:
     """Stands in for a coder: predicts the same row always."""
 
     def __init__(self, row: Tensor, width: int = 1) -> None:
-        self.row = row
         self.W_enc = row
         self.W_dec = row.new_zeros(width, len(row))
+        self.b_dec = row
         self.config = _Width(width)
 
     def encode(self, x: Tensor) -> Latents:
         return Latents(x.new_zeros(len(x), self.config.width), self.config.width)
 
-    def decode(self, latents: Latents, x: Tensor) -> Tensor:
-        return self.row.expand(len(latents.values), -1)
+    def base(self, x: Tensor) -> Tensor:
+        return self.b_dec
 
 
 class Identity(Constant):
@@ -203,12 +203,11 @@ class Identity(Constant):
 
     def __init__(self) -> None:
         super().__init__(torch.zeros(D, dtype=torch.float64), 2 * D)
+        one = torch.eye(D, dtype=torch.float64)
+        self.W_dec = torch.cat([one, -one])
 
     def encode(self, x: Tensor) -> Latents:
         return Latents(torch.cat([x.clamp(min=0), (-x).clamp(min=0)], dim=1), 2 * D)
-
-    def decode(self, latents: Latents, x: Tensor) -> Tensor:
-        return latents.values[:, :D] - latents.values[:, D:]
 
 
 def identity(site: Site) -> WiredCoder:

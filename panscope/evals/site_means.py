@@ -1,4 +1,4 @@
-"""The first look at the text: the mean of each site that a coder predicts.
+"""The first pass over the text: the mean of each site that a coder predicts, and the check that numbers are numbers.
 
 Shape letters: D width of a site.
 """
@@ -8,9 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from panscope.evals.finite import require_finite
 from panscope.evals.passes import LanguageModel, content_rows
-from panscope.types import Site, TokenBatch, UserError
+from panscope.types import NonFiniteError, Site, TokenBatch, UserError
 
 
 def site_means(lm: LanguageModel, batches: Iterable[TokenBatch], sites: dict[Site, str]) -> dict[Site, Tensor]:
@@ -38,3 +37,9 @@ def not_finite(site: Site, coder: str) -> str:
         f"the language model's activations at {site}, needed by coder {coder!r}, hold NaN or infinity: "
         "check the model's weights, or load it in a wider dtype such as float32"
     )
+
+
+def require_finite(values: Tensor, sentence: str) -> None:
+    """Raise NonFiniteError with `sentence` if `values` hold NaN or infinity."""
+    if not values.isfinite().all():
+        raise NonFiniteError(sentence)
