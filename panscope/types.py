@@ -13,8 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-SITE_KINDS = ("resid_post", "attn_z", "attn_out", "mlp_out", "mlp_in", "mlp_in_no_gain")
-"""The kinds of site, in the field's (TransformerLens) vocabulary; `docs/architecture.md` says what each one is."""
+from panscope.site_kinds import KINDS
+
+SITE_KINDS = tuple(KINDS)
+"""The names of the kinds of site; `docs/architecture.md` says what each one is."""
 
 _SITE_PATTERN = re.compile(r"L(\d+)\.(\w+)")
 

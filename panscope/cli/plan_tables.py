@@ -5,8 +5,6 @@ from collections import defaultdict
 from rich.table import Table
 
 from panscope.cli.units import in_counts, ranges
-from panscope.coders.jumprelu import JumpReLUConfig
-from panscope.coders.topk import SelectingConfig
 from panscope.plan.coder import PlannedCoder
 from panscope.plan.names import short
 from panscope.plan.plan import Plan
@@ -79,9 +77,5 @@ def _ladder(coders: list[PlannedCoder]) -> str:
 
 
 def _sparsity(planned: PlannedCoder) -> tuple[str, str]:
-    coder = planned.coder
-    if isinstance(coder, SelectingConfig):
-        return "K", f"{coder.sparsity:g}"
-    if isinstance(coder, JumpReLUConfig) and coder.target_l0 is not None:
-        return "L0", f"{coder.target_l0:g}"
-    return "lambda", short(coder.sparsity)
+    kind, value = planned.coder.sparsity_aim()
+    return kind, short(value) if kind == "lambda" else f"{value:g}"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from panscope import coders
 from panscope.api.suites import suite_file
 from panscope.config import read_toml
 from panscope.plan.plan import SuiteConfig
@@ -62,7 +63,7 @@ def _merged(tables: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
 def _check_sparsity(over: Mapping[str, Any]) -> None:
     """Refuse one sparsity for architectures of which some read it as K and others as a penalty's coefficient."""
     names = over.get("architecture", [])
-    penalised = [name for name in names if name in ("jumprelu", "gated", "relu")]
+    penalised = [name for name in names if not coders.config_type(name).selects_k]
     if penalised and len(penalised) < len(names) and over.keys() & {"sparsity", "target_l0"}:
         raise UserError(
             f"--architecture {' '.join(names)}: sparsity is K for some of these and a penalty's coefficient for "

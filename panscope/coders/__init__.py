@@ -1,4 +1,4 @@
-"""The dictionaries: one file an architecture, and the table of them."""
+"""The dictionaries: one file an architecture, and the table of them; other packages add theirs by entry points."""
 
 from panscope.coders.base import Coder, CoderConfig
 from panscope.coders.batchtopk import BatchTopKCoder, BatchTopKConfig
@@ -7,6 +7,7 @@ from panscope.coders.jumprelu import JumpReLUCoder, JumpReLUConfig
 from panscope.coders.matryoshka import MatryoshkaConfig
 from panscope.coders.relu import ReLUCoder, ReLUConfig
 from panscope.coders.topk import TopKCoder, TopKConfig
+from panscope.extensions import extension, names_of, wrong_kind
 from panscope.types import UserError
 
 ARCHITECTURES: dict[str, tuple[type[CoderConfig], type[Coder]]] = {
@@ -21,11 +22,23 @@ ARCHITECTURES: dict[str, tuple[type[CoderConfig], type[Coder]]] = {
 
 def config_type(architecture: object) -> type[CoderConfig]:
     """The configuration class of an architecture; raises UserError naming those that exist."""
-    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
-        raise UserError(f"architecture {architecture!r} is unknown: use one of {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[architecture][0]
+    return _architecture(architecture)[0]
 
 
 def build(config: CoderConfig) -> Coder:
     """A coder of this configuration, its weights still zero; `initialise` or `load_tensors` fills them."""
-    return ARCHITECTURES[config.architecture][1](config)
+    return _architecture(config.architecture)[1](config)
+
+
+def _architecture(name: object) -> tuple[type[CoderConfig], type[Coder]]:
+    """Configuration and coder: those of the table, else of another package's entry point."""
+    if isinstance(name, str) and name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    found = extension("architectures", name) if isinstance(name, str) else None
+    if found is None:
+        every = [*ARCHITECTURES, *names_of("architectures")]
+        raise UserError(f"architecture {name!r} is unknown: use one of {', '.join(every)}")
+    is_pair = isinstance(found, tuple) and len(found) == 2 and all(isinstance(one, type) for one in found)
+    if not is_pair or not (issubclass(found[0], CoderConfig) and issubclass(found[1], Coder)):
+        raise wrong_kind("architectures", str(name), "a pair of a CoderConfig and a Coder class")
+    return found

@@ -30,6 +30,19 @@ _MATCHING_ROWS = 256
 class CoderConfig(Config):
     """What every architecture has; each adds its own fields and fixes `architecture`."""
 
+    selects_k: ClassVar[bool] = False
+    """Whether `sparsity` is K; else it is the coefficient of a penalty."""
+    keeps_k_a_row: ClassVar[bool] = False
+    """Whether every row has K codes at most, so that the memory of a step is known."""
+    default_recipe: ClassVar[str] = "panscope"
+    """Where a suite file names none."""
+    largest_coefficient: ClassVar[tuple[float, str] | None] = None
+    """The largest `sparsity` of any recipe or suite, and of which (docs/recipes.md); None where it is K."""
+    frozen_decodes: ClassVar[int] = 0
+    """How often a step reconstructs through a decoder that learns nothing of it."""
+    has_estimator_window: ClassVar[bool] = False
+    """Whether latents that are not active, near their threshold, get gradients too."""
+
     architecture: str
     d_in: int = Field(gt=0)
     """Width of the rows it reads."""
@@ -83,6 +96,18 @@ class CoderConfig(Config):
                 "latent more than the one before, the last one 1"
             )
         return self
+
+    def sparsity_aim(self) -> tuple[Literal["K", "L0", "lambda"], float]:
+        """What training is asked for: K, an L0 to reach, or the coefficient of a penalty."""
+        return ("K" if self.selects_k else "lambda"), self.sparsity
+
+    def codes_of_a_step(self, active: float) -> tuple[float, ...]:
+        """Codes a row of each reconstruction that a step learns from, where `active` latents are active."""
+        return (active,)
+
+    def why_not_jumprelu(self) -> str:
+        """Why a finished coder cannot be turned into JumpReLU, with what to do; empty where it can."""
+        return f"architecture {self.architecture!r} does not keep the K largest of each row: leave convert_to out"
 
     def prefix_ends(self) -> list[int]:
         """How many latents each prefix has; the whole width where there are none."""

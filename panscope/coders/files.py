@@ -12,7 +12,6 @@ from typing import Any
 from panscope import coders
 from panscope.coders.base import Coder
 from panscope.coders.normaliser import Normaliser
-from panscope.coders.topk import SelectingConfig
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.storage.atomic import checksum
 from panscope.storage.sealed import read_json, unsealed, write_sealed
@@ -68,7 +67,7 @@ def knows_sparsity(config: Mapping[str, Any]) -> bool:
     Other tools' files say K, and of a penalty nothing: then `sparsity` is a number that nobody chose.
     """
     trained = coders.config_type(config["training"]["coder"]["architecture"])
-    return not config.get("origin") or issubclass(trained, SelectingConfig)
+    return not config.get("origin") or trained.selects_k
 
 
 def read_config(folder: Path) -> dict[str, Any]:

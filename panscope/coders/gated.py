@@ -8,7 +8,7 @@ gradient from it: it would shrink, r_mag would make up for it, and the penalty w
 Shape letters: B rows, D input width, E output width, F latents.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from panscope.types import Latents
 
 class GatedConfig(CoderConfig):
     """A Gated coder; `sparsity` is lambda."""
+
+    frozen_decodes: ClassVar[int] = 1
+    largest_coefficient: ClassVar[tuple[float, str] | None] = (0.08, "SAEBench: 0.012 to 0.08")
 
     architecture: Literal["gated"] = "gated"
 

@@ -15,7 +15,7 @@ share of itself a step, and from 0.001 a run of some thousand steps does not arr
 Shape letters: B rows, D input width, E output width, F latents.
 """
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -29,6 +29,12 @@ from panscope.types import Latents
 
 class JumpReLUConfig(CoderConfig):
     """A JumpReLU coder; `sparsity` is lambda, the price of one active latent or of missing the target."""
+
+    has_estimator_window: ClassVar[bool] = True
+    largest_coefficient: ClassVar[tuple[float, str] | None] = (
+        0.02,
+        "Gemma Scope: 1e-4 to 2e-3 in its suites here; gemma_scope_2: 0.02",
+    )
 
     architecture: Literal["jumprelu"] = "jumprelu"
     bandwidth: float = Field(default=0.001, gt=0)
@@ -51,6 +57,10 @@ class JumpReLUConfig(CoderConfig):
         if self.target_l0 is not None and self.target_l0 >= self.width:
             raise ValueError(f"target_l0 {self.target_l0:g} is not below the width {self.width}: lower it")
         return self
+
+    def sparsity_aim(self) -> tuple[Literal["K", "L0", "lambda"], float]:
+        """`target_l0` where there is one."""
+        return ("lambda", self.sparsity) if self.target_l0 is None else ("L0", self.target_l0)
 
 
 class JumpReLUCoder(Coder):

@@ -6,7 +6,7 @@ and it is the plain L1 of Bricken et al. and Cunningham et al.
 Shape letters: B rows, D input width, E output width, F latents.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from panscope.types import Latents
 
 class ReLUConfig(CoderConfig):
     """A ReLU coder; `sparsity` is lambda."""
+
+    default_recipe: ClassVar[str] = "anthropic_relu"
+    largest_coefficient: ClassVar[tuple[float, str] | None] = (10.0, "Anthropic, April 2024: 2 to 10")
 
     architecture: Literal["relu"] = "relu"
 

@@ -9,7 +9,7 @@ can be used with more latents than it was trained with.
 Shape letters: B rows, D input width, E output width, F latents, K active latents a row.
 """
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -23,6 +23,8 @@ from panscope.types import Latents
 
 class SelectingConfig(AuxKConfig):
     """What TopK and BatchTopK share; `sparsity` is K."""
+
+    selects_k: ClassVar[bool] = True
 
     selection: Literal["value", "decoder_norm"] = "value"
     """Rank latents by activation, or by activation times decoder norm."""
@@ -48,11 +50,25 @@ class SelectingConfig(AuxKConfig):
 class TopKConfig(SelectingConfig):
     """A TopK coder."""
 
+    keeps_k_a_row: ClassVar[bool] = True
+
     architecture: Literal["topk"] = "topk"
     multi_coefficient: float = Field(default=0.0, ge=0)
     """Multi-TopK: what the loss at `multi_factor` K counts; 0 leaves it out. Gao et al.: 1/8."""
     multi_factor: int = Field(default=4, gt=1)
     """How many times K the second loss keeps."""
+
+    def codes_of_a_step(self, active: float) -> tuple[float, ...]:
+        """Multi-TopK reconstructs once more, from `multi_factor` times as many codes."""
+        return (active, min(self.width, active * self.multi_factor)) if self.multi_coefficient else (active,)
+
+    def why_not_jumprelu(self) -> str:
+        """A threshold on pre-activations chooses as TopK does where decoder norms do not rank otherwise."""
+        if self.sparsity >= self.width:
+            return f"sparsity (K) {self.sparsity:g} is not below the width {self.width}: lower K"
+        if self.selection == "value" and self.decoder_norm == "free":
+            return "decoder_norm is 'free' with selection 'value': set decoder_norm 'unit' or selection 'decoder_norm'"
+        return ""
 
 
 class TopKCoder(Coder):

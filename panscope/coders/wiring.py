@@ -9,8 +9,9 @@ Shape letters: B rows of a batch, S sites, D width of what is read, E width of w
 rows are S B, site after site.
 """
 
-from dataclasses import replace
-from typing import Annotated, Literal, Self
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Self
 
 import torch
 from pydantic import BeforeValidator, PlainSerializer, model_validator
@@ -27,7 +28,43 @@ SiteField = Annotated[
 ]
 """A Site in a configuration, written as L03.mlp_out."""
 
-WIRINGS = ("sae", "transcoder", "multilayer", "crosscoder")
+
+@dataclass(frozen=True)
+class WiringKind:
+    """What is known of a wiring: how x and y are gathered, and how people and files name it."""
+
+    singular: str
+    plural: str
+    default_sites: str
+    """The `sites` of a suite file where it names none."""
+    prefix: str = ""
+    """What the names of its coders have before the letters of their sites."""
+    predicts_other: bool = False
+    """Whether it predicts another site than it reads."""
+    has_several_sites: bool = False
+    stacks_rows: bool = False
+    """Whether the rows of its sites are rows of one coder, site after site."""
+    joins_columns: bool = False
+    """Whether the rows of its sites are concatenated, so that they share one code."""
+
+
+WIRINGS = {
+    "sae": WiringKind("sparse autoencoder", "sparse autoencoders", "resid_post"),
+    "transcoder": WiringKind(
+        "transcoder", "transcoders", "mlp_in_no_gain -> mlp_out", prefix="TC", predicts_other=True
+    ),
+    "multilayer": WiringKind(
+        "sparse autoencoder of several layers",
+        "sparse autoencoders of several layers",
+        "resid_post",
+        has_several_sites=True,
+        stacks_rows=True,
+    ),
+    "crosscoder": WiringKind(
+        "crosscoder", "crosscoders", "resid_post", prefix="CC", has_several_sites=True, joins_columns=True
+    ),
+}
+"""Every wiring by its name in files; one more is a line here, and a new way to gather rows a branch of `Wiring`."""
 UNIT = Normaliser(kind="none", scale_in=1, scale_out=1)
 """Leaves rows as they are."""
 
@@ -35,29 +72,43 @@ UNIT = Normaliser(kind="none", scale_in=1, scale_out=1)
 class Wiring(Config):
     """The sites of one coder."""
 
-    wiring: Literal["sae", "transcoder", "multilayer", "crosscoder"]
+    wiring: str
     reads: tuple[SiteField, ...]
     predicts: tuple[SiteField, ...]
 
     @model_validator(mode="after")
     def _sites_fit(self) -> Self:
+        if self.wiring not in WIRINGS:
+            raise ValueError(f"wiring is {self.wiring!r}: use one of {', '.join(WIRINGS)}")
         reads, predicts = " ".join(map(str, self.reads)), " ".join(map(str, self.predicts))
-        if (self.wiring != "transcoder") != (self.reads == self.predicts):
-            wanted = "another site than it reads" if self.wiring == "transcoder" else "the site it reads"
+        if (not self.kind.predicts_other) != (self.reads == self.predicts):
+            wanted = "another site than it reads" if self.kind.predicts_other else "the site it reads"
             raise ValueError(f"predicts is {predicts}, but wiring {self.wiring!r} predicts {wanted}, {reads}")
-        several = self.wiring in ("multilayer", "crosscoder")
-        fits = len(self.reads) > 1 if several else len(self.reads) == 1
+        fits = len(self.reads) > 1 if self.kind.has_several_sites else len(self.reads) == 1
         if not fits or len(self.predicts) != len(self.reads):
-            wanted = "several sites" if several else "one site"
+            wanted = "several sites" if self.kind.has_several_sites else "one site"
             raise ValueError(f"reads is {reads}, but wiring {self.wiring!r} takes {wanted}")
         if len(set(self.reads)) != len(self.reads):
             raise ValueError(f"reads is {reads}: name each site once")
         return self
 
     @property
+    def kind(self) -> WiringKind:
+        """What is known of the wiring."""
+        return WIRINGS[self.wiring]
+
+    @property
     def stacks(self) -> int:
-        """How many stacks of rows there are, one after another: S of a multilayer coder, else 1."""
-        return len(self.reads) if self.wiring == "multilayer" else 1
+        """How many rows of the coder one token gives: S of a multilayer coder, else 1."""
+        return len(self.reads) if self.kind.stacks_rows else 1
+
+    def site_width(self, columns: int) -> int:
+        """The width of each site's rows, where the coder's rows have so many columns."""
+        return columns // len(self.reads) if self.kind.joins_columns else columns
+
+    def columns(self, sites: Sequence[Site], width: Callable[[Site], int]) -> int:
+        """The columns of the coder's rows at `sites`, which are those it reads or predicts; `width` is that of one."""
+        return sum(map(width, sites)) if self.kind.joins_columns else width(sites[0])
 
     def sites(self) -> set[Site]:
         """Every site whose rows it needs."""
@@ -66,22 +117,22 @@ class Wiring(Config):
     def rows(self, batch: ActivationBatch) -> tuple[Tensor, Tensor]:
         """x [B, D] and y [B, E] of a batch; [S B, D] twice for a multilayer coder."""
         x = self.gather(batch.rows)
-        return x, batch.rows[self.predicts[0]] if self.wiring == "transcoder" else x
+        return x, batch.rows[self.predicts[0]] if self.kind.predicts_other else x
 
     def gather(self, rows: dict[Site, Tensor]) -> Tensor:
         """What the coder reads, from the rows of each site."""
         pieces = [rows[site] for site in self.reads]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=0 if self.wiring == "multilayer" else 1)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=0 if self.kind.stacks_rows else 1)
 
     def split(self, y_hat: Tensor, widths: list[int]) -> list[Tensor]:
         """The reconstruction [., E] taken apart: one [B, width] for each predicted site; `widths` are theirs."""
-        if self.wiring == "multilayer":
+        if self.kind.stacks_rows:
             return list(y_hat.chunk(self.stacks, dim=0))
         return list(y_hat.split(widths, dim=1))
 
     def codes(self, latents: Latents) -> list[Latents]:
         """The codes behind each predicted site's rows: those of its own rows, or for a crosscoder the shared ones."""
-        if self.wiring != "multilayer":
+        if not self.kind.stacks_rows:
             return [latents] * len(self.predicts)
         rows = len(latents) // self.stacks
         return [latents.select(slice(n * rows, (n + 1) * rows)) for n in range(self.stacks)]

@@ -185,6 +185,6 @@ def assumptions(whole: Cost) -> list[str]:
         said.append(f"L0 {ASSUMED_L0:g} where only a penalty is given (bears on the sparse count alone)")
     if any(isinstance(coder.coder, AuxKConfig) and coder.coder.auxk_coefficient for coder in plan.coders):
         said.append("AuxK: as if no latent were dead")
-    if any(coder.coder.architecture == "jumprelu" for coder in plan.coders):
+    if any(coder.coder.has_estimator_window for coder in plan.coders):
         said.append("sparse JumpReLU: without the latents inside the estimator's window, and L0 from the first step on")
     return said

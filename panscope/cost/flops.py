@@ -22,8 +22,6 @@ Shape letters: B rows, D input width, E output width, F latents, k active latent
 from collections.abc import Sequence
 
 from panscope.coders.base import CoderConfig
-from panscope.coders.jumprelu import JumpReLUConfig
-from panscope.coders.topk import SelectingConfig, TopKConfig
 from panscope.lms.facts import ModelFacts
 from panscope.plan.coder import PlannedCoder
 from panscope.plan.plan import Plan
@@ -41,7 +39,7 @@ def dense_flops(coder: CoderConfig, rows: int) -> float:
     """
     into, out = rows * coder.d_in * coder.width, rows * coder.d_out * coder.width
     encoder = 6 * into if coder.pre_encoder_bias else 4 * into
-    decoders = 6 * out * (1 + _multi(coder)) + 4 * out * (coder.architecture == "gated")
+    decoders = 6 * out * len(coder.codes_of_a_step(1.0)) + 4 * out * coder.frozen_decodes
     return float(encoder + decoders + _skip(coder, rows))
 
 
@@ -52,12 +50,9 @@ def sparse_flops(coder: CoderConfig, rows: int, active: float) -> float:
     below their threshold, which the estimator's window also reaches, are left out too: their number is not known.
     """
     d_in, d_out = coder.d_in, coder.d_out
-    codes, wide = active, active
-    if isinstance(coder, TopKConfig) and _multi(coder):
-        wide = min(coder.width, active * coder.multi_factor)
-        codes = active + wide
-    encoder = 2 * rows * d_in * coder.width + 2 * rows * wide * d_in
-    decoders = 6 * rows * codes * d_out + 4 * rows * active * d_out * (coder.architecture == "gated")
+    codes = coder.codes_of_a_step(active)
+    encoder = 2 * rows * d_in * coder.width + 2 * rows * max(codes) * d_in
+    decoders = 6 * rows * sum(codes) * d_out + 4 * rows * active * d_out * coder.frozen_decodes
     bias = 2 * d_in * coder.width if coder.pre_encoder_bias else 0
     return float(encoder + decoders + bias + _skip(coder, rows))
 
@@ -69,20 +64,20 @@ def active_latents(planned: PlannedCoder) -> float:
     what training makes of the penalty: ASSUMED_L0.
     """
     coder, training = planned.coder, planned.training
-    if isinstance(coder, SelectingConfig):
+    kind, value = coder.sparsity_aim()
+    if kind == "K":
         warm, start = training.sparsity_warmup_steps, training.sparsity_from
         if warm <= planned.steps:
             return coder.sparsity + (start - coder.sparsity) * warm / (2 * planned.steps)
         return start + (coder.sparsity - start) * planned.steps / (2 * warm)
-    if isinstance(coder, JumpReLUConfig) and coder.target_l0 is not None:
-        return coder.target_l0
+    if kind == "L0":
+        return value
     return min(ASSUMED_L0, coder.width)
 
 
 def l0_is_assumed(planned: PlannedCoder) -> bool:
     """Whether `active_latents` had nothing to go by."""
-    coder = planned.coder
-    return not isinstance(coder, SelectingConfig) and getattr(coder, "target_l0", None) is None
+    return planned.coder.sparsity_aim()[0] == "lambda"
 
 
 def rows_of_a_step(planned: PlannedCoder, batch: int) -> int:
@@ -133,11 +128,7 @@ def tokens_per_row(plan: Plan) -> float:
     return context / (context - 1) if plan.suite.data.packing == "documents" else 1.0
 
 
-def _multi(coder: CoderConfig) -> bool:
-    return isinstance(coder, TopKConfig) and coder.multi_coefficient > 0
-
-
 def _skip(coder: CoderConfig, rows: int) -> int:
     """Forward and gradient of W_skip for each learned decoding, forward alone for the gate's frozen one."""
-    each = 4 * (1 + _multi(coder)) + 2 * (coder.architecture == "gated")
+    each = 4 * len(coder.codes_of_a_step(1.0)) + 2 * coder.frozen_decodes
     return each * rows * coder.d_in * coder.d_out if coder.skip else 0

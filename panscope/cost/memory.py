@@ -16,7 +16,6 @@ import torch
 
 from panscope import coders
 from panscope.coders.base import CoderConfig
-from panscope.coders.topk import TopKConfig
 from panscope.cost.flops import rows_of_a_step
 from panscope.cost.gpus import Gpu
 from panscope.kernels.backend import Kernels
@@ -216,7 +215,7 @@ def _kept_bytes(coder: PlannedCoder, is_sparse: bool) -> int:
 def _step_bytes(coder: PlannedCoder, batch: int, is_sparse: bool) -> int:
     """A sparse coder whose number of active latents is not fixed may have to take dense steps at first."""
     dense = working_bytes(coder, batch)
-    if not is_sparse or not isinstance(coder.coder, TopKConfig):
+    if not is_sparse or not coder.coder.keeps_k_a_row:
         return dense
     config = coder.coder
     return min(dense, _SPARSE_ROWS * 4 * rows_of_a_step(coder, batch) * max(config.d_in, config.d_out))

@@ -59,7 +59,7 @@ def transfer_seconds(planned: PlannedCoder, batch: int, gpu: Gpu, value_bytes: i
 def input_bytes(planned: PlannedCoder, batch: int, value_bytes: int = 4) -> int:
     """The rows of one step: what the coder reads and, where it differs, what it predicts."""
     coder = planned.coder
-    columns = coder.d_in + (coder.d_out if planned.wiring.wiring == "transcoder" else 0)
+    columns = coder.d_in + (coder.d_out if planned.wiring.kind.predicts_other else 0)
     return rows_of_a_step(planned, batch) * columns * value_bytes
 
 

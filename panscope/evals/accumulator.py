@@ -13,7 +13,7 @@ from torch import Tensor
 from panscope.coders.wiring import Wiring
 from panscope.evals.firing import Firing
 from panscope.evals.layers import LayerDistribution
-from panscope.evals.moments import BY_POSITION, LAYOUT, Moments, by_position, by_sequence_and_subset
+from panscope.evals.moments import LAYOUT, Layout, Moments, by_position, by_sequence_and_subset
 from panscope.evals.outcome import Outcome
 from panscope.evals.saebench import CoreRows
 from panscope.types import Latents, Site
@@ -41,6 +41,8 @@ class CoderShape:
     positions: int
     subsets: tuple[str, ...]
     saebench: bool
+    layout: Layout = LAYOUT
+    """What is measured of every token."""
 
 
 class MetricAccumulator:
@@ -48,21 +50,22 @@ class MetricAccumulator:
 
     def __init__(self, shape: CoderShape, width: int) -> None:
         self._shape = shape
-        self._whole = Moments()
-        self._subsets = {name: Moments() for name in shape.subsets} if len(shape.subsets) > 1 else {}
-        self._positions = torch.zeros(shape.positions, len(BY_POSITION), dtype=torch.float64)
+        self._layout = shape.layout
+        self._whole = Moments(shape.layout)
+        self._subsets = {name: Moments(shape.layout) for name in shape.subsets} if len(shape.subsets) > 1 else {}
+        self._positions = torch.zeros(shape.positions, len(shape.layout.by_position), dtype=torch.float64)
         self._saebench = CoreRows() if shape.saebench else None
         self.firing = Firing(width)
 
     def update(self, outcome: Outcome) -> None:
         """Take in one more batch."""
-        measured, sequences = LAYOUT.measured(outcome), outcome.span.sequences
+        measured, sequences = self._layout.measured(outcome), outcome.span.sequences
         if self._subsets:
-            apart = by_sequence_and_subset(measured, sequences, len(self._subsets))
+            apart = by_sequence_and_subset(measured, sequences, len(self._subsets), self._layout)
             for number, moments in enumerate(self._subsets.values()):
                 moments.add(apart[:, number])
-        self._whole.add(by_sequence_and_subset(measured, sequences, 1)[:, 0])
-        self._positions += by_position(measured, self._shape.positions)
+        self._whole.add(by_sequence_and_subset(measured, sequences, 1, self._layout)[:, 0])
+        self._positions += by_position(measured, self._shape.positions, self._layout)
         self.firing.update(outcome)
         if self._saebench is not None:
             self._saebench.update(outcome.y, outcome.y_hat)
@@ -90,7 +93,8 @@ class MetricAccumulator:
 
     def positions(self, site: Site) -> Columns:
         """A row for each position that has a token or predicts one."""
-        counts, numbers = BY_POSITION.counts(self._positions), BY_POSITION.numbers(self._positions)
+        kept = self._layout.by_position
+        counts, numbers = kept.counts(self._positions), kept.numbers(self._positions)
         some = ((counts["tokens"] > 0) | (counts["predicted_tokens"] > 0)).nonzero().flatten()
         whole = {name: counts[name][some].long().tolist() for name in ("tokens", "predicted_tokens")}
         shares = {name: values[some].tolist() for name, values in numbers.items()}

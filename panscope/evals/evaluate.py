@@ -20,6 +20,7 @@ from panscope.coders.wiring import WiredCoder
 from panscope.evals.accumulator import CoderShape, Result, SiteTallies, State, below, by_layer, flat
 from panscope.evals.adjacent import AdjacentLayers
 from panscope.evals.altered import Ablated, AlteredPasses
+from panscope.evals.moments import Layout
 from panscope.evals.outcome import Losses, Outcome, Span, TokenIndex, Uniformity
 from panscope.evals.passes import CleanPass, LanguageModel
 from panscope.evals.predictions import predicted_places
@@ -85,7 +86,8 @@ class Evaluation:
         """`means` [E] float64 are of every predicted site; no sequence is longer than `context`."""
         self.means = means
         self._lm, self._coders, self._question = lm, coders, question
-        shape = CoderShape(context, question.subsets, question.saebench)
+        layout = Layout.with_metrics(question.metrics)
+        shape = CoderShape(context, question.subsets, question.saebench, layout)
         self._tallies = {name: SiteTallies(one.wiring, shape, one.coder.config.width) for name, one in coders.items()}
         stacks = {one.wiring.reads for one in coders.values() if by_layer(one.wiring)}
         self._adjacent = {sites: AdjacentLayers(sites) for sites in sorted(stacks)}
@@ -217,7 +219,7 @@ class Evaluation:
 def _decoder(coder: WiredCoder, site: Site, clean: CleanPass) -> Tensor:
     """[F, E] the columns of the decoder that predict `site`; it has all of them unless sites are concatenated."""
     W_dec, wiring = coder.coder.W_dec.detach(), coder.wiring
-    if wiring.wiring != "crosscoder":
+    if not wiring.kind.joins_columns:
         return W_dec
     widths = [clean.rows[one].shape[1] for one in wiring.predicts]
     return W_dec.split(widths, dim=1)[wiring.predicts.index(site)]

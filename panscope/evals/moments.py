@@ -8,13 +8,14 @@ Its 95 % interval is g +- 1.96 sqrt(variance). Both sums merge, so that parts of
 Shape letters: C quantities, S sequences of a batch, M tokens, T positions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from panscope.evals.metrics import METRICS
+from panscope.evals.metrics import METRICS, metric_named
 from panscope.evals.metrics.base import Metric, Numbers, Over, Sums
 from panscope.evals.outcome import Outcome, TokenIndex
 
@@ -39,6 +40,16 @@ class Layout:
         }
         every = [column for columns in self._columns.values() for column in columns]
         self.place = {column: number for number, column in enumerate([*every, ("sequences", "count")])}
+
+    @classmethod
+    def with_metrics(cls, names: Sequence[str]) -> "Layout":
+        """All built-in metrics and these of other packages; raises UserError for one that there is not."""
+        return cls(METRICS | {name: metric_named(name) for name in names}) if names else LAYOUT
+
+    @cached_property
+    def by_position(self) -> "Layout":
+        """The part of it that is also kept for each position."""
+        return Layout({name: metric for name, metric in self._metrics.items() if metric.by_position})
 
     def __len__(self) -> int:
         return len(self.place)
@@ -93,23 +104,23 @@ def _places(outcome: Outcome, over: Over) -> TokenIndex | None:
 
 
 LAYOUT = Layout(METRICS)
-BY_POSITION = Layout({name: metric for name, metric in METRICS.items() if metric.by_position})
 
 
 class Moments:
     """Sums over all tokens of a group, and over its sequences of their products about the mean sequence."""
 
-    def __init__(self) -> None:
-        self.sums = torch.zeros(len(LAYOUT), dtype=torch.float64)
-        self._scatter = torch.zeros(len(LAYOUT), len(LAYOUT), dtype=torch.float64)
+    def __init__(self, layout: Layout = LAYOUT) -> None:
+        self._layout = layout
+        self.sums = torch.zeros(len(layout), dtype=torch.float64)
+        self._scatter = torch.zeros(len(layout), len(layout), dtype=torch.float64)
 
     @property
     def _sequences(self) -> float:
-        return float(LAYOUT.counts(self.sums)["sequences"])
+        return float(self._layout.counts(self.sums)["sequences"])
 
     def add(self, by_sequence: Tensor) -> None:
         """Take in more sequences; `by_sequence` [S, C] are the sums over each, passed over where it has no row here."""
-        some = by_sequence[by_sequence[:, LAYOUT.place["sequences", "count"]] > 0]
+        some = by_sequence[by_sequence[:, self._layout.place["sequences", "count"]] > 0]
         if len(some):
             apart = some - some.mean(dim=0)
             self._join(some.sum(dim=0), apart.T @ apart, float(len(some)))
@@ -128,8 +139,8 @@ class Moments:
 
     def numbers(self) -> dict[str, float | int]:
         """Every number, and what they are over."""
-        counts = {name: int(value) for name, value in LAYOUT.counts(self.sums).items()}
-        return counts | {name: float(value) for name, value in LAYOUT.numbers(self.sums).items()}
+        counts = {name: int(value) for name, value in self._layout.counts(self.sums).items()}
+        return counts | {name: float(value) for name, value in self._layout.numbers(self.sums).items()}
 
     def intervals(self) -> dict[str, list[float]]:
         """Both ends of every number's 95 % interval; nothing where there are fewer than 2 sequences."""
@@ -139,7 +150,7 @@ class Moments:
         covariance = self._scatter * n / (n - 1)
         sums = self.sums.clone().requires_grad_()
         with torch.enable_grad():
-            numbers = LAYOUT.numbers(sums)
+            numbers = self._layout.numbers(sums)
             slopes = {name: torch.autograd.grad(value, sums, retain_graph=True)[0] for name, value in numbers.items()}
         return {name: _interval(float(numbers[name].detach()), slope, covariance) for name, slope in slopes.items()}
 
@@ -159,22 +170,22 @@ def _interval(value: float, slope: Tensor, covariance: Tensor) -> list[float]:
     return [value - half, value + half]
 
 
-def by_sequence_and_subset(measured: Measured, sequences: int, subsets: int) -> Tensor:
+def by_sequence_and_subset(measured: Measured, sequences: int, subsets: int, layout: Layout = LAYOUT) -> Tensor:
     """[S, subsets, C] float64 on the CPU: the sums over each sequence's tokens of each subset, or all where it is 1."""
-    sums = torch.zeros(sequences * subsets, len(LAYOUT), dtype=torch.float64)
+    sums = torch.zeros(sequences * subsets, len(layout), dtype=torch.float64)
     for columns, places, values in measured:
         groups = places.sequences * subsets + (places.subsets if subsets > 1 else 0)
         sums[:, columns] = _grouped(values, groups, sequences * subsets).cpu()
-    sums[:, LAYOUT.place["sequences", "count"]] = (sums[:, LAYOUT.place["rows", "count"]] > 0).double()
-    return sums.view(sequences, subsets, len(LAYOUT))
+    sums[:, layout.place["sequences", "count"]] = (sums[:, layout.place["rows", "count"]] > 0).double()
+    return sums.view(sequences, subsets, len(layout))
 
 
-def by_position(measured: Measured, positions: int) -> Tensor:
-    """[T, columns of BY_POSITION] float64 on the CPU."""
-    sums = torch.zeros(positions, len(LAYOUT), dtype=torch.float64)
+def by_position(measured: Measured, positions: int, layout: Layout = LAYOUT) -> Tensor:
+    """[T, columns of `layout.by_position`] float64 on the CPU."""
+    sums = torch.zeros(positions, len(layout), dtype=torch.float64)
     for columns, places, values in measured:
         sums[:, columns] = _grouped(values, places.positions, positions).cpu()
-    return sums[:, [LAYOUT.place[column] for column in BY_POSITION.place]]
+    return sums[:, [layout.place[column] for column in layout.by_position.place]]
 
 
 def _grouped(values: Tensor, groups: Tensor, n: int) -> Tensor:

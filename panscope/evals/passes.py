@@ -16,6 +16,7 @@ from torch import Tensor
 from panscope.evals.outcome import Losses
 from panscope.evals.predictions import LossMask, Predictions
 from panscope.lms.model import Start
+from panscope.site_kinds import KINDS
 from panscope.types import Site, TokenBatch
 
 Splice = Literal["content", "all"]
@@ -146,11 +147,8 @@ def _before(site: Site) -> list[Site]:
     Where those themselves are altered, they are what is altered in it.
     """
     early = [_residual(site)] if site.layer else []
-    if site.kind != "attn_z":
-        early.append(Site(site.layer, "attn_out"))
-    if site.kind in ("mlp_out", "resid_post"):
-        early.append(Site(site.layer, "mlp_out"))
-    return early
+    outputs = [kind for kind in ("attn_out", "mlp_out") if KINDS[kind].order <= KINDS[site.kind].order]
+    return early + [Site(site.layer, kind) for kind in outputs]
 
 
 def _residual(site: Site) -> Site:

@@ -20,6 +20,7 @@ from torch import Tensor
 from panscope.evals.metrics.uniformity import uniformity
 from panscope.evals.outcome import TokenIndex, Uniformity
 from panscope.evals.passes import LanguageModel
+from panscope.site_kinds import KINDS
 from panscope.types import Latents, Site, TokenBatch
 
 _TOGETHER = 8
@@ -59,7 +60,7 @@ def probe(
         for n in range(min(len(predicted), probes - first))
         if (t := _place(batch, predicted, n, first)) is not None
     ]
-    seen = [site for site in sites if site.kind != "mlp_in_no_gain"]
+    seen = [site for site in sites if not KINDS[site.kind].no_gain]
     if not chosen or not seen:
         return None
     sequences, positions = torch.tensor(chosen).T

@@ -20,6 +20,8 @@ class EvalConfig(Config):
     """The widest half of a 95 % interval that is accepted, of fvu and of delta_loss (nats); left out, any."""
     probes: int = Field(default=256, ge=0)
     """Sequences in which the uniformity of active latents is measured, one token each; 0 leaves it out."""
+    metrics: tuple[str, ...] = ()
+    """Metrics of other packages (docs/extending.md) that are measured too."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class EvalSpec:
     """Which token must be content for a prediction to count."""
     probes: int = 0
     """Sequences in which the uniformity of active latents is measured."""
+    metrics: tuple[str, ...] = ()
+    """Metrics of other packages, beside all built-in ones."""
     saebench: bool = False
     """Whether the sums of SAEBench's own definitions are taken."""
     interventions_per_pass: int = 1

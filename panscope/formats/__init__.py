@@ -1,9 +1,10 @@
-"""Foreign formats, both ways: one file a format, and the table of them.
+"""Foreign formats, both ways: one file a format, and the table of them; other packages add theirs by entry points.
 
-`base.py` says what a format is, `hooks.py` what a site is called elsewhere, `untrusted.py` reads files that strangers
-made, and `archives.py` looks at those that are archives before.
+`base.py` says what a format is, `site_names.py` what a site is called elsewhere, `untrusted.py` reads files that
+strangers made, and `archives.py` looks at those that are archives before.
 """
 
+from panscope.extensions import extension, names_of, wrong_kind
 from panscope.formats.base import Format, ImportedCoder, ImportOptions
 from panscope.formats.dictionary_learning import DICTIONARY_LEARNING
 from panscope.formats.gemma_scope import GEMMA_SCOPE
@@ -13,8 +14,9 @@ from panscope.formats.mlsae import MLSAE
 from panscope.formats.openai import OPENAI
 from panscope.formats.saelens import SAELENS
 from panscope.formats.sparsify import SPARSIFY
+from panscope.types import UserError
 
-__all__ = ["FORMATS", "Format", "ImportOptions", "ImportedCoder"]
+__all__ = ["FORMATS", "Format", "ImportOptions", "ImportedCoder", "format_named"]
 
 FORMATS: dict[str, Format] = {
     format.name: format
@@ -30,3 +32,15 @@ FORMATS: dict[str, Format] = {
     )
 }
 """By the name that the user types; the order in which they are tried on files of unknown make."""
+
+
+def format_named(name: str) -> Format:
+    """A format of the table, or of another package's entry point; raises UserError naming those that there are."""
+    if name in FORMATS:
+        return FORMATS[name]
+    found = extension("formats", name)
+    if found is None:
+        raise UserError(f"format {name!r} is unknown: use one of {', '.join([*FORMATS, *names_of('formats')])}")
+    if not isinstance(found, Format):
+        raise wrong_kind("formats", name, "a panscope.formats.Format")
+    return found

@@ -133,7 +133,7 @@ def _config(foreign: ImportedCoder, coder: Coder) -> dict[str, Any]:
         "hf_hook_point_in": point(wiring.reads[0], names["hf_hook_name"]),
         "affine_connection": coder.config.skip,
     }
-    if wiring.wiring == "transcoder":
+    if wiring.kind.predicts_other:
         config["hf_hook_point_out"] = point(wiring.predicts[0], names["hf_hook_name_out"])
     return config | {name: names[name] for name in names if name not in config}
 

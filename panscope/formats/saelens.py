@@ -299,7 +299,7 @@ def _write(foreign: ImportedCoder, folder: Path) -> list[Path]:
 def _as_theirs(wired: WiredCoder) -> tuple[str, Coder]:
     """Their architecture for a finished coder, and the coder as that holds it."""
     coder, architecture = wired.coder, wired.coder.config.architecture
-    is_transcoder = wired.wiring.wiring == "transcoder"
+    is_transcoder = wired.wiring.kind.predicts_other
     if wired.normaliser.kind in PER_ROW and (is_transcoder or coder.config.skip):
         raise UserError(
             f"the normaliser is {wired.normaliser.kind!r}, but SAELens undoes none after a transcoder or a skip: "

@@ -21,18 +21,9 @@ from panscope.coders.wiring import Wiring
 from panscope.formats.base import ImportedCoder, ImportOptions
 from panscope.formats.untrusted import read_json
 from panscope.lms.families import FAMILIES, ModelFamily, family_of
-from panscope.lms.sites import KINDS
+from panscope.site_kinds import KINDS
 from panscope.types import Site, UserError
 
-_LENS = {
-    "resid_post": "hook_resid_post",
-    "attn_z": "attn.hook_z",
-    "attn_out": "hook_attn_out",
-    "mlp_out": "hook_mlp_out",
-    "mlp_in": "mlp.hook_in",
-    "mlp_in_no_gain": "ln2.hook_normalized",
-}
-"""After `blocks.3.`. The MLP's input with the norm's gain has a name in TransformerLens' bridge only."""
 _BEFORE_GAIN = "output_before_gain"
 _BLOCK = re.compile(r"blocks\.(\d{1,4})\.([\w.]+)")
 _ENDING = re.compile(r"(.*?)\.?(input|output|" + _BEFORE_GAIN + ")")
@@ -63,7 +54,7 @@ _PATHS = "module_paths"
 
 def lens_name(site: Site) -> str:
     """TransformerLens' hook name of a site: `blocks.3.hook_resid_post`."""
-    return f"blocks.{site.layer}.{_LENS[site.kind]}"
+    return f"blocks.{site.layer}.{KINDS[site.kind].lens_name}"
 
 
 def site_of_lens_name(name: str) -> Site | None:
@@ -78,7 +69,7 @@ def site_of_lens_name(name: str) -> Site | None:
     layer, hook = int(match[1]), match[2]
     if hook == "hook_resid_pre":
         return Site(layer - 1, "resid_post") if layer else None
-    kinds = [kind for kind, own in _LENS.items() if own == hook]
+    kinds = [kind for kind, known in KINDS.items() if known.lens_name == hook]
     return Site(layer, kinds[0]) if kinds else None
 
 
@@ -178,7 +169,7 @@ def names_of(foreign: ImportedCoder) -> dict[str, Any]:
 
     reads, predicts = both(wiring.reads[0]), both(wiring.predicts[0])
     names: dict[str, Any] = {"model_name": about.get("model"), **reads}
-    if wiring.wiring == "transcoder":
+    if wiring.kind.predicts_other:
         names |= {f"{name}_out": value for name, value in predicts.items()}
     names["panscope"] = {
         "wiring": wiring.wiring,
@@ -200,13 +191,13 @@ def with_own(asked: ImportOptions, names: Mapping[str, Any], where: Path) -> Imp
     ends = {end: own.get(end) for end in ("reads", "predicts")}
     sites = {end: [_site_in(entry) for entry in said] if isinstance(said, list) else said for end, said in ends.items()}
     wiring = Wiring.read({"wiring": own.get("wiring"), **sites}, repr(str(where)))
-    if wiring.wiring == "crosscoder":
+    if wiring.kind.joins_columns:
         raise UserError(
             f"{str(where)!r} says it is a crosscoder, which no file of other tools is; take an undamaged copy"
         )
     reads, predicts = asked.sites or wiring.reads, asked.predicts
     if predicts is None and len(reads) == 1:
-        predicts = wiring.predicts[0] if wiring.wiring == "transcoder" else reads[0]
+        predicts = wiring.predicts[0] if wiring.kind.predicts_other else reads[0]
     model = asked.model or (model if isinstance(model, str) else None)
     return replace(asked, reads=reads, predicts=predicts, model=model)
 

@@ -122,7 +122,7 @@ def _wiring(path: Path, asked: ImportOptions, stated: _Stated, model: str | None
     if not stated.transcode:
         return wiring_of(path, asked, output, None, name)
     wiring = wiring_of(path, asked, site_of_hookpoint(name, family, "input"), output, name)
-    if wiring.wiring != "transcoder":
+    if not wiring.kind.predicts_other:
         raise UserError(
             f"{str(path)!r} is a transcoder and does not say which site it predicts: say both by --site and "
             "--predicts, such as --site L03.mlp_in --predicts L03.mlp_out"
@@ -139,7 +139,7 @@ def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
         raise refuse("sparsify", f"architecture {config.architecture!r}; it has TopK alone")
     if config.d_in != config.d_out:
         raise refuse("sparsify", f"rows of width {config.d_in} that become rows of width {config.d_out}")
-    transcodes = foreign.wired.wiring.wiring == "transcoder"
+    transcodes = foreign.wired.wiring.kind.predicts_other
     tensors = uncentred(coder) if transcodes else centred(coder)
     tensors = {"encoder.weight": tensors.pop("W_enc"), "encoder.bias": tensors.pop("b_enc"), **tensors}
     table = _config(foreign, config, tensors["W_dec"], transcodes=transcodes)
@@ -177,11 +177,11 @@ def _hookpoint_of(foreign: ImportedCoder) -> str | None:
     wiring, family = foreign.wired.wiring, family_in(foreign.about)
     reads, predicts = wiring.reads[0], wiring.predicts[0]
     named = hookpoint(predicts, family) if family else _came_with(foreign, predicts.layer)
-    ends = {"output": predicts} | ({"input": reads} if wiring.wiring == "transcoder" else {})
+    ends = {"output": predicts} | ({"input": reads} if wiring.kind.predicts_other else {})
     unsaid = () if family else (None,)
     if named and all(site_of_hookpoint(named, family, end) in (site, *unsaid) for end, site in ends.items()):
         return named
-    if wiring.wiring == "transcoder":
+    if wiring.kind.predicts_other:
         whose = f"of the family {family.name}" if family else "of a model whose family is not known"
         what = f"a transcoder from {reads} to {predicts} {whose}: it knows those from a module's input to its output"
         raise refuse("sparsify", what, "say the model it belongs to, or export it as saelens")

@@ -105,9 +105,7 @@ def finished(wired: WiredCoder, name: str, wirings: tuple[str, ...] = ("sae", "t
     """
     wiring = wired.wiring
     if wiring.wiring not in wirings:
-        then = (
-            "write saelens instead" if wiring.wiring == "multilayer" else "`panscope publish` keeps our own files of it"
-        )
+        then = "write saelens instead" if wiring.kind.stacks_rows else "`panscope publish` keeps our own files of it"
         sites = " ".join(map(str, wiring.reads))
         raise UserError(f"{name} has no place for a {wiring.wiring} coder, and this one reads {sites}: {then}")
     coder = frozen(wired.coder) if isinstance(wired.coder, BatchTopKCoder) else wired.coder
@@ -160,7 +158,7 @@ def wired_as(path: Path, wiring: Wiring, coder: Coder, normaliser: str = "none")
 
     Raises UserError for a coder that is to predict the site it reads, in another width.
     """
-    if wiring.wiring != "transcoder" and coder.config.d_in != coder.config.d_out:
+    if not wiring.kind.predicts_other and coder.config.d_in != coder.config.d_out:
         raise UserError(
             f"{str(path)!r} reads width {coder.config.d_in} and predicts width {coder.config.d_out}, so it is a "
             "transcoder: name the site that it predicts by --predicts, such as L03.mlp_out"

@@ -30,11 +30,10 @@ from panscope.lms.model import LanguageModel
 from panscope.lms.site_resolver import PassStart, SiteResolver
 from panscope.loading.codes import Codes, stacked
 from panscope.loading.loaded_coder import LoadedCoder
+from panscope.site_kinds import KINDS
 from panscope.types import Site, UserError
 
 Coders = LoadedCoder | Sequence[LoadedCoder] | Mapping[str, LoadedCoder]
-_WITHIN_A_BLOCK = ("attn_z", "attn_out", "mlp_in_no_gain", "mlp_in", "mlp_out", "resid_post")
-"""The order in which a block comes to its sites."""
 
 
 @dataclass(frozen=True)
@@ -332,7 +331,7 @@ def _spliced(
 def _ports(name: str, coder: LoadedCoder, edits: Sequence[Edit], replacing: Mapping[str, Positions]) -> list[Port]:
     wiring, replaces, at = coder.wiring, name in replacing, replacing.get(name)
     own = [edit for edit in edits if edit.coder == name]
-    if wiring.wiring == "crosscoder":
+    if wiring.kind.joins_columns:
         return [Port(name, coder, wiring.reads, None, _edits(coder, own), replaces, at)]
     ports = []
     for site, predicted in zip(wiring.reads, wiring.predicts, strict=True):
@@ -404,4 +403,4 @@ def _check_fit(port: Port, site_resolver: SiteResolver) -> None:
 
 
 def _place(site: Site) -> tuple[int, int]:
-    return site.layer, _WITHIN_A_BLOCK.index(site.kind)
+    return site.layer, KINDS[site.kind].order

@@ -18,7 +18,7 @@ from panscope import builtin
 from panscope.config import Config, expanded, read_toml
 from panscope.lms.families import family_of
 from panscope.lms.load import LanguageModelConfig, as_user_error, pretrained
-from panscope.lms.sites import KINDS
+from panscope.site_kinds import KINDS
 from panscope.types import Site, UserError
 
 TABLE = builtin.MODEL_FACTS

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from panscope.lms.sites import End
+from panscope.site_kinds import End
 
 Result = TypeVar("Result")
 

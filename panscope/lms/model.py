@@ -20,8 +20,8 @@ from torch import Tensor
 from panscope.lms.families import ModelFamily
 from panscope.lms.hooks import PassDone, giving, run_with, watching
 from panscope.lms.site_resolver import Change, SiteResolver
-from panscope.lms.sites import KINDS
 from panscope.lms.tokenizer import HfTokenizer
+from panscope.site_kinds import KINDS
 from panscope.types import Site, UserError
 
 _SAMPLE = 256
@@ -253,8 +253,7 @@ def _computing(site: Site, family: ModelFamily) -> tuple[str, ...]:
 
 def _is_hidden(site: Site, given: Site) -> bool:
     """Whether a site is inside of the attention or the MLP whose output is given."""
-    inside = ("attn_z", "attn_out") if given.kind == "attn_out" else ("mlp_in", "mlp_in_no_gain", "mlp_out")
-    return site.layer == given.layer and site.kind in inside
+    return site.layer == given.layer and KINDS[site.kind].part == KINDS[given.kind].part
 
 
 class _Pass:

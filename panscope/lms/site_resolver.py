@@ -19,7 +19,7 @@ from panscope.lms.families import family_of
 from panscope.lms.hf_versions import cache_in_arguments, cache_in_output
 from panscope.lms.hooks import Tap, attached, before_each, watching
 from panscope.lms.norms import NormWithoutGain
-from panscope.lms.sites import KINDS
+from panscope.site_kinds import KINDS
 from panscope.types import Site, UserError
 
 Change = Callable[[Tensor], Tensor]

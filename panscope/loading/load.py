@@ -9,7 +9,7 @@ from pathlib import Path
 from panscope.coders import files
 from panscope.coders.inference import KernelsName
 from panscope.config import expanded
-from panscope.formats import FORMATS
+from panscope.formats import FORMATS, format_named
 from panscope.formats.base import Format, ImportOptions
 from panscope.loading import hub
 from panscope.loading.loaded_coder import LoadedCoder
@@ -92,9 +92,7 @@ def _is_ours(path: Path) -> bool:
 def _format(path: Path, name: str | None) -> Format:
     """The foreign format of a file or folder; raises UserError where it is none, or not one that there is."""
     if name is not None:
-        if name not in FORMATS:
-            raise UserError(f"format {name!r} is unknown: use one of {', '.join(FORMATS)}")
-        return FORMATS[name]
+        return format_named(name)
     found = _format_of(path)
     if found is not None:
         return found

@@ -8,7 +8,6 @@ import pyarrow
 
 from panscope import coders
 from panscope.coders.inference import KernelsName
-from panscope.coders.topk import SelectingConfig
 from panscope.loading.load import load
 from panscope.loading.loaded_coder import LoadedCoder
 from panscope.plan.plan import SuiteConfig
@@ -112,13 +111,13 @@ class OpenRun:
 def _agrees(coder: FinishedCoder, asked: Mapping[str, Any]) -> bool:
     """Whether a coder is at the place and of the kind that is asked for."""
     trained, sites = coder.config["training"]["coder"], coder.wiring.sites()
-    is_selecting = issubclass(coders.config_type(trained["architecture"]), SelectingConfig)
+    selects_k = coders.config_type(trained["architecture"]).selects_k
     own: dict[str, set[Any]] = {
         "site": {str(site) for site in sites} | {site.kind for site in sites},
         "layer": {site.layer for site in sites},
         "architecture": {trained["architecture"]},
         "width": {trained["width"]},
-        "k": {trained["sparsity"]} if is_selecting else set(),
+        "k": {trained["sparsity"]} if selects_k else set(),
     }
     return all(value in own[name] for name, value in asked.items())
 

@@ -11,7 +11,6 @@ from typing import Any, Literal
 from panscope import coders
 from panscope.coders.base import CoderConfig
 from panscope.coders.normaliser import PER_ROW
-from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import Wiring
 from panscope.lms.facts import ModelFacts
 from panscope.plan import names, recipe
@@ -21,8 +20,6 @@ from panscope.types import UserError
 
 FROM_THE_MODEL = ("d_in", "d_out")
 """Fields of a coder that no table may set."""
-_DEFAULT_RECIPES = {"matryoshka": "saebench", "relu": "anthropic_relu"}
-_DEFAULT_RECIPE = "panscope"
 _TARGET_PRICE = 1.0
 """The coefficient of a target's penalty where the table gives none, as in SAEBench's suite."""
 
@@ -47,7 +44,7 @@ def plan_coder(point: dict[str, Any], lm: ModelFacts, tokens: int, batch: int) -
     where = f"coders ({' '.join(map(str, wiring.reads))})"
     tokens = _tokens(point.pop("tokens", tokens), batch, where)
     recipe_name, fields = _fields(point, wiring, tokens // batch, batch)
-    d_in, d_out = (sum(lm.width(site) for site in sites) for sites in _columns(wiring))
+    d_in, d_out = (wiring.columns(sites, lm.width) for sites in (wiring.reads, wiring.predicts))
     width = _width(fields, lm.width(wiring.reads[0]), where)
     convert_to, tag = fields.pop("convert_to", "none"), fields.pop("tag", "")
     _put_sparsity(fields, where)
@@ -65,13 +62,6 @@ def plan_coder(point: dict[str, Any], lm: ModelFacts, tokens: int, batch: int) -
     return planned, _table(planned, recipe_name, tag, tokens)
 
 
-def _columns(wiring: Wiring) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The sites whose widths add up to d_in, and to d_out."""
-    if wiring.wiring == "multilayer":
-        return wiring.reads[:1], wiring.predicts[:1]
-    return wiring.reads, wiring.predicts
-
-
 def _tokens(tokens: Any, batch: int, where: str) -> int:
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < batch:
         raise UserError(f"{where}: tokens is {tokens!r}: expected a whole number, at least one batch of {batch} rows")
@@ -81,11 +71,10 @@ def _tokens(tokens: Any, batch: int, where: str) -> int:
 def _fields(point: dict[str, Any], wiring: Wiring, steps: int, batch: int) -> tuple[str, dict[str, Any]]:
     """The recipe's name, and its fields under what the wiring implies under what the table says."""
     architecture = point.get("architecture")
-    if architecture is not None:
-        coders.config_type(architecture)
-    name = point.pop("recipe", None) or _DEFAULT_RECIPES.get(architecture or "", _DEFAULT_RECIPE)
+    kind = coders.config_type(architecture) if architecture is not None else CoderConfig
+    name = point.pop("recipe", None) or kind.default_recipe
     fields = recipe.load(name).fitted(steps, batch, architecture)
-    if wiring.wiring == "transcoder":
+    if wiring.kind.predicts_other:
         fields |= {"encoder_init": "own", "pre_encoder_bias": False}
     if point.get("decoder_norm") == "unit":
         fields |= {"decoder_init_norm": 1.0}
@@ -140,22 +129,22 @@ def _check_belongs(fields: dict[str, Any], config_type: type[CoderConfig], where
 
 def _check_wiring(wiring: Wiring, coder: CoderConfig, training: TrainingConfig, where: str) -> None:
     """Raise UserError for what cannot be in this wiring."""
-    kind = wiring.wiring
-    if kind == "transcoder" and coder.pre_encoder_bias:
+    kind, own = wiring.kind, f"a {wiring.kind.singular}"
+    if kind.predicts_other and coder.pre_encoder_bias:
         raise UserError(
-            f"{where}: pre_encoder_bias is true, but a transcoder's b_dec lives at its output: set it false"
+            f"{where}: pre_encoder_bias is true, but the b_dec of {own} belongs to its output: set it false"
         )
-    if kind == "transcoder" and training.normaliser in PER_ROW:
+    if kind.predicts_other and training.normaliser in PER_ROW:
         raise UserError(
-            f"{where}: normaliser is {training.normaliser!r}, but a transcoder's output cannot be brought back to the "
+            f"{where}: normaliser is {training.normaliser!r}, but the output of {own} cannot be brought back to the "
             "size of a row it has not seen: use unit_rms or sqrt_d"
         )
-    if kind != "transcoder" and coder.skip:
-        raise UserError(f"{where}: skip is true, but wiring {kind!r} could then copy its input: leave it out")
+    if coder.skip and not kind.predicts_other:
+        raise UserError(f"{where}: skip is true, but wiring {wiring.wiring!r} could then copy its input: leave it out")
     _check_spaces(training, where)
-    if kind == "crosscoder" and training.loss_space == "raw" and training.normaliser in PER_ROW:
+    if kind.joins_columns and training.loss_space == "raw" and training.normaliser in PER_ROW:
         raise UserError(
-            f"{where}: loss_space is 'raw', but a crosscoder's sites have no common size: set it to 'normalised'"
+            f"{where}: loss_space is 'raw', but the sites of {own} have no common size: set it to 'normalised'"
         )
 
 
@@ -178,16 +167,8 @@ def _conversion(wanted: Any, coder: CoderConfig, where: str) -> Literal["jumprel
         raise UserError(f"{where}: convert_to is {wanted!r}: expected 'jumprelu' or 'none'")
     if wanted == "none":
         return None
-    if coder.architecture != "topk":
-        raise UserError(
-            f"{where}: convert_to is 'jumprelu', but architecture {coder.architecture!r} is not topk: leave it out"
-        )
-    if coder.sparsity >= coder.width:
-        raise UserError(
-            f"{where}: convert_to needs sparsity (K) {coder.sparsity:g} below the width {coder.width}: lower K"
-        )
-    if isinstance(coder, TopKConfig) and coder.selection == "value" and coder.decoder_norm == "free":
-        raise UserError(f"{where}: convert_to needs decoder_norm 'unit' or selection 'decoder_norm': set one of them")
+    if refusal := coder.why_not_jumprelu():
+        raise UserError(f"{where}: convert_to is 'jumprelu', but {refusal}")
     return "jumprelu"
 
 

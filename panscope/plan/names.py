@@ -5,27 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from panscope.coders.base import CoderConfig
-from panscope.coders.jumprelu import JumpReLUConfig
-from panscope.coders.topk import SelectingConfig
-from panscope.coders.wiring import Wiring
+from panscope.coders.wiring import WIRINGS, Wiring
+from panscope.site_kinds import KINDS
 from panscope.types import UserError
 
-_LETTERS = {
-    "resid_post": "R",
-    "attn_z": "Z",
-    "attn_out": "A",
-    "mlp_out": "M",
-    "mlp_in": "I",
-    "mlp_in_no_gain": "N",
-}
-_MEANINGS = {
-    "R": "the residual stream after the block",
-    "Z": "the attention heads before W_O",
-    "A": "the attention output",
-    "M": "the MLP output",
-    "I": "the MLP input",
-    "N": "the MLP input without the norm's gain",
-}
+_LETTERS = {"K": "k", "L0": "t", "lambda": "l"}
+_IN_WORDS = {"K": "K =", "L0": "an L0 of", "lambda": "sparsity coefficient"}
 
 
 def checked(name: Any, what: str) -> str:
@@ -50,30 +35,30 @@ def coder_name(wiring: Wiring, coder: CoderConfig, layers: int, tag: Any = "", *
 def meaning(wiring: Wiring, coder: CoderConfig, *, priced: bool = True) -> str:
     """What the name of a coder says, in words; `coder` is as it was trained, `priced` as `coder_name` takes it."""
     reads, predicts = (
-        " and ".join(dict.fromkeys(f"{_LETTERS[site.kind]} ({_MEANINGS[_LETTERS[site.kind]]})" for site in sites))
+        " and ".join(dict.fromkeys(f"{KINDS[site.kind].letter} ({KINDS[site.kind].meaning})" for site in sites))
         for sites in (wiring.reads, wiring.predicts)
     )
-    where = {"transcoder": f"a transcoder from {reads} to {predicts}", "crosscoder": f"a crosscoder at {reads}"}
-    sparsity = _sparsity(coder, priced=priced)
+    sites = f"from {reads} to {predicts}" if wiring.kind.predicts_other else f"at {reads}"
+    where = f"a {wiring.kind.singular} {sites}" if wiring.kind.prefix else reads
+    kind, value = coder.sparsity_aim()
     parts = [
-        f"{where.get(wiring.wiring, reads)} of {_layers(wiring)}",
+        f"{where} of {_layers(wiring)}",
         f"{_expansion(wiring, coder)} latents for each dimension",
         f"trained as {coder.architecture}",
-        _SPARSITIES[sparsity[0]] + sparsity[1:] if sparsity else "",
+        f"{_IN_WORDS[kind]} {_written(kind, value)}" if priced or kind != "lambda" else "",
     ]
     return ", ".join(part for part in parts if part)
-
-
-_SPARSITIES = {"k": "K = ", "t": "an L0 of ", "l": "sparsity coefficient "}
 
 
 def letters(wirings: Sequence[Wiring]) -> str:
     """The letters in the names of coders of these wirings, and what each stands for."""
     kinds = {site.kind for wiring in wirings for site in wiring.sites()}
-    found = [f"{letter} {_MEANINGS[letter]}" for kind, letter in _LETTERS.items() if kind in kinds]
-    of = {wiring.wiring for wiring in wirings}
-    found += ["TC a transcoder, from N to M unless it says otherwise"] * ("transcoder" in of)
-    return ", ".join(found + ["CC a crosscoder"] * ("crosscoder" in of))
+    found = [f"{known.letter} {known.meaning}" for kind, known in KINDS.items() if kind in kinds]
+    for wiring in dict.fromkeys(wiring.wiring for wiring in wirings):
+        kind = WIRINGS[wiring]
+        usual = ", from N to M unless it says otherwise" if kind.predicts_other else ""
+        found += [f"{kind.prefix} a {kind.singular}{usual}"] if kind.prefix else []
+    return ", ".join(found)
 
 
 def _layers(wiring: Wiring) -> str:
@@ -84,29 +69,29 @@ def _layers(wiring: Wiring) -> str:
 
 
 def _expansion(wiring: Wiring, coder: CoderConfig) -> str:
-    per_layer = coder.d_in / len(wiring.reads) if wiring.wiring == "crosscoder" else coder.d_in
-    return f"{coder.width / per_layer:.4g}"
+    return f"{coder.width / wiring.site_width(coder.d_in):.4g}"
 
 
 def _sparsity(coder: CoderConfig, *, priced: bool) -> str:
     """K, the L0 asked for, or the penalty's coefficient where there is one."""
-    if isinstance(coder, SelectingConfig):
-        return f"k{coder.sparsity:g}"
-    if isinstance(coder, JumpReLUConfig) and coder.target_l0 is not None:
-        return f"t{coder.target_l0:g}"
-    return f"l{short(coder.sparsity)}" if priced else ""
+    kind, value = coder.sparsity_aim()
+    return f"{_LETTERS[kind]}{_written(kind, value)}" if priced or kind != "lambda" else ""
+
+
+def _written(kind: str, value: float) -> str:
+    return short(value) if kind == "lambda" else f"{value:g}"
 
 
 def _place(wiring: Wiring, layers: int) -> str:
-    reads, predicts = _LETTERS[wiring.reads[0].kind], _LETTERS[wiring.predicts[0].kind]
-    if wiring.wiring == "sae":
-        return f"L{wiring.reads[0].layer:02d}{reads}"
-    if wiring.wiring == "transcoder":
-        letters = "TC" if (reads, predicts) == ("N", "M") else f"TC{reads}{predicts}"
-        return f"L{wiring.reads[0].layer:02d}{letters}"
-    kinds = "".join(dict.fromkeys(_LETTERS[site.kind] for site in wiring.reads))
-    place = f"{_range([site.layer for site in wiring.reads], layers)}-{kinds}"
-    return f"CC-{place}" if wiring.wiring == "crosscoder" else place
+    kind, prefix = wiring.kind, wiring.kind.prefix
+    reads, predicts = (
+        "".join(dict.fromkeys(KINDS[site.kind].letter for site in sites)) for sites in (wiring.reads, wiring.predicts)
+    )
+    if kind.has_several_sites:
+        return "-".join(part for part in (prefix, _range([s.layer for s in wiring.reads], layers), reads) if part)
+    usual = [KINDS[name.strip()].letter for name in kind.default_sites.split("->")]
+    letters = "" if kind.predicts_other and [reads, predicts] == usual else reads + predicts * kind.predicts_other
+    return f"L{wiring.reads[0].layer:02d}{prefix}{letters}"
 
 
 def _range(numbers: list[int], layers: int) -> str:

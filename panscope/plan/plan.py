@@ -200,7 +200,8 @@ def _choices(key: str, value: Any) -> list[Any]:
 
 def _check_keys(table: dict[str, Any]) -> None:
     known = {*_WHICH, *TrainingConfig.model_fields}
-    for config, _ in coders.ARCHITECTURES.values():
+    others = [coders.config_type(name) for name in _choices("architecture", table.get("architecture") or "topk")]
+    for config in (*(config for config, _ in coders.ARCHITECTURES.values()), *others):
         known |= set(config.model_fields)
     known -= set(FROM_THE_MODEL)
     for key in table:

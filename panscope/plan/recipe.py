@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from panscope import builtin
+from panscope import builtin, coders
 from panscope.config import Config, read_toml
 from panscope.types import UserError
 
@@ -63,6 +63,8 @@ class Recipe(Config):
         """`[fields]` with the variant over them, as the paper has them."""
         known = self.architectures()
         wanted = architecture or known[0]
+        if wanted not in coders.ARCHITECTURES:
+            return self.fields | {"architecture": wanted}  # of another package: what all variants share
         if wanted not in known:
             raise UserError(
                 f"architecture {wanted!r} does not go with recipe {self.name!r}, which is for {', '.join(known)}: "

@@ -11,13 +11,9 @@ from panscope.coders.wiring import WIRINGS, Wiring
 from panscope.lms.facts import ModelFacts
 from panscope.types import Site, UserError
 
-_DEFAULT_SITES = {
-    "sae": "resid_post",
-    "transcoder": "mlp_in_no_gain -> mlp_out",
-    "multilayer": "resid_post",
-    "crosscoder": "resid_post",
-}
-_SEVERAL = ("multilayer", "crosscoder")
+_PREDICTING_OTHERS = " or ".join(repr(name) for name, kind in WIRINGS.items() if kind.predicts_other)
+_JOINING = " or ".join(repr(name) for name, kind in WIRINGS.items() if kind.joins_columns)
+_SEVERAL = " or ".join(repr(name) for name, kind in WIRINGS.items() if kind.has_several_sites)
 
 
 def wirings(kind: Any, sites: list[Any] | None, layers: Any, lm: ModelFacts) -> list[Wiring]:
@@ -25,12 +21,12 @@ def wirings(kind: Any, sites: list[Any] | None, layers: Any, lm: ModelFacts) -> 
     if kind not in WIRINGS:
         raise UserError(f"coders: wiring is {kind!r}: use one of {', '.join(WIRINGS)}")
     groups = _layer_groups(kind, layers, lm)
-    return [_wiring(kind, str(site), group, lm) for group in groups for site in sites or [_DEFAULT_SITES[kind]]]
+    return [_wiring(kind, str(site), group, lm) for group in groups for site in sites or [WIRINGS[kind].default_sites]]
 
 
 def site_text(wiring: Wiring) -> str:
     """The `sites` entry that says this wiring."""
-    if wiring.wiring == "transcoder":
+    if wiring.kind.predicts_other:
         return f"{wiring.reads[0].kind} -> {wiring.predicts[0].kind}"
     return " + ".join(dict.fromkeys(site.kind for site in wiring.reads))
 
@@ -38,23 +34,26 @@ def site_text(wiring: Wiring) -> str:
 def layers_of(wiring: Wiring) -> list[int] | list[list[int]]:
     """The `layers` value that says this wiring."""
     layers = list(dict.fromkeys(site.layer for site in wiring.reads))
-    return [layers] if wiring.wiring in _SEVERAL else layers
+    return [layers] if wiring.kind.has_several_sites else layers
 
 
 def _wiring(kind: str, text: str, layers: list[int], lm: ModelFacts) -> Wiring:
     reads_text, arrow, predicts_text = (part.strip() for part in text.partition("->"))
-    if kind != "transcoder" and arrow:
+    known = WIRINGS[kind]
+    if arrow and not known.predicts_other:
         raise UserError(
-            f"coders: sites {text!r} names two sites, which wiring {kind!r} cannot: use wiring 'transcoder'"
+            f"coders: sites {text!r} names two sites, which wiring {kind!r} cannot: use wiring {_PREDICTING_OTHERS}"
         )
-    if kind == "transcoder" and not arrow:
-        raise UserError(f"coders: sites {text!r} names one site: write a transcoder's as 'mlp_in_no_gain -> mlp_out'")
+    if known.predicts_other and not arrow:
+        raise UserError(
+            f"coders: sites {text!r} names one site: write those of a {known.singular} as {known.default_sites!r}"
+        )
     kinds = [part.strip() for part in reads_text.split("+")]
-    if len(kinds) > 1 and kind != "crosscoder":
-        raise UserError(f"coders: sites {text!r} joins sites, which wiring {kind!r} cannot: use wiring 'crosscoder'")
+    if len(kinds) > 1 and not known.joins_columns:
+        raise UserError(f"coders: sites {text!r} joins sites, which wiring {kind!r} cannot: use wiring {_JOINING}")
     reads = [Site(layer, name) for layer in layers for name in kinds]
     predicts = [Site(layers[0], predicts_text)] if arrow else reads
-    if kind in _SEVERAL and len(reads) < 2:
+    if known.has_several_sites and len(reads) < 2:
         raise UserError(f"coders: wiring {kind!r} needs several sites, and layers {layers} give one: name more layers")
     return Wiring.read({"wiring": kind, "reads": reads, "predicts": predicts}, "coders")
 
@@ -67,15 +66,16 @@ def _layer_groups(kind: str, wanted: Any, lm: ModelFacts) -> list[list[int]]:
     if not given:
         raise UserError('coders: layers is an empty list; give layer numbers, or "all"')
     nested = [isinstance(entry, list | tuple) for entry in given]
-    if any(nested) and (kind not in _SEVERAL or not all(nested)):
+    has_several_sites = WIRINGS[kind].has_several_sites
+    if any(nested) and not (has_several_sites and all(nested)):
         raise UserError(
-            f"coders: layers {given!r} has lists in a list: that is for several coders of wiring 'multilayer' or "
-            "'crosscoder', each a list of its own; give plain numbers"
+            f"coders: layers {given!r} has lists in a list: that is for several coders of wiring {_SEVERAL}, each a "
+            "list of its own; give plain numbers"
         )
     if any(nested):
         groups = [list(entry) for entry in given]
     else:
-        groups = [given] if kind in _SEVERAL else [[layer] for layer in given]
+        groups = [given] if has_several_sites else [[layer] for layer in given]
     for group in groups:
         for layer in group:
             _check_layer(layer, lm)

@@ -12,7 +12,7 @@ from typing import Any
 
 import panscope
 from panscope import coders
-from panscope.coders.wiring import Wiring
+from panscope.coders.wiring import WIRINGS, Wiring
 from panscope.plan import names
 from panscope.publish import snippets
 from panscope.publish import training_summary as trained
@@ -25,12 +25,6 @@ README = "README.md"
 _BUILT_IN = "panscope://demo"
 _TAG = "panscope"
 _TAGS = ("sparse-autoencoder", "saelens", _TAG, "mechanistic-interpretability")
-_KINDS = {
-    "sae": ("sparse autoencoder", "sparse autoencoders"),
-    "transcoder": ("transcoder", "transcoders"),
-    "multilayer": ("sparse autoencoder of several layers", "sparse autoencoders of several layers"),
-    "crosscoder": ("crosscoder", "crosscoders"),
-}
 _NUMBERS: dict[str, tuple[str, Callable[[float], str], bool]] = {
     "L0": ("l0", "{:.1f}".format, False),
     "FVU": ("fvu", "{:.4f}".format, True),
@@ -133,8 +127,8 @@ def _header(card: Card) -> str:
 
 
 def _title(card: Card) -> str:
-    counts = {kind: sum(entry.config["wiring"]["wiring"] == kind for entry in card.entries) for kind in _KINDS}
-    kinds = [f"{n:,} {_KINDS[kind][n > 1]}" for kind, n in counts.items() if n]
+    counts = {kind: sum(entry.config["wiring"]["wiring"] == kind for entry in card.entries) for kind in WIRINGS}
+    kinds = [f"{n:,} {WIRINGS[kind].plural if n > 1 else WIRINGS[kind].singular}" for kind, n in counts.items() if n]
     made = "imported into" if all(entry.config.get("origin") for entry in card.entries) else "trained with"
     return (
         f"# {card.repository.partition('/')[2]}\n\n"
@@ -252,7 +246,7 @@ def _number(numbers: Mapping[str, Any], field: str, written: Callable[[float], s
 
 def _place(entry: CardEntry) -> str:
     wiring = entry.config["wiring"]
-    if wiring["wiring"] == "transcoder":
+    if WIRINGS[wiring["wiring"]].predicts_other:
         return f"{wiring['reads'][0]} → {wiring['predicts'][0]}"
     sites = wiring["predicts"]
     return sites[0] if len(sites) == 1 else f"{sites[0]} … {sites[-1]}"

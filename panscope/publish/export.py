@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from panscope.config import expanded
-from panscope.formats import FORMATS, Format
+from panscope.formats import Format, format_named
 from panscope.formats.site_names import names_of
 from panscope.publish.provenance import load_for_export
 from panscope.runs.finished_coder import FinishedCoder
@@ -20,13 +20,6 @@ from panscope.storage.sealed import write_json
 from panscope.types import UserError
 
 ABOUT = "panscope.json"
-
-
-def format_named(name: str) -> Format:
-    """A format of the table; raises UserError naming those that there are."""
-    if name not in FORMATS:
-        raise UserError(f"format {name!r} is unknown: use one of {', '.join(FORMATS)}")
-    return FORMATS[name]
 
 
 def export(source: Path, name: str, out: Path) -> list[Path]:

@@ -15,13 +15,13 @@ from panscope.coders import files as store
 from panscope.config import expanded
 from panscope.data.documents import DataConfig
 from panscope.events import Reporter
-from panscope.formats import FORMATS, Format, ImportedCoder, ImportOptions
+from panscope.formats import FORMATS, Format, ImportedCoder, ImportOptions, format_named
 from panscope.formats.untrusted import read_json
 from panscope.lms.facts import ModelFacts, facts_of, in_full, tabled
 from panscope.lms.load import LanguageModelConfig
 from panscope.plan import names
 from panscope.plan.plan import MAX_CONTEXT, SuiteConfig
-from panscope.publish.export import ABOUT, check_free, format_named, new_folder
+from panscope.publish.export import ABOUT, check_free, new_folder
 from panscope.runs.run import Run
 from panscope.storage.sealed import write_sealed_toml
 from panscope.types import UserError
@@ -192,7 +192,7 @@ def _check_fits(path: Path, foreign: ImportedCoder, facts: ModelFacts | None) ->
         return
     wiring, config = foreign.wired.wiring, foreign.wired.coder.config
     for sites, width in ((wiring.reads, config.d_in), (wiring.predicts, config.d_out)):
-        parts = width // len(sites) if wiring.wiring == "crosscoder" else width
+        parts = wiring.site_width(width)
         for site in sites:
             if facts.width(site) != parts:
                 raise UserError(

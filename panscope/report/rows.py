@@ -7,19 +7,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from panscope.coders.wiring import WIRINGS
 from panscope.report.figure import Row
 from panscope.report.runs import CoderResults, Results, RunFacts
+from panscope.site_kinds import KINDS
 from panscope.types import SITE_KINDS, Site
 
-KINDS = {
-    "resid_post": "residual stream",
-    "attn_z": "attention heads",
-    "attn_out": "attention output",
-    "mlp_out": "MLP output",
-    "mlp_in": "MLP input",
-    "mlp_in_no_gain": "MLP input, no gain",
-}
-"""How a kind of site is called in figures."""
 SEVERAL = "several layers"
 """Stands in the name of a place for coders of several sites, where they are taken as a whole."""
 IDENTITY = (
@@ -95,7 +88,7 @@ def measured(numbers: dict[str, Any], metrics: Iterable[str]) -> Row:
 def identity(facts: RunFacts, site: Site, *, several: bool) -> Row:
     """Who a row is about."""
     whose = f"{facts.run}: " if several else ""
-    wiring = "" if facts.wiring in ("sae", "transcoder") else facts.wiring
+    wiring = facts.wiring if WIRINGS[facts.wiring].has_several_sites else ""
     family = " ".join(filter(None, (facts.architecture, wiring, tag(facts))))
     return {
         "coder": f"{facts.run}/{facts.name}" if several else facts.name,
@@ -114,12 +107,12 @@ def identity(facts: RunFacts, site: Site, *, several: bool) -> Row:
 
 def place(facts: RunFacts, site: Site) -> str:
     """The kind of site in words; a transcoder's with what it reads."""
-    if facts.wiring != "transcoder":
-        return KINDS[site.kind]
+    if not WIRINGS[facts.wiring].predicts_other:
+        return KINDS[site.kind].label
     read = Site.parse(facts.reads[0])
     if read.kind.startswith("mlp_in") and site.kind == "mlp_out":
         return "MLP transcoder"
-    return f"{KINDS[read.kind]} → {KINDS[site.kind]}"
+    return f"{KINDS[read.kind].label} → {KINDS[site.kind].label}"
 
 
 def tag(facts: RunFacts) -> str:

@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from panscope import coders
 from panscope.coders import files as store
+from panscope.coders.wiring import WIRINGS
 from panscope.config import Config
 from panscope.runs.finished_coder import HELD_OUT, FinishedCoder, StoredEvaluation, in_order
 from panscope.runs.run import Run
 from panscope.types import Site, UserError
-
-_SELECTING = ("topk", "batchtopk", "matryoshka")
 
 
 class RunFacts(Config):
@@ -170,7 +170,7 @@ def _read_coder(coder: FinishedCoder, run: str) -> CoderResults:
 
 def _facts(config: dict[str, Any], name: str, run: str) -> RunFacts:
     trained, wiring, schedule = config["training"]["coder"], config["wiring"], config.get("schedule", {})
-    sites = len(wiring["reads"]) if wiring["wiring"] == "crosscoder" else 1
+    sites = len(wiring["reads"]) if WIRINGS[wiring["wiring"]].joins_columns else 1
     return RunFacts(
         run=run,
         name=name,
@@ -195,6 +195,6 @@ def _sparsity(config: dict[str, Any]) -> float | None:
 
 
 def _meaning(trained: dict[str, Any]) -> str:
-    if trained["architecture"] in _SELECTING:
+    if coders.config_type(trained["architecture"]).selects_k:
         return "K"
     return "λ" if trained.get("target_l0") is None else "target L0"

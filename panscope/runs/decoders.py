@@ -13,6 +13,7 @@ from panscope.geometry.dictionary import Dictionary
 from panscope.geometry.pairs import CoderInfo
 from panscope.runs.finished_coder import FinishedCoder
 from panscope.runs.run import Run
+from panscope.site_kinds import KINDS
 from panscope.types import UserError
 
 _KEPT = 4
@@ -36,8 +37,8 @@ def _known(finished: FinishedCoder, name: str) -> CoderInfo:
         latents=coder.width,
         width=coder.d_out,
         xxh3=finished.weights.get(files.WEIGHTS, ""),
-        pieces=tuple(map(str, wiring.predicts)) if wiring.wiring == "crosscoder" else (str(wiring.predicts[0]),),
-        in_residual=all(site.kind != "attn_z" for site in wiring.predicts),
+        pieces=tuple(map(str, wiring.predicts)) if wiring.kind.joins_columns else (str(wiring.predicts[0]),),
+        in_residual=not any(KINDS[site.kind].heads_wide for site in wiring.predicts),
     )
 
 

@@ -73,6 +73,8 @@ class EvalRequest:
     """Which tokens are replaced."""
     saebench: bool = False
     """Whether SAEBench's own definitions are measured; then every token is replaced."""
+    metrics: tuple[str, ...] = ()
+    """Metrics of other packages (docs/extending.md), beside those that the suite names."""
     share: EvalShard = WHOLE_TEXT
     """Which part of the text this process measures."""
     save_seconds: float = SAVE_SECONDS
@@ -205,6 +207,11 @@ class EvalJob:
         """Content tokens to measure on at least; None for all of the text."""
         return self.request.tokens or (None if self._whole else self._suite.eval.tokens)
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics of other packages that are measured."""
+        return tuple(dict.fromkeys((*self._suite.eval.metrics, *self.request.metrics)))
+
     def open_tokens(self) -> TokenStream:
         """The text from its start."""
         whole, seed = self._whole, self._suite.seed
@@ -223,6 +230,7 @@ class EvalJob:
             splice="all" if asked.saebench else asked.splice,
             loss_mask="input" if asked.saebench else "target",
             probes=self._suite.eval.probes,
+            metrics=self.metrics,
             saebench=asked.saebench,
             interventions_per_pass=self._interventions_per_pass(coders),
             share=asked.share,
@@ -261,6 +269,7 @@ class EvalJob:
             "tokens": self.tokens,
             "probes": self._suite.eval.probes,
             "saebench": self.request.saebench,
+            "metrics": self.metrics,
             "parts": self.request.share.of,
         }
         return xxhash.xxh3_64_hexdigest(json.dumps(depends, sort_keys=True).encode())
@@ -301,7 +310,7 @@ def _check_model(
     """Raise UserError unless the coder is of this model, or of one as wide where `weights` is None."""
     wiring, config = wired.wiring, wired.coder.config
     for sites, width in ((wiring.reads, config.d_in), (wiring.predicts, config.d_out)):
-        parts = width // len(sites) if wiring.wiring == "crosscoder" else width
+        parts = wiring.site_width(width)
         for site in sites:
             if lm.width(site) != parts:
                 raise UserError(

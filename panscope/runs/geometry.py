@@ -250,7 +250,9 @@ class _Geometry:
         there = [coder for coder in self._coders if coder.in_residual]
         if len(there) < len(self._coders):
             left = ", ".join(coder.name for coder in self._coders if not coder.in_residual)
-            self._reporter.say(f"tokens: {left} left out, since attn_z is not in the space that tokens are in")
+            self._reporter.say(
+                f"tokens: {left} left out, since their sites are not in the residual stream, as tokens are"
+            )
         words = vocabulary(load(self._model)) if there else None
         return [self._tokens_of(coder, words) for coder in there if words is not None]
 

@@ -13,7 +13,7 @@ def normaliser_of(planned: PlannedCoder, norms: dict[Site, SiteNorms]) -> Normal
     has one factor a site. Raises UserError where activations are zero or not finite.
     """
     kind, wiring = planned.training.normaliser, planned.wiring
-    if wiring.wiring == "crosscoder":
+    if wiring.kind.joins_columns:
         parts = tuple(Part(width=len(norms[s].mean), scale=_scale(planned, (s,), norms)) for s in wiring.reads)
         return Normaliser(kind=kind, scale_in=1, scale_out=1, parts=parts)
     scale_in = _scale(planned, wiring.reads, norms)

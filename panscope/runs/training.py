@@ -14,7 +14,6 @@ from panscope.coders import files
 from panscope.coders.base import Coder
 from panscope.coders.batchtopk import BatchTopKCoder
 from panscope.coders.normaliser import Normaliser
-from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import UNIT, WiredCoder
 from panscope.cost.memory import check_memory, estimate_memory
 from panscope.events import Reporter, StepLogged
@@ -168,7 +167,7 @@ class TrainingRun:
     def _thresholds(self, folded: dict[str, Coder]) -> dict[str, MeanL0Threshold]:
         """JumpReLU thresholds of the TopK coders to convert, from the first rows of the training text."""
         plan = self.plan
-        converting = [c for c in plan.coders if c.convert_to == "jumprelu" and isinstance(c.coder, TopKConfig)]
+        converting = [c for c in plan.coders if c.convert_to == "jumprelu"]
         if not converting:
             return {}
         rows = {c.name: CALIBRATION_ROWS * c.wiring.stacks for c in converting}

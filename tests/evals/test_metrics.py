@@ -13,7 +13,7 @@ from torch import Tensor
 
 from panscope.evals.metrics import METRICS
 from panscope.evals.metrics.uniformity import uniformity
-from panscope.evals.moments import BY_POSITION, LAYOUT
+from panscope.evals.moments import LAYOUT
 from panscope.evals.outcome import Losses
 from panscope.evals.probes import uniformity_of
 from panscope.types import Latents
@@ -30,7 +30,7 @@ def test_no_two_metrics_share_a_name():
     ]
     names = [name for numbers in apart for name in numbers]
     assert len(names) == len(set(names)) == len(LAYOUT.numbers(ones))
-    assert set(BY_POSITION.numbers(ones)) < set(names)
+    assert set(LAYOUT.by_position.numbers(ones)) < set(names)
 
 
 def test_sparse_and_dense_codes_give_the_same_numbers():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from panscope.lms.model import LanguageModel
-from panscope.lms.sites import KINDS
+from panscope.site_kinds import KINDS
 from panscope.types import SITE_KINDS, Site
 
 Tokens = tuple[Tensor, Tensor]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from panscope.lms.model import LanguageModel
-from panscope.lms.sites import KINDS
+from panscope.site_kinds import KINDS
 from panscope.types import SITE_KINDS, Site
 
 Tokens = tuple[Tensor, Tensor]

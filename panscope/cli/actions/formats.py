@@ -4,12 +4,13 @@ from rich.console import Console
 from rich.padding import Padding
 
 from panscope.cli.flags.formats import Formats
-from panscope.formats import FORMATS
+from panscope.extensions import names_of
+from panscope.formats import FORMATS, format_named
 
 
 def run(flags: Formats, console: Console) -> int:
     """Print the list."""
-    for format in FORMATS.values():
+    for format in (*FORMATS.values(), *map(format_named, names_of("formats"))):
         console.print(f"[bold]{format.name}[/bold]", highlight=False)
         said = [format.says, f"imports {' '.join(format.imports)}", f"exports {' '.join(format.exports)}"]
         if format.needs:

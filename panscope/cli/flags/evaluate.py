@@ -58,6 +58,8 @@ class Eval:
     """Measure by SAEBench's definitions and write its JSON files into DIR."""
     precision: Annotated[float | None, flag("X")] = None
     """Fail if fvu or delta_loss of a coder is not known to +-X, half of its 95 % interval."""
+    metrics: Annotated[tuple[str, ...], flag("NAME ...")] = ()
+    """Metrics of installed packages that extend Panscope, to be measured too."""
     part: Annotated[str | None, flag("K/N")] = None
     """Measure the K-th of N parts, in one of N processes at once; the last to end writes the results."""
     device: Annotated[str | None, flag("NAME")] = None

@@ -3,6 +3,7 @@
 Multi-Layer SAE, Figures 8 to 10; coders of one layer at the same kind of site stand beside them for comparison.
 """
 
+from panscope.coders.wiring import WIRINGS
 from panscope.report import charts, choice
 from panscope.report.axes import DELTA_LOSS, FVU, KL, L1, LAYER, MSE
 from panscope.report.figure import Figure, Missing
@@ -13,15 +14,15 @@ from panscope.report.runs import Results
 def per_layer(results: Results) -> Figure | Missing:
     """Five quantities by layer."""
     every = site_rows(results, ("fvu", "mse", "l1", "delta_loss", "kl"))
-    shared = {row["place"] for row in every if row["wiring"] in ("multilayer", "crosscoder")}
+    shared = {row["place"] for row in every if WIRINGS[row["wiring"]].has_several_sites}
     if not shared:
         return Missing(
             'no coder of several layers was measured: train one with `wiring = "multilayer"` in a suite file, or '
             f"measure it by `{results.measure}`"
         )
     rows = [row for row in every if row["place"] in shared]
-    several = [row for row in rows if row["wiring"] in ("multilayer", "crosscoder")]
-    alone = [row for row in rows if row["wiring"] == "sae"]
+    several = [row for row in rows if WIRINGS[row["wiring"]].has_several_sites]
+    alone = [row for row in rows if row not in several and not WIRINGS[row["wiring"]].predicts_other]
     drawn = choice.few_variants(several, 6) + choice.few_variants(alone, 2)
     look = charts.Grid(
         x=LAYER,
