@@ -21,13 +21,13 @@ def compute_table(cost: Cost) -> Table:
     rows = (
         ("language model, one pass for all", compute.lm_flops, compute.lm_hours),
         ("coders, dense (reference kernels)", compute.dense_flops, compute.dense_hours),
-        ("coders, sparse (the least that is exact)", compute.sparse_flops, compute.sparse_hours),
+        ("coders, sparse (active latents only)", compute.sparse_flops, compute.sparse_hours),
         ("Adam's memory traffic", None, compute.adam_hours),
-        ("in all, dense", compute.lm_flops + compute.dense_flops, compute.hours),
-        ("in all, sparse", compute.lm_flops + compute.sparse_flops, compute.least_hours),
+        ("total, dense", compute.lm_flops + compute.dense_flops, compute.hours),
+        ("total, sparse", compute.lm_flops + compute.sparse_flops, compute.least_hours),
     )
     if round(compute.bfloat16_hours, 9) != round(compute.dense_hours, 9):
-        rows += (("coders, dense, were they in bfloat16", compute.dense_flops, compute.bfloat16_hours),)
+        rows += (("coders, dense, if computed in bfloat16", compute.dense_flops, compute.bfloat16_hours),)
     for what, flops, hours in rows:
         count = "" if flops is None else f"{flops:.3g}"
         table.add_row(what, count, in_hours(hours), in_hours(hours / cost.gpus))
@@ -35,7 +35,7 @@ def compute_table(cost: Cost) -> Table:
 
 
 def memory_lines(cost: Cost) -> Lines:
-    """What lies in the devices' memory, and how many devices it takes."""
+    """What the devices hold in memory, and how many devices it takes."""
     memory, here = cost.memory, cost.memory.here
     lines = [
         ("coders", f"{in_counts(memory.parameters)} parameters, {in_bytes(memory.state)} in training: weights, "
@@ -44,28 +44,28 @@ def memory_lines(cost: Cost) -> Lines:
         ("shuffle buffer", f"{in_bytes(memory.buffer)}: {cost.plan.buffer_rows:,} rows of every site"),
     ]  # fmt: skip
     if memory.fewest is None:
-        lines.append(("devices", _no_room(cost)))
+        lines.append(("devices", _no_memory(cost)))
         return lines
     lines.append((f"on {here.gpus}", _fit(here, memory.fewest)))
-    lines.append(("fewest", f"{memory.fewest.gpus:,} x {cost.gpu.name}: {_dealt(memory.fewest)}"))
+    lines.append(("fewest", f"{memory.fewest.gpus:,} x {cost.gpu.name}: {_placed(memory.fewest)}"))
     if memory.parts > 1:
-        text = "the codes of the widest coder's step would fill more than a quarter of a device"
-        lines.append(("a step", f"{text}: its rows have to be taken in {memory.parts} parts"))
+        text = "the codes of one step of the widest coder need more than a quarter of a device's memory"
+        lines.append(("a step", f"{text}: its rows must be split into {memory.parts} parts"))
     return lines
 
 
 def placement_lines(cost: Cost) -> Lines:
-    """How one coder of each kind would be spread if it trained alone, from stored rows (Gemma Scope's rule)."""
+    """How one coder of each kind would be sharded if it trained alone on stored activations (Gemma Scope's rule)."""
     found = shardings(cost)
     lines: Lines = []
     for planned, sharding in found[:_KINDS_SHOWN]:
         latents = cost.gpus // sharding.data
-        text = f"rows in {sharding.data}, latents in {latents}"
-        text += "" if sharding.hidden else "; the transfer from the host limits, not the step"
-        text += "; few rows: bound by memory bandwidth" if sharding.memory_bound else ""
+        text = f"rows in {sharding.data} shards, latents in {latents}"
+        text += "" if sharding.hidden else "; limited by the transfer from the host"
+        text += "; limited by memory bandwidth, as each device has few rows" if sharding.memory_bound else ""
         lines.append((planned.name, text))
     if len(found) > _KINDS_SHOWN:
-        lines.append(("...", f"and {len(found) - _KINDS_SHOWN} kinds more"))
+        lines.append(("...", f"and {len(found) - _KINDS_SHOWN} more kinds"))
     return lines
 
 
@@ -94,43 +94,47 @@ def choice_lines(cost: Cost, days: float) -> Lines:
     for rule_days in GEMMA_SCOPE_DAYS:
         holds = "holds" if disk.one.rule_holds(rule_days) else "does not hold"
         price = disk.one.price_of_rule(rule_days, cost.prices)
-        text = f"Gemma Scope's rule {holds} for one coder; it does up to ${price:,.2f} a TiB and month"
-        lines.append((f"{rule_days} days 10x cheaper", text))
+        text = (
+            f"storing {disk.one_coder.name}'s for {rule_days} days is 10 times cheaper than generating them again: "
+            f"{holds} (it does where storage costs at most ${price:,.2g} per TiB and month)"
+        )
+        lines.append(("Gemma Scope's rule", text))
     return lines
 
 
 def _choice(choice: StorageChoice, days: float) -> str:
     reuses = choice.reuses(days)
     return (
-        f"generating again costs {in_hours(choice.regenerate)}, a day of storing {in_hours(choice.day)}: equal after "
-        f"{choice.even_days:.2g} days; {days:g} days of storing pay from {reuses:,} more reading{_s(reuses)} on"
+        f"generating them again costs {in_hours(choice.regenerate)}, storing them for a day {in_hours(choice.day)}: "
+        f"equal after {choice.even_days:.2g} days; storing for {days:g} days pays if they are read {reuses:,} more "
+        f"time{_s(reuses)}"
     )
 
 
-def _no_room(cost: Cost) -> str:
+def _no_memory(cost: Cost) -> str:
     return (
-        f"the language model leaves no room on a {cost.gpu.name} of {cost.gpu.memory_gb:g} GiB, and it is not split: "
-        "take model.dtype bfloat16 or a larger device"
+        f"the language model leaves no memory for coders on a {cost.gpu.name} of {cost.gpu.memory_gb:g} GiB, and it is "
+        "not split: set model.dtype to bfloat16, or take a larger device"
     )
 
 
 def _fit(here: Placement, fewest: Placement) -> str:
     if here.fits:
-        return f"fits: {_dealt(here)}"
+        return f"fits: {_placed(here)}"
     parts = -(-fewest.gpus // here.gpus)
-    room = max(0, here.room)
+    available = max(0, here.room)
     return (
-        f"does not fit: {in_bytes(here.heaviest)} of coders on a device with room for {in_bytes(room)}; train it in "
-        f"about {parts} parts, each with its own pass of the language model, or take more devices"
+        f"does not fit: a device would get {in_bytes(here.heaviest)} of coders and has {in_bytes(available)} for them: "
+        f"train it in about {parts} parts, each with its own pass of the language model, or take more devices"
     )
 
 
-def _dealt(placement: Placement) -> str:
-    text = f"{placement.whole:,} coder{_s(placement.whole)} dealt out whole"
+def _placed(placement: Placement) -> str:
+    text = f"{placement.whole:,} coder{_s(placement.whole)} unsharded"
     if placement.sharded:
         over = sorted({shard.over for shard in placement.sharded})
-        text += f", {len(placement.sharded):,} split along their latents over {' or '.join(map(str, over))}"
-    return f"{text}; {in_bytes(placement.heaviest)} on the fullest, room for {in_bytes(placement.room)}"
+        text += f", {len(placement.sharded):,} sharded over latents on {' or '.join(map(str, over))} devices"
+    return f"{text}; the fullest device holds {in_bytes(placement.heaviest)} of at most {in_bytes(placement.room)}"
 
 
 def _s(number: int) -> str:

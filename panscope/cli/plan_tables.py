@@ -26,7 +26,7 @@ def grouped(plan: Plan) -> Table:
     table = _table(*_HEADINGS)
     for (sites, width, architecture, tokens, ladder), coders in lines.items():
         table.add_row(sites, _all_layers(coders), width, architecture, ladder, tokens, f"{len(coders):,}")
-    table.add_row("", "", "", "", "", "in all", f"{len(plan.coders):,}")
+    table.add_row("", "", "", "", "", "total", f"{len(plan.coders):,}")
     return table
 
 

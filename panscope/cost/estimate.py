@@ -1,7 +1,7 @@
 """What a planned suite costs, before anything is trained: every figure of `panscope plan` and what it assumes.
 
-The parts are counted in `flops.py`, `memory.py`, `pace.py` and `disk.py`; here they are put together for a number of
-accelerators of one kind. Only configuration is read.
+The parts are counted in `flops.py`, `memory.py`, `step_time.py` and `storage.py`; here they are put together for a
+number of accelerators of one kind. Only configuration is read.
 """
 
 from dataclasses import dataclass

@@ -112,7 +112,10 @@ class Attribution:
         return effects.over_rows(effects.values)
 
     def top(self, count: int = 10) -> list[tuple[tuple[int, ...], int, float]]:
-        """The places with the largest effects in size: (place in the leading shape, latent, effect)."""
+        """The largest effects in size, each as (index, latent, effect).
+
+        The index is (sequence, position), or (site, sequence, position) of a coder of several sites.
+        """
         rows, latents, values = self.effects.places()
         best = values.abs().topk(min(count, len(values))).indices
         places = torch.stack(torch.unravel_index(rows[best], self.codes.leading), dim=1)

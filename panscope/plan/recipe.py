@@ -63,7 +63,7 @@ class Recipe(Config):
         """`[fields]` with the variant over them, as the paper has them."""
         known = self.architectures()
         wanted = architecture or known[0]
-        if wanted not in coders.ARCHITECTURES:
+        if wanted not in known and wanted not in coders.ARCHITECTURES:
             return self.fields | {"architecture": wanted}  # of another package: what all variants share
         if wanted not in known:
             raise UserError(

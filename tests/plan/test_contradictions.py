@@ -32,11 +32,11 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"architecture": "matryoshka", "prefixes": [0.5, 0.25, 1.0]}, "prefixes [0.5, 0.25, 1.0] must be rising shares"),
     ({"architecture": "topk", "prefixes": [0.5]}, "prefixes [0.5] must be rising shares"),
     ({"architecture": "topk", "prefixes": [0.001, 1.0]}, "prefixes [0.001, 1.0] must be rising shares"),
-    ({"wiring": "transcoder", "normaliser": "standardise"}, "normaliser is 'standardise', but a transcoder's output"),
-    ({"wiring": "transcoder", "recipe": "multilayer_sae"}, "normaliser is 'standardise', but a transcoder's output"),
-    ({"wiring": "transcoder", "normaliser": "token_norm"}, "normaliser is 'token_norm', but a transcoder's output"),
-    ({"wiring": "transcoder", "pre_encoder_bias": True}, "pre_encoder_bias is true, but a transcoder's b_dec"),
-    ({"wiring": "crosscoder", "recipe": "multilayer_sae"}, "loss_space is 'raw', but a crosscoder's sites"),
+    ({"wiring": "transcoder", "normaliser": "standardise"}, "normaliser is 'standardise', but the output of a trans"),
+    ({"wiring": "transcoder", "recipe": "multilayer_sae"}, "normaliser is 'standardise', but the output of a trans"),
+    ({"wiring": "transcoder", "normaliser": "token_norm"}, "normaliser is 'token_norm', but the output of a trans"),
+    ({"wiring": "transcoder", "pre_encoder_bias": True}, "pre_encoder_bias is true, but the b_dec of a transcoder"),
+    ({"wiring": "crosscoder", "recipe": "multilayer_sae"}, "loss_space is 'raw', but the sites of a crosscoder"),
     *(
         ({"wiring": wiring, "skip": True}, f"skip is true, but wiring '{wiring}' could then copy its input")
         for wiring in ("sae", "multilayer", "crosscoder")

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import time
 from importlib import metadata
 
 import torch
@@ -12,13 +11,9 @@ from rich.console import Console
 import panscope
 from panscope import builtin
 from panscope.cli.flags.doctor import Doctor
+from panscope.cost.this_machine import product_flops
 from panscope.kernels.choose import sparse_kernels
 
-_PRODUCT = (512, 4096)
-"""Inner and outer width of the measured product."""
-_FEWEST_ROWS, _MOST_ROWS = 16, 4096
-_LONG_ENOUGH = 0.03
-"""Seconds."""
 _GIB = 2**30
 
 
@@ -54,7 +49,7 @@ def _machine() -> dict[str, str]:
     found = {
         "cpu": f"{platform.machine()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads",
         "memory": f"{memory:.1f} GiB",
-        "cpu products": f"float32 {_gigaflops(torch.float32):.3g}, bfloat16 {_gigaflops(torch.bfloat16):.3g} GFLOP/s "
+        "cpu products": f"float32 {_gigaflops(torch.float32)}, bfloat16 {_gigaflops(torch.bfloat16)} GFLOP/s "
         "(one large product, this minute)",
     }
     for number in range(torch.cuda.device_count()):
@@ -76,20 +71,5 @@ def _kernels() -> dict[str, str]:
     return found
 
 
-def _gigaflops(dtype: torch.dtype) -> float:
-    """The rate of a product of random numbers, of as many rows as take long enough to be timed.
-
-    A CPU that has no arithmetic in this dtype can be a thousand times slower than one that has.
-    """
-    inner, outer = _PRODUCT
-    generator = torch.Generator().manual_seed(0)
-    b = torch.randn(inner, outer, generator=generator).to(dtype)
-    rows, seconds = _FEWEST_ROWS // 4, 0.0
-    while seconds < _LONG_ENOUGH and rows < _MOST_ROWS:
-        rows *= 4
-        a = torch.randn(rows, inner, generator=generator).to(dtype)
-        torch.mm(a, b)
-        begun = time.perf_counter()
-        torch.mm(a, b)
-        seconds = time.perf_counter() - begun
-    return 2 * rows * inner * outer / seconds / 1e9
+def _gigaflops(dtype: torch.dtype) -> str:
+    return f"{product_flops(dtype, torch.device('cpu')) / 1e9:.3g}"

@@ -9,8 +9,11 @@ from panscope.cli.cost_tables import Lines, choice_lines, compute_table, disk_li
 from panscope.cli.flags.plan import PlanSuite
 from panscope.cli.listening import say
 from panscope.cli.plan_tables import grouped, listed
-from panscope.cli.units import in_counts
+from panscope.cli.units import in_bytes, in_counts
 from panscope.cost.estimate import Cost, assumptions
+from panscope.cost.this_machine import time_here
+from panscope.listeners.progress import duration
+from panscope.lms.load import device_of
 from panscope.plan.warnings import warn_large_penalty
 from panscope.types import UserError
 
@@ -24,9 +27,47 @@ def run(flags: PlanSuite, console: Console) -> int:
     whole = api.plan(flags.suite, gpu=flags.gpu, gpus=flags.gpus)
     for line in warn_large_penalty(whole.plan):
         say(console, line)
+    for line in _summary(whole):
+        say(console, line)
+    say(console, "")
     _print_whole(console, listed(whole.plan) if flags.coders else grouped(whole.plan))
     _print_costs(console, whole, flags.days)
+    say(console, f"\n{_next(flags, whole)}")
     return 0
+
+
+def _summary(whole: Cost) -> list[str]:
+    """What matters first: time, money and memory on the named devices, and time on this machine."""
+    compute, memory, steps = whole.compute, whole.memory, whole.plan.steps
+    hours = compute.hours / whole.gpus
+    here = time_here(whole, device_of(whole.plan.suite.model))
+    held = "more memory than any number of them has" if memory.fewest is None else _held(whole)
+    return [
+        *whole.plan.summary()[:3],
+        f"on {whole.gpus} x {whole.gpu.name}: {duration(3600 * hours)}, {1000 * 3600 * hours / steps:.3g} ms a step, "
+        f"about ${compute.hours * whole.prices.gpu_hour:,.2f}; {held}",
+        f"on this machine ({here.device}, {here.flops / 1e9:,.0f} GFLOP/s in float32): about "
+        f"{duration(3600 * here.hours)}, {1000 * here.step_seconds:.3g} ms a step",
+    ]
+
+
+def _held(whole: Cost) -> str:
+    """The memory of the fullest device, or how many devices it takes."""
+    here, fewest = whole.memory.here, whole.memory.fewest
+    if not here.fits and fewest is not None:
+        return f"it takes {fewest.gpus:,} of them"
+    return f"{in_bytes(here.heaviest + whole.memory.lm + whole.memory.buffer)} of {whole.gpu.memory_gb:g} GiB each"
+
+
+def _next(flags: PlanSuite, whole: Cost) -> str:
+    """What to type next."""
+    if whole.memory.here.fits and whole.gpus == 1:
+        return f"to train it: panscope train {flags.suite}"
+    if whole.gpus > 1:
+        return "training on several devices is not there yet: to train a part, give --layers, --sites or --width"
+    return (
+        f"it does not fit on one {whole.gpu.name}: train a part by --layers, --sites or --width, or on a larger --gpu"
+    )
 
 
 def _print_whole(console: Console, table: Table) -> None:

@@ -20,10 +20,11 @@ class PlanSuite:
     suite: Annotated[str, tyro.conf.Positional, flag("SUITE")]
     """A suite file (.toml) or the name of a built-in suite."""
     gpu: str = "H100"
-    """A100-40GB, A100-80GB, H100-SXM, H200, B200, L40S, RTX-4090, RTX-3090, V100-32GB, TPUv3; a beginning will do."""
+    """A100-40GB, A100-80GB, H100-SXM, H200, B200, L40S, RTX-4090, RTX-3090, V100-32GB, TPUv3; a unique prefix is
+    enough."""
     gpus: int = 1
     """How many of them."""
     coders: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """List every coder by name."""
     days: float = 30.0
-    """For how long activations would be kept, if they were stored."""
+    """Days that activations would be stored, for the comparison with generating them again."""

@@ -52,8 +52,8 @@ class Train:
     """Tokens to train every coder on."""
     learning_rate: Annotated[float | None, tyro.conf.arg(aliases=["--lr"], metavar="RATE")] = None
     """The peak learning rate, in place of the recipe's."""
-    lr_warmup_steps: Annotated[float | None, flag("N")] = None
-    """Steps of warm-up; below 1, a share of all steps."""
+    lr_warmup_steps: Annotated[int | None, flag("N")] = None
+    """Steps over which the learning rate rises, in place of the recipe's."""
     batch: Annotated[int | None, flag("N")] = None
     """Rows a step."""
     context: Annotated[int | None, flag("N")] = None
