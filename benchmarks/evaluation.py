@@ -98,7 +98,7 @@ def main(options: Options) -> None:
     )
 
     def of(model: LanguageModel | WholePasses, some: Mapping[str, WiredCoder], asked: EvalSpec) -> Results:
-        results = evaluate(model, open_tokens, some, context=options.context, question=asked)
+        results = evaluate(model, open_tokens, some, context=options.context, spec=asked)
         return {name: result.fields for name, result in results.items()}
 
     def at_once() -> Results:

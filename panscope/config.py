@@ -69,7 +69,7 @@ def _fields_at(model: type[Config], place: tuple[int | str, ...]) -> Iterable[st
 
 
 def unknown_key(key: str, where: str, known: Iterable[str]) -> str:
-    """The sentence for a key nobody knows, with the nearest known one or the whole list."""
+    """The sentence for an unknown key, with the nearest known one or the whole list."""
     names = sorted(known)
     near = difflib.get_close_matches(key.split(".")[-1], names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}"

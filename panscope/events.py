@@ -1,7 +1,7 @@
-"""What a run tells of itself: one type of event, heard by any number of listeners.
+"""What a run reports: one type of event, for any number of listeners.
 
 A listener is any function of an event; `panscope.listeners` has those for a terminal, a notebook, the standard
-`logging` and experiment trackers. train.jsonl and eval.json do not depend on who listens.
+`logging` and experiment trackers. train.jsonl and eval.json do not depend on the listeners.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ class Message(Event):
 
 @dataclass(frozen=True)
 class Progress(Event):
-    """How far a task is; one task is under way at a time."""
+    """How far a task is; there is one task at a time."""
 
     task: str
     """What is done, such as "training"."""
@@ -41,7 +41,7 @@ class Progress(Event):
 
 @dataclass(frozen=True)
 class TaskEnded(Event):
-    """The task under way is over, or was left."""
+    """The present task is over, or was left."""
 
 
 @dataclass(frozen=True)
@@ -104,5 +104,5 @@ class Reporter:
         self.tell(Progress(task, done, total, unit, rate))
 
     def ended(self) -> None:
-        """Tell that the task under way is over, or was left."""
+        """Tell that the present task is over, or was left."""
         self.tell(TaskEnded())

@@ -28,7 +28,7 @@ def extension(group: Group, name: str) -> Any | None:
         raise UserError(f"{name!r} is in panscope.{group} of {both}: uninstall one of them")
     try:
         return found[0].load()
-    except Exception as error:  # whatever a stranger's module raises
+    except Exception as error:  # any error of another package's module
         raise UserError(
             f"{name!r} of {_distribution(found[0])} ({found[0].value}) cannot be imported: "
             f"{type(error).__name__}: {error}"

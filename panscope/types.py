@@ -1,4 +1,4 @@
-"""The nouns that every floor shares: where activations are read, what a batch of them holds, what a code is.
+"""The types that every package shares: sites, batches of tokens and activations, codes.
 
 Shape letters: N sequences, T tokens a sequence, B rows (one row is one token at one site), D width of a site,
 F latents of a coder, K stored codes a row.
@@ -30,7 +30,7 @@ class NonFiniteError(UserError):
 
 
 class StoppedWaiting(Exception):
-    """Rows were waited for until that was to be left; nothing was taken, so what has been learned can be saved."""
+    """Waiting for rows was stopped on request; no row was taken, so the training state can be saved."""
 
 
 class Once:
@@ -156,7 +156,7 @@ class ActivationBatch:
 
 @dataclass(frozen=True)
 class Latents:
-    """The codes of B rows: every place of a row, K places of each row, or N places in all.
+    """The codes of B rows: every code of a row, K codes of each row, or N codes in total.
 
     Dense: values [B, F] alone. Even: values and indices [B, K]. Ragged: values and indices [N] with `starts` [B + 1],
     those of row b being `starts[b]` to `starts[b + 1]` - 1. Places that are stored and not used hold 0.

@@ -1,4 +1,4 @@
-"""Who hears of a run that is started from Python: the terminal or the notebook, the standard logging, and others."""
+"""The listeners of a run that is started from Python: terminal or notebook, the standard logging, and others."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,6 +1,6 @@
 """Every verb of the command line as a function: typed arguments in, typed results out.
 
-Each shows its progress in a terminal or notebook unless `quiet`; `listeners` hear of it too (`panscope.api.tracker`
+Each shows its progress in a terminal or notebook unless `quiet`; `listeners` are told too (`panscope.api.tracker`
 makes those of Weights & Biases and TensorBoard). Every mistake is a UserError: one sentence that says what to do.
 """
 

@@ -1,4 +1,4 @@
-"""Who hears of a verb: the terminal, and where it is asked for a log file and experiment trackers."""
+"""The listeners of a verb: the terminal and, on request, a log file and experiment trackers."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +15,7 @@ from panscope.listeners.trackers import tracker
 
 @contextmanager
 def listening(console: Console, *, track: Sequence[str] = (), log: Path | None = None) -> Iterator[dict[str, Any]]:
-    """The arguments of a verb of the API that make these hear of it; raises UserError for a tracker not installed."""
+    """Keyword arguments of the API's verbs for these listeners; raises UserError for a tracker not installed."""
     others: list[Listener] = [tracker(name) for name in dict.fromkeys(track)]
     with ExitStack() as stack:
         if log is not None:

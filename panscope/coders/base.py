@@ -116,7 +116,7 @@ class CoderConfig(Config):
 
 @dataclass(frozen=True)
 class Objective:
-    """What one look at a batch gives: the loss to minimise and the parts that metrics need."""
+    """What one batch gives: the loss to minimise and the parts that metrics need."""
 
     loss: Tensor
     """[]."""
@@ -186,7 +186,7 @@ class Coder(nn.Module, ABC):
         """The codes of rows x [B, D] at the configured sparsity."""
 
     def decode(self, latents: Latents, x: Tensor) -> Tensor:
-        """The rows [B, E] that the codes of x [B, D] stand for; x itself matters only to a coder with a skip."""
+        """The reconstruction [B, E] from the codes of x [B, D]; x itself matters only to a coder with a skip."""
         return reference.decode(latents.dense(), self.W_dec, self.base(x))
 
     @abstractmethod
@@ -205,12 +205,12 @@ class Coder(nn.Module, ABC):
         return ops.reconstruct(latents, self.W_dec, self.base(rows.x), rows, self.config.prefix_ends())
 
     def base(self, x: Tensor) -> Tensor:
-        """What is there without any latent: b_dec [E], or b_dec + W_skip x [B, E]."""
+        """The reconstruction without any latent: b_dec [E], or b_dec + W_skip x [B, E]."""
         return torch.addmm(self.b_dec, x, self.W_skip.T) if self.config.skip else self.b_dec
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """Bring the parameters back to where they may be; called after every update."""
+        """Project the parameters onto their constraints; called after every update."""
         if self.config.decoder_norm == "unit":
             self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
         self.keep_positive()

@@ -1,6 +1,6 @@
 """BatchTopK coders: the B K largest activations of a batch of B rows are its codes, so rows share K unevenly.
 
-A single row cannot be encoded that way, so the least activation that a training batch kept is averaged over steps, and
+A single row cannot be encoded like that, so the least activation that a training batch kept is averaged over steps, and
 that running threshold takes the place of the batch: the coder is then a JumpReLU coder (Bussmann et al. 2024).
 
 Shape letters: B rows, D input width, E output width, F latents, K active latents a row on average.

@@ -1,7 +1,7 @@
 """A finished coder on disk: `config.json` and `weights.safetensors`, ready for raw activations, no pickle.
 
 `training.safetensors` beside them holds the weights as they were trained, before any transform, with the normaliser
-that belongs to them in `config.json`; a normaliser that cannot be folded stands there under `applies`. `config.json`
+that belongs to them in `config.json`; a normaliser that cannot be folded is there under `applies`. `config.json`
 carries a checksum of itself and of both files of weights, so that no damaged number is ever used.
 """
 
@@ -64,7 +64,7 @@ def load_trained(folder: Path, config: Mapping[str, Any] | None = None) -> Wired
 def knows_sparsity(config: Mapping[str, Any]) -> bool:
     """Whether the `sparsity` in a config.json is what the coder was trained with.
 
-    Other tools' files say K, and of a penalty nothing: then `sparsity` is a number that nobody chose.
+    Other tools' files have K, but no coefficient of a penalty: then `sparsity` has no meaning.
     """
     trained = coders.config_type(config["training"]["coder"]["architecture"])
     return not config.get("origin") or trained.selects_k

@@ -1,9 +1,9 @@
-"""Two ways to compute the codes of a finished coder and what they stand for, and which of them a coder goes.
+"""Two backends that compute the codes and reconstructions of a finished coder, and which one a coder uses.
 
-`Reference` is the coder's own definition: every latent of every row. `Sparse` takes the kernels that training uses
+`Reference` is the coder's own definition: every latent of every row. `Sparse` uses the kernels of training
 (`kernels/backend.py`): a product screens, exact float32 decides, and only active latents are ever decoded. It gives the
 same codes for the architectures whose code is a selection of pre-activations (topk, batchtopk, matryoshka, jumprelu).
-A row that is not finite has codes that are not either, both ways.
+With both, a row that is not finite has codes that are not finite.
 
 Shape letters: B rows, D input width, E output width, F latents.
 """
@@ -24,9 +24,9 @@ from panscope.types import Latents, UserError
 
 KernelsName = Literal["auto", "sparse", "reference"]
 WIDE = 4096
-"""Latents from which on `auto` goes the sparse way. Chosen, not tuned."""
+"""Latents from which on `auto` is sparse. Chosen, not tuned."""
 _MOST = 1 / 8
-"""Share of all places above which codes are not sparse: then they come by the reference."""
+"""Share of active codes above which the reference is used."""
 
 
 class InferenceBackend(Protocol):
@@ -40,7 +40,7 @@ class InferenceBackend(Protocol):
         ...
 
     def decode(self, coder: Coder, latents: Latents) -> Tensor:
-        """[B, E] what the codes add to the coder's base."""
+        """[B, E] the codes times the decoder, without biases."""
         ...
 
 
@@ -59,7 +59,7 @@ class Reference:
 
 
 class Sparse:
-    """Active places only; for one coder on one device, whose weights do not change.
+    """Active codes only; for one coder on one device, whose weights do not change.
 
     Rows that ask for gradients are encoded by the reference; decoding is differentiable by the codes.
     """
@@ -73,7 +73,7 @@ class Sparse:
 
     @torch.no_grad()
     def _selected(self, coder: Coder, x: Tensor) -> Latents | None:
-        """None where too many places are active, or where a row is not finite and has no places."""
+        """None where too many codes are active, or where a row is not finite."""
         encoder = coder.encoder()
         W, b = encoder.W.detach(), encoder.b.detach()
         if self._screen is None:
@@ -83,8 +83,8 @@ class Sparse:
             values, indices = self._kernels.topk(
                 rows, W, b, self._screen, int(coder.config.sparsity), self._ranks(coder)
             )
-            spoilt = ~rows.size.isfinite()[:, None]  # by masking: the device is not asked, so nothing waits
-            return Latents(values.relu_().masked_fill_(spoilt, math.nan), len(W), indices)
+            not_finite = ~rows.size.isfinite()[:, None]  # by masking: the device is not asked, so nothing waits
+            return Latents(values.relu_().masked_fill_(not_finite, math.nan), len(W), indices)
         assert isinstance(coder, JumpReLUCoder | BatchTopKCoder)
         floor = coder.threshold.detach() if isinstance(coder, JumpReLUCoder) else coder.thresholds().contiguous()
         found = self._kernels.above(rows, W, b, self._screen, floor, int(_MOST * len(x) * len(W)))
@@ -120,9 +120,9 @@ def gathered(latents: Latents, W_dec: Tensor) -> Tensor:
 
 
 def backend_for(coder: Coder, asked: KernelsName) -> InferenceBackend:
-    """What `asked` means for a coder where it lies.
+    """The backend that `asked` means for a coder on its device.
 
-    Raises UserError for another word, and for sparse kernels that it cannot have.
+    Raises UserError for an unknown name, and for sparse kernels that the coder cannot use.
     """
     if asked not in get_args(KernelsName):
         raise UserError(f"kernels is {asked!r}: use one of {', '.join(get_args(KernelsName))}")
@@ -140,7 +140,7 @@ def backend_for(coder: Coder, asked: KernelsName) -> InferenceBackend:
 
 
 def _refusal(coder: Coder) -> str | None:
-    """Why a coder cannot go the sparse way; None where it can."""
+    """Why a coder cannot use sparse kernels; None where it can."""
     if not isinstance(coder, TopKCoder | BatchTopKCoder | JumpReLUCoder):
         return f"architecture {coder.config.architecture!r} selects no latents"
     if coder.W_enc.dtype != torch.float32:

@@ -28,7 +28,7 @@ from panscope.types import Latents
 
 
 class JumpReLUConfig(CoderConfig):
-    """A JumpReLU coder; `sparsity` is lambda, the price of one active latent or of missing the target."""
+    """A JumpReLU coder; `sparsity` is lambda, the coefficient of the penalty."""
 
     has_estimator_window: ClassVar[bool] = True
     largest_coefficient: ClassVar[tuple[float, str] | None] = (

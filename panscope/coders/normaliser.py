@@ -1,6 +1,6 @@
 """What brings activations to a common size, so that learning rates and penalties carry over between sites.
 
-A normaliser stands beside a coder and is never hidden inside it. Three kinds are one fixed factor a site, measured
+A normaliser is a value beside a coder and never hidden inside it. Three kinds are one fixed factor a site, measured
 before training, which `transforms` folds into the weights at the end: `unit_rms`: E|x|^2 = 1 (Gemma Scope section 3.1);
 `sqrt_d`: E|x| = sqrt(D) (Llama Scope section 3.3; Anthropic, April 2024); `rms_sqrt_d`: E|x|^2 = D (Scaling
 Monosemanticity). Two are different for every row and cannot be folded, so they stay with the finished coder:

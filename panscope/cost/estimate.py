@@ -152,7 +152,7 @@ def _disk(plan: Plan, facts: ModelFacts, gpu: Gpu, gpus: int, prices: Prices) ->
 
 
 def kinds(plan: Plan) -> list[list[PlannedCoder]]:
-    """Coders of one size and one way of training together: whatever is said of one holds for all."""
+    """Coders of one size and one training configuration together: what is computed for one holds for all."""
     groups: dict[tuple[object, ...], list[PlannedCoder]] = {}
     for planned in plan.coders:
         coder, training = planned.coder, planned.training
@@ -175,14 +175,14 @@ def assumptions(whole: Cost) -> list[str]:
         f"float32 products run at {whole.gpu.float32:g} TFLOP/s (PyTorch leaves tf32 off), bfloat16 at "
         f"{whole.gpu.bfloat16:g}",
         f"every sequence is full: {plan.suite.data.context} tokens; measuring norms and evaluation are not counted",
-        f"memory: {USABLE:.0%} of a device is used; the language model lies whole on each, a dense step holds "
+        f"memory: {USABLE:.0%} of a device is used; each holds the whole language model, a dense step holds "
         f"{WORKING_TENSORS} matrices of rows x latents",
         "several devices, and steps whose rows are taken in parts, are arithmetic: `panscope train` uses one device "
         "and takes a step's rows at once today",
         f"prices: ${prices.gpu_hour:.2f} an accelerator-hour, ${prices.tib_month:.2f} a TiB and month (object store)",
     ]
     if any(l0_is_assumed(coder) for coder in plan.coders):
-        said.append(f"L0 {ASSUMED_L0:g} where only a penalty is given (bears on the sparse count alone)")
+        said.append(f"L0 {ASSUMED_L0:g} where only a penalty is given (affects the sparse count only)")
     if any(isinstance(coder.coder, AuxKConfig) and coder.coder.auxk_coefficient for coder in plan.coders):
         said.append("AuxK: as if no latent were dead")
     if any(coder.coder.has_estimator_window for coder in plan.coders):

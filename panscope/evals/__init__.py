@@ -1,4 +1,4 @@
 """Evaluation: one look of the language model at held-out text measures every coder of a run.
 
-`run.evaluate` is the way in, `metrics` has one file a metric, `table` shows and stores what came out.
+`evaluate` is the entry point, `metrics` has one file a metric, `table` shows and stores the results.
 """

@@ -26,7 +26,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Result:
-    """What came out for one coder."""
+    """The results of one coder."""
 
     fields: dict[str, Any]
     """What eval.json holds."""
@@ -58,7 +58,7 @@ class MetricAccumulator:
         self.firing = Firing(width)
 
     def update(self, outcome: Outcome) -> None:
-        """Take in one more batch."""
+        """Add one batch."""
         measured, sequences = self._layout.measured(outcome), outcome.span.sequences
         if self._subsets:
             apart = by_sequence_and_subset(measured, sequences, len(self._subsets), self._layout)
@@ -71,7 +71,7 @@ class MetricAccumulator:
             self._saebench.update(outcome.y, outcome.y_hat)
 
     def merge(self, other: Self) -> None:
-        """Take in all that `other` has taken in; `other` stays as it is."""
+        """Add the sums of `other`; `other` is not changed."""
         for own, more in zip(self._moments().values(), other._moments().values(), strict=True):
             own.merge(more)
         self._positions += other._positions
@@ -108,7 +108,7 @@ class MetricAccumulator:
         return flat(parts | {"firing": self.firing.state_dict()}) | {"positions": self._positions.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from where `state_dict` was taken."""
+        """Continue from a `state_dict`."""
         for name, moments in self._moments().items():
             moments.load_state_dict(below(state, f"moments.{name}"))
         self.firing.load_state_dict(below(state, "firing"))
@@ -120,8 +120,8 @@ class MetricAccumulator:
         return {"whole": self._whole} | {f"subset {name}": moments for name, moments in self._subsets.items()}
 
 
-class SiteTallies:
-    """A tally for each site that one coder predicts, and what its latents do over layers."""
+class SiteAccumulators:
+    """An accumulator for each site that one coder predicts, and how its latents are distributed over layers."""
 
     def __init__(self, wiring: Wiring, shape: CoderShape, width: int) -> None:
         self._stacks = wiring.stacks > 1
@@ -132,18 +132,18 @@ class SiteTallies:
         self._layers = LayerDistribution(layers, width) if layers else None
 
     def update(self, site: Site, outcome: Outcome) -> None:
-        """Take in one more batch at one site."""
+        """Add one batch at one site."""
         self._sites[site].update(outcome)
 
     def update_layers(self, codes: Sequence[Latents]) -> None:
-        """Take in the codes of the same tokens at every site that a multilayer coder reads, in its order."""
+        """Add the codes of the same tokens at every site that a multilayer coder reads, in its order."""
         if self._layers is not None:
             self._layers.update([codes[place] for place in self._by_layer])
 
     def merge(self, other: Self) -> None:
-        """Take in all that `other` has taken in; `other` stays as it is."""
-        for site, tally in self._sites.items():
-            tally.merge(other._sites[site])
+        """Add the sums of `other`; `other` is not changed."""
+        for site, own in self._sites.items():
+            own.merge(other._sites[site])
         if self._layers is not None and other._layers is not None:
             self._layers.merge(other._layers)
 
@@ -153,7 +153,7 @@ class SiteTallies:
         Of a coder with several sites: the mean over sites of each (Multi-Layer SAE, B.1), and under `sites` those of
         each one. A multilayer coder's latent is dead only if it fires at no layer.
         """
-        sites = {str(site): tally.fields() for site, tally in self._sites.items()}
+        sites = {str(site): own.fields() for site, own in self._sites.items()}
         first, *others = sites.values()
         firing = self._firing()
         fields = dict(first)
@@ -161,7 +161,7 @@ class SiteTallies:
             fields = _mean_of(list(sites.values())) | firing.result() | {"sites": sites}
             fields["intervals"] |= firing.intervals()
         tables = {"latents": {name: column.tolist() for name, column in firing.table().items()}}
-        tables["positions"] = _stacked([tally.positions(site) for site, tally in self._sites.items()])
+        tables["positions"] = _stacked([own.positions(site) for site, own in self._sites.items()])
         if self._layers is not None:
             fields |= {"layers": self._layers.numbers()}
             tables["layers"] = {name: column.tolist() for name, column in self._layers.table().items()}
@@ -169,13 +169,13 @@ class SiteTallies:
 
     def state_dict(self) -> State:
         """Every sum."""
-        state = flat({str(site): tally.state_dict() for site, tally in self._sites.items()})
+        state = flat({str(site): own.state_dict() for site, own in self._sites.items()})
         return state if self._layers is None else state | flat({"layers": self._layers.state_dict()})
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from where `state_dict` was taken."""
-        for site, tally in self._sites.items():
-            tally.load_state_dict(below(state, str(site)))
+        """Continue from a `state_dict`."""
+        for site, own in self._sites.items():
+            own.load_state_dict(below(state, str(site)))
         if self._layers is not None:
             self._layers.load_state_dict(below(state, "layers"))
 
@@ -184,13 +184,13 @@ class SiteTallies:
 
         A crosscoder has one code for all sites, so any of them tells.
         """
-        tallies = list(self._sites.values())
+        accumulators = list(self._sites.values())
         if not self._stacks:
-            return tallies[0].firing
+            return accumulators[0].firing
         firing = Firing(self._width)
-        firing.merge(tallies[0].firing)
-        for tally in tallies[1:]:
-            firing.merge_rows(tally.firing)
+        firing.merge(accumulators[0].firing)
+        for own in accumulators[1:]:
+            firing.merge_rows(own.firing)
         return firing
 
 

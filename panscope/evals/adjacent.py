@@ -47,7 +47,7 @@ class AdjacentLayers:
         )
 
     def merge(self, other: "AdjacentLayers") -> None:
-        """Take in all that `other` has taken in; `other` stays as it is."""
+        """Add the sums of `other`; `other` is not changed."""
         assert other.sites == self.sites
         self._take(other._sums)
 
@@ -77,5 +77,8 @@ class AdjacentLayers:
         return (self._sums[name] / self._sums["rows"]).tolist()
 
     def _take(self, sums: dict[str, Tensor]) -> None:
-        one, other = self._sums, {name: value.cpu() for name, value in sums.items()}  # where sums go on from a file
+        one, other = (
+            self._sums,
+            {name: value.cpu() for name, value in sums.items()},
+        )  # sums that were loaded are on the CPU
         self._sums = {name: one[name] + other[name] for name in one} if one and other else one or other

@@ -1,9 +1,9 @@
 """The evaluation: two looks at held-out text give every number of every coder's eval.json.
 
 The first look finds the mean of each predicted site. The second reads every site in one clean pass a batch; each coder
-then encodes and decodes its rows, and the model goes on from its site's block with the reconstruction in place. Memory
-holds one batch and the metrics' sums, whatever the length of the text. The sums can be saved after any batch, gone on
-with, and merged with those of other processes that measured other batches of the same text.
+then encodes and decodes its rows, and the model continues from its site's block with the reconstruction in place.
+Memory holds one batch and the metrics' sums, whatever the length of the text. The sums can be saved after any batch,
+continued with, and merged with those of other processes that measured other batches of the same text.
 
 Shape letters: B content tokens of a batch, M replaced ones, E width of a site, F latents, Q probed tokens.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from panscope.coders.wiring import WiredCoder
-from panscope.evals.accumulator import CoderShape, Result, SiteTallies, State, below, by_layer, flat
+from panscope.evals.accumulator import CoderShape, Result, SiteAccumulators, State, below, by_layer, flat
 from panscope.evals.adjacent import AdjacentLayers
 from panscope.evals.altered import Ablated, AlteredPasses
 from panscope.evals.moments import Layout
@@ -48,10 +48,10 @@ class TextProgress:
 
 @dataclass(frozen=True)
 class BatchContext:
-    """One batch as all coders see it."""
+    """What all coders share of one batch."""
 
-    stand: TextProgress
-    """What came before it."""
+    before: TextProgress
+    """The progress before it."""
     batch: TokenBatch
     span: Span
     clean: CleanPass
@@ -60,7 +60,7 @@ class BatchContext:
 
 @dataclass(frozen=True)
 class CoderOutput:
-    """What one coder makes of one batch at one site."""
+    """The output of one coder for one batch at one site."""
 
     coder: str
     site: Site
@@ -81,29 +81,31 @@ class Evaluation:
         means: dict[Site, Tensor],
         *,
         context: int,
-        question: EvalSpec,
+        spec: EvalSpec,
     ) -> None:
         """`means` [E] float64 are of every predicted site; no sequence is longer than `context`."""
         self.means = means
-        self._lm, self._coders, self._question = lm, coders, question
-        layout = Layout.with_metrics(question.metrics)
-        shape = CoderShape(context, question.subsets, question.saebench, layout)
-        self._tallies = {name: SiteTallies(one.wiring, shape, one.coder.config.width) for name, one in coders.items()}
+        self._lm, self._coders, self._spec = lm, coders, spec
+        layout = Layout.with_metrics(spec.metrics)
+        shape = CoderShape(context, spec.subsets, spec.saebench, layout)
+        self._accumulators = {
+            name: SiteAccumulators(one.wiring, shape, one.coder.config.width) for name, one in coders.items()
+        }
         stacks = {one.wiring.reads for one in coders.values() if by_layer(one.wiring)}
         self._adjacent = {sites: AdjacentLayers(sites) for sites in sorted(stacks)}
 
     @torch.no_grad()
-    def measure(self, batch: TokenBatch, stand: TextProgress) -> None:
-        """Take in one batch, before which the text stood at `stand`."""
+    def measure(self, batch: TokenBatch, before: TextProgress) -> None:
+        """Add one batch; `before` is the progress before it."""
         sites = sorted({site for coder in self._coders.values() for site in coder.wiring.sites()})
         altered = sorted({site for coder in self._coders.values() for site in coder.wiring.predicts})
-        question = self._question
-        clean = CleanPass(self._lm, batch, sites, altered, splice=question.splice, loss_mask=question.loss_mask)
+        spec = self._spec
+        clean = CleanPass(self._lm, batch, sites, altered, splice=spec.splice, loss_mask=spec.loss_mask)
         require_finite(clean.ce, "the model's own loss is NaN or infinite: use float32")
-        predicted = predicted_places(batch, question.loss_mask)
-        probed = probe(self._lm, batch, predicted, altered, first=stand.sequences, probes=question.probes)
-        look = BatchContext(stand, batch, self._span(batch, stand, predicted, clean), clean, probed)
-        passes = AlteredPasses(clean, self.means, question.interventions_per_pass)
+        predicted = predicted_places(batch, spec.loss_mask)
+        probed = probe(self._lm, batch, predicted, altered, first=before.sequences, probes=spec.probes)
+        look = BatchContext(before, batch, self._span(batch, before, predicted, clean), clean, probed)
+        passes = AlteredPasses(clean, self.means, spec.interventions_per_pass)
         for name in self._in_order():
             self._measure_one(name, look, passes)
         passes.finish()
@@ -112,8 +114,8 @@ class Evaluation:
             adjacent.update(rows, self.means)
 
     def results(self) -> dict[str, Result]:
-        """What came out for each coder; raises UserError where no token was predicted."""
-        results = {name: tallies.result() for name, tallies in self._tallies.items()}
+        """The results of each coder; raises UserError where no token was predicted."""
+        results = {name: accumulators.result() for name, accumulators in self._accumulators.items()}
         for name, coder in self._coders.items():
             fields = results[name].fields
             if fields["predicted_tokens"] == 0:
@@ -126,22 +128,22 @@ class Evaluation:
         return results
 
     def merge(self, other: Self) -> None:
-        """Take in all that `other` has measured, of other batches of the same text."""
+        """Add the sums of `other`, which measured other batches of the same text."""
         assert all(torch.equal(mean, other.means[site]) for site, mean in self.means.items()), "of other text"
-        for name, tallies in self._tallies.items():
-            tallies.merge(other._tallies[name])
+        for name, accumulators in self._accumulators.items():
+            accumulators.merge(other._accumulators[name])
         for sites, adjacent in self._adjacent.items():
             adjacent.merge(other._adjacent[sites])
 
     def state_dict(self) -> State:
         """Every sum, and the means they are about."""
-        tallies = {f"coder {name}": one.state_dict() for name, one in self._tallies.items()}
+        accumulators = {f"coder {name}": one.state_dict() for name, one in self._accumulators.items()}
         stacks = {_stack(sites): adjacent.state_dict() for sites, adjacent in self._adjacent.items()}
-        return flat(tallies | stacks | {"means": {str(site): mean.cpu() for site, mean in self.means.items()}})
+        return flat(accumulators | stacks | {"means": {str(site): mean.cpu() for site, mean in self.means.items()}})
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from where `state_dict` was taken, with the same coders."""
-        for name, one in self._tallies.items():
+        for name, one in self._accumulators.items():
             one.load_state_dict(below(state, f"coder {name}"))
         for sites, adjacent in self._adjacent.items():
             adjacent.load_state_dict(below(state, _stack(sites)))
@@ -151,9 +153,9 @@ class Evaluation:
         """Coders of one site after each other, so that their passes can be run together."""
         return sorted(self._coders, key=lambda name: (self._coders[name].wiring.predicts, name))
 
-    def _span(self, batch: TokenBatch, stand: TextProgress, predicted: Tensor, clean: CleanPass) -> Span:
+    def _span(self, batch: TokenBatch, before: TextProgress, predicted: Tensor, clean: CleanPass) -> Span:
         documents = batch.document_ids.unique().tolist()
-        subset = dict(zip(documents, self._question.subsets_of(documents), strict=True))
+        subset = dict(zip(documents, self._spec.subsets_of(documents), strict=True))
         subsets = batch.document_ids.clone().apply_(lambda document: subset[document])
 
         def places(mask: Tensor, ahead: int = 0) -> TokenIndex:
@@ -161,8 +163,8 @@ class Evaluation:
             of = subsets[sequences, positions + ahead]
             return TokenIndex(*(x.to(clean.ce.device) for x in (sequences, positions, of)))
 
-        ahead = int(self._question.loss_mask == "target")
-        return Span(stand.rows, len(batch.content), places(batch.content), places(predicted, ahead))
+        ahead = int(self._spec.loss_mask == "target")
+        return Span(before.rows, len(batch.content), places(batch.content), places(predicted, ahead))
 
     def _measure_one(self, name: str, look: BatchContext, passes: AlteredPasses) -> None:
         """One coder on one batch."""
@@ -174,7 +176,7 @@ class Evaluation:
         latents = coder.encode(x)
         pieces = wiring.split(coder.decode(latents, x), [clean.rows[site].shape[1] for site in wiring.predicts])
         codes = [_content(part, clean) for part in wiring.codes(latents)]
-        self._tallies[name].update_layers(codes)
+        self._accumulators[name].update_layers(codes)
         for site, code, y_hat in zip(wiring.predicts, codes, pieces, strict=True):
             require_finite(
                 y_hat, f"coder {name!r} reconstructs {site} with NaN or infinity: its weights are not usable"
@@ -202,7 +204,7 @@ class Evaluation:
             mean_ablated=ablated.mean,
             uniformity=made.uniformity,
         )
-        self._tallies[made.coder].update(made.site, outcome)
+        self._accumulators[made.coder].update(made.site, outcome)
 
     def _uniformity(self, coder: WiredCoder, site: Site, latents: Latents, look: BatchContext) -> Uniformity | None:
         """At the probed tokens; None where there is none, or no gradient at the site."""
@@ -249,7 +251,7 @@ def evaluate(
     coders: Mapping[str, WiredCoder],
     *,
     context: int,
-    question: EvalSpec,
+    spec: EvalSpec,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> dict[str, Result]:
     """Measure every coder in one go.
@@ -260,12 +262,12 @@ def evaluate(
     """
     if not coders:
         return {}
-    means = measure_site_means(lm, open_tokens, coders, question.tokens)
-    evaluation = Evaluation(lm, coders, means, context=context, question=question)
-    for batch, stand in batches_of(open_tokens, question.tokens):
-        if stand.batches in question.share:
-            evaluation.measure(batch, stand)
-        progress(stand.after(batch).rows)
+    means = measure_site_means(lm, open_tokens, coders, spec.tokens)
+    evaluation = Evaluation(lm, coders, means, context=context, spec=spec)
+    for batch, before in batches_of(open_tokens, spec.tokens):
+        if before.batches in spec.share:
+            evaluation.measure(batch, before)
+        progress(before.after(batch).rows)
     return evaluation.results()
 
 
@@ -274,12 +276,12 @@ def batches_of(open_tokens: Tokens, tokens: int | None) -> Iterator[tuple[TokenB
 
     Sequences of batches without content are counted all the same: a sequence has its number however batches are cut.
     """
-    stand = TextProgress()
+    before = TextProgress()
     for batch in open_tokens():
         if not batch.content.any():
-            stand = replace(stand, sequences=stand.sequences + len(batch.content))
+            before = replace(before, sequences=before.sequences + len(batch.content))
             continue
-        yield batch, stand
-        stand = stand.after(batch)
-        if tokens is not None and stand.rows >= tokens:
+        yield batch, before
+        before = before.after(batch)
+        if tokens is not None and before.rows >= tokens:
             return

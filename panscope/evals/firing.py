@@ -83,7 +83,7 @@ class Firing:
         self._max = torch.maximum(self._max, latents.largest().double().cpu())
 
     def merge(self, other: Self) -> None:
-        """Take in all that `other` has taken in of other text."""
+        """Add the counts of `other`, of other text."""
         for name, value in other._of.items():
             self._of[name] += value
         self._max = torch.maximum(self._max, other._max)

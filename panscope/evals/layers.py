@@ -48,7 +48,7 @@ class LayerDistribution:
         self._take(self._measure(latents))
 
     def merge(self, other: "LayerDistribution") -> None:
-        """Take in all that `other` has taken in; `other` stays as it is."""
+        """Add all that `other` has counted; `other` is not changed."""
         assert (other.layers, other.width) == (self.layers, self.width)
         self._take(other._sums)
 
@@ -122,7 +122,10 @@ class LayerDistribution:
         return torch.tensor(self.layers, dtype=torch.float64, device=layer.device)[layer]
 
     def _take(self, sums: dict[str, Tensor]) -> None:
-        one, other = self._sums, {name: value.cpu() for name, value in sums.items()}  # where sums go on from a file
+        one, other = (
+            self._sums,
+            {name: value.cpu() for name, value in sums.items()},
+        )  # sums that were loaded are on the CPU
         self._sums = {name: one[name] + other[name] for name in one} if one and other else one or other
 
     def _legacy(self) -> dict[str, float]:

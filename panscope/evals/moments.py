@@ -119,14 +119,14 @@ class Moments:
         return float(self._layout.counts(self.sums)["sequences"])
 
     def add(self, by_sequence: Tensor) -> None:
-        """Take in more sequences; `by_sequence` [S, C] are the sums over each, passed over where it has no row here."""
+        """Add sequences; `by_sequence` [S, C] are the sums over each, and one without rows is left out."""
         some = by_sequence[by_sequence[:, self._layout.place["sequences", "count"]] > 0]
         if len(some):
             apart = some - some.mean(dim=0)
             self._join(some.sum(dim=0), apart.T @ apart, float(len(some)))
 
     def merge(self, other: Self) -> None:
-        """Take in all that `other` has taken in."""
+        """Add the sums of `other`."""
         if other._sequences:
             self._join(other.sums, other._scatter, other._sequences)
 
@@ -159,7 +159,7 @@ class Moments:
         return {"sums": self.sums.clone(), "scatter": self._scatter.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from where `state_dict` was taken."""
+        """Continue from a `state_dict`."""
         self.sums, self._scatter = state["sums"].clone(), state["scatter"].clone()
 
 

@@ -16,14 +16,14 @@ from panscope.types import Latents
 
 @dataclass(frozen=True)
 class TokenIndex:
-    """Where some tokens of a batch stand."""
+    """The indices of some tokens of a batch."""
 
     sequences: Tensor
     """[M] int64, the sequence of the batch that each is in, from 0."""
     positions: Tensor
     """[M] int64, its place in the sequence, from 0."""
     subsets: Tensor
-    """[M] int64, the subset of the text that it belongs to, from 0; of a prediction, that of the token judged."""
+    """[M] int64, the subset of the text that each belongs to, from 0; of a prediction, that of its masked token."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Outcome:
     """Rows and their reconstructions at content tokens; losses of the model at predicted tokens."""
 
     span: Span
-    """Where the rows and the predictions stand in the text."""
+    """The indices of rows and predictions in the text."""
     y: Tensor
     """[B, E] float64, the rows that were to be predicted."""
     y_hat: Tensor

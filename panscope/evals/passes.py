@@ -1,6 +1,6 @@
 """Forward passes over one token batch: the clean one, and others with the rows of one site replaced.
 
-Special tokens keep the model's own activations, so that a coder is judged only where it was trained; other tools
+Special tokens keep the model's own activations, so that a coder is measured only where it was trained; other tools
 replace them too, which `splice` "all" does. Padding is never touched.
 
 Shape letters: N sequences, T tokens a sequence, V vocabulary, D width of a site, M replaced tokens of the batch.

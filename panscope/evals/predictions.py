@@ -1,6 +1,6 @@
 """How well a language model predicts the text of one token batch, before and after it was tampered with.
 
-Place t of a sequence counts if token t+1 is content: predictions of BOS, EOS and padding never do. With `judged`
+Place t of a sequence counts if token t+1 is content: predictions of BOS, EOS and padding never do. With `loss_mask`
 "input" it counts if token t is content and t+1 is no padding, as in SAEBench. Log-probabilities are fp32 log-softmax
 however coarse the model's precision, in float64 if the model is; what is summed later is float64.
 
@@ -19,7 +19,7 @@ from panscope.types import TokenBatch
 LossMask = Literal["target", "input"]
 """Whether the token that is predicted or the one it is predicted from must be content."""
 _ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 24}
-"""Logits that are judged at a time, unless one sequence has more: few enough for a CPU's cache, enough for a GPU."""
+"""Logits that are processed at a time, unless one sequence has more: few enough for a CPU's cache, enough for a GPU."""
 
 
 def predicted_places(batch: TokenBatch, loss_mask: LossMask) -> Tensor:
@@ -52,7 +52,7 @@ class Predictions:
         return Losses(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def _losses(self, number: int, log_probs: Tensor, divergences: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """[Q] the loss and the divergences both ways; `log_probs` [Q, V] are used up."""
+        """[Q] the loss and the divergences in both directions; `log_probs` [Q, V] are used up."""
         ce = self._ce(number, log_probs)
         if not divergences:
             return ce, ce.new_zeros(0), ce.new_zeros(0)

@@ -24,7 +24,7 @@ from panscope.site_kinds import KINDS
 from panscope.types import Latents, Site, TokenBatch
 
 _TOGETHER = 8
-"""Sequences of one backward pass: what it keeps of every block takes far more room than a forward pass."""
+"""Sequences of one backward pass: what it keeps of every block takes far more memory than a forward pass."""
 _LATENTS = 1 << 14
 """Decoder vectors that are held in float64 at a time."""
 

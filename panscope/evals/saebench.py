@@ -19,12 +19,12 @@ class CoreRows:
         self._sums: dict[str, Tensor] = {}
 
     def update(self, y: Tensor, y_hat: Tensor) -> None:
-        """Take in all rows [B, E] of one batch and their reconstructions; a batch without rows is no batch."""
+        """Add all rows [B, E] of one batch and their reconstructions; a batch without rows is no batch."""
         if len(y):
             self._take(_measure(y.double(), y_hat.double()))
 
     def merge(self, other: "CoreRows") -> None:
-        """Take in all that `other` has taken in; `other` stays as it is."""
+        """Add the sums of `other`; `other` is not changed."""
         self._take(other._sums)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -51,7 +51,10 @@ class CoreRows:
         }
 
     def _take(self, sums: dict[str, Tensor]) -> None:
-        one, other = self._sums, {name: value.cpu() for name, value in sums.items()}  # where sums go on from a file
+        one, other = (
+            self._sums,
+            {name: value.cpu() for name, value in sums.items()},
+        )  # sums that were loaded are on the CPU
         self._sums = {name: one[name] + other[name] for name in one} if one and other else one or other
 
 

@@ -1,4 +1,4 @@
-"""What is asked of an evaluation: how much text, what is kept apart, what is replaced."""
+"""The definition of an evaluation: how much text, which subsets, which tokens are replaced."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ def one_subset(document: int) -> int:
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """What is asked of the text."""
+    """How the text is evaluated."""
 
     tokens: int | None = None
     """Content tokens to measure at least; None for all of the text."""
@@ -78,7 +78,7 @@ class EvalSpec:
     interventions_per_pass: int = 1
     """How many altered passes of one site make one pass of the model at most."""
     share: EvalShard = WHOLE_TEXT
-    """Which batches are measured here; the others are left to other processes."""
+    """The batches that this process measures."""
 
     def subsets_of(self, documents: list[int]) -> Iterator[int]:
         """The subset of each document; padding, which is of no document, counts to the first."""

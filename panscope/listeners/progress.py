@@ -6,7 +6,7 @@ from panscope.events import Progress
 
 
 class Clock:
-    """Times the task under way, from the first event of it."""
+    """Times the present task, from its first event."""
 
     def __init__(self) -> None:
         self._task = ""

@@ -60,7 +60,7 @@ class TerminalListener:
         self.close()
 
     def close(self) -> None:
-        """Leave the terminal as it is, with the last line of the task under way."""
+        """Leave the terminal as it is, with the last line of the present task."""
         if self._unsaid:
             self._print(self._unsaid)
         if self._live is not None:

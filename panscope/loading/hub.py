@@ -32,7 +32,7 @@ def fetch(address: str, revision: str | None = None) -> Path:
         raise UserError(f"{address!r} is no folder that exists and no hub id: write a hub id as org/repo:coder")
     folder = PurePosixPath(match["folder"] or ".")
     if folder.is_absolute() or ".." in folder.parts or any(mark in str(folder) for mark in "*?[]"):
-        raise UserError(f"{address!r} names the folder {str(folder)!r}: write it as it stands in the repository")
+        raise UserError(f"{address!r} names the folder {str(folder)!r}: write its path within the repository")
     at_top = folder == PurePosixPath(".")
     allow, ignore = (None, ["*/*"]) if at_top else ([f"{folder}/*"], None)
     copy, reason = None, ""

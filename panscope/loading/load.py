@@ -71,7 +71,7 @@ def _of_run(path: Path, coder: str | None) -> Path:
 
 
 def _of_several(path: Path, coder: str) -> Path:
-    """One of the coders that stand side by side in a folder, as `export` and `publish` write them."""
+    """One of several coders in a folder, as `export` and `publish` write them."""
     names = _inside(path)
     if coder not in names:
         have = f"those in it are {', '.join(names)}" if names else "it holds none, and is no run"

@@ -131,7 +131,7 @@ class LoadedCoder:
             return Codes.shaped(self.wired.encode(rows), x.shape[:-1])
 
     def decode(self, codes: Latents | Tensor, x: Tensor | None = None) -> Tensor:
-        """The raw activations [..., E] that codes of any dtype stand for, in the coder's; differentiable by the codes,
+        """The reconstruction [..., E] from codes of any dtype, in the coder's precision; differentiable by the codes,
         once (no second derivative) where `kernels` is "sparse".
 
         `codes` are those of `encode`, or a tensor [..., F] of every latent. `x` [..., D], the rows they are codes of,

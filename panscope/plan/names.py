@@ -16,24 +16,26 @@ _IN_WORDS = {"K": "K =", "L0": "an L0 of", "lambda": "sparsity coefficient"}
 def checked(name: Any, what: str) -> str:
     """A name that can be a folder's; raises UserError otherwise."""
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-        raise UserError(f"{what} {name!r} cannot stand in a folder's name: use letters, digits, '.', '_' and '-'")
+        raise UserError(f"{what} {name!r} cannot be part of a folder's name: use letters, digits, '.', '_' and '-'")
     return name
 
 
-def coder_name(wiring: Wiring, coder: CoderConfig, layers: int, tag: Any = "", *, priced: bool = True) -> str:
+def coder_name(
+    wiring: Wiring, coder: CoderConfig, layers: int, tag: Any = "", *, knows_coefficient: bool = True
+) -> str:
     """The name of a coder in a model of so many `layers`; `tag`, where two would be equal, goes to its end.
 
-    `8x` is the width against that of one site, also where a crosscoder reads several. Where it is not `priced`, nobody
-    knows the coefficient of its penalty, and its name has none.
+    `8x` is the number of latents divided by the width of one site, also where a crosscoder reads several. Without
+    `knows_coefficient` that of a penalty is left out, as other tools' files do not say it.
     """
     tag = checked(tag, "tag") if tag != "" else ""
-    sparsity = _sparsity(coder, priced=priced)
+    sparsity = _sparsity(coder, knows_coefficient=knows_coefficient)
     parts = [_place(wiring, layers), f"{_expansion(wiring, coder)}x", coder.architecture, sparsity, tag]
     return "-".join(part for part in parts if part)
 
 
-def meaning(wiring: Wiring, coder: CoderConfig, *, priced: bool = True) -> str:
-    """What the name of a coder says, in words; `coder` is as it was trained, `priced` as `coder_name` takes it."""
+def meaning(wiring: Wiring, coder: CoderConfig, *, knows_coefficient: bool = True) -> str:
+    """What the name of a coder says, in words; `coder` is as it was trained, `knows_coefficient` as in `coder_name`."""
     reads, predicts = (
         " and ".join(dict.fromkeys(f"{KINDS[site.kind].letter} ({KINDS[site.kind].meaning})" for site in sites))
         for sites in (wiring.reads, wiring.predicts)
@@ -45,13 +47,13 @@ def meaning(wiring: Wiring, coder: CoderConfig, *, priced: bool = True) -> str:
         f"{where} of {_layers(wiring)}",
         f"{_expansion(wiring, coder)} latents for each dimension",
         f"trained as {coder.architecture}",
-        f"{_IN_WORDS[kind]} {_written(kind, value)}" if priced or kind != "lambda" else "",
+        f"{_IN_WORDS[kind]} {_written(kind, value)}" if knows_coefficient or kind != "lambda" else "",
     ]
     return ", ".join(part for part in parts if part)
 
 
 def letters(wirings: Sequence[Wiring]) -> str:
-    """The letters in the names of coders of these wirings, and what each stands for."""
+    """The letters in the names of coders of these wirings, and what each means."""
     kinds = {site.kind for wiring in wirings for site in wiring.sites()}
     found = [f"{known.letter} {known.meaning}" for kind, known in KINDS.items() if kind in kinds]
     for wiring in dict.fromkeys(wiring.wiring for wiring in wirings):
@@ -72,10 +74,10 @@ def _expansion(wiring: Wiring, coder: CoderConfig) -> str:
     return f"{coder.width / wiring.site_width(coder.d_in):.4g}"
 
 
-def _sparsity(coder: CoderConfig, *, priced: bool) -> str:
+def _sparsity(coder: CoderConfig, *, knows_coefficient: bool) -> str:
     """K, the L0 asked for, or the penalty's coefficient where there is one."""
     kind, value = coder.sparsity_aim()
-    return f"{_LETTERS[kind]}{_written(kind, value)}" if priced or kind != "lambda" else ""
+    return f"{_LETTERS[kind]}{_written(kind, value)}" if knows_coefficient or kind != "lambda" else ""
 
 
 def _written(kind: str, value: float) -> str:

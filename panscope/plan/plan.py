@@ -54,7 +54,7 @@ class SuiteConfig(Config):
 
     @property
     def is_imported(self) -> bool:
-        """Whether it stands for other tools' coders, which were not trained by it: it has no text that is theirs."""
+        """Whether it describes imported coders, which were not trained by it and whose text is not known."""
         return not self.coders
 
     @field_validator("name")

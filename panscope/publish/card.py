@@ -206,7 +206,7 @@ def _quality(card: Card) -> str:
 
 
 def _measured_on(card: Card, measured: list[CardEntry]) -> str:
-    """On which text, the same for all, and in which other model or way."""
+    """On which text, the same for all, in which model, and by which definitions."""
     numbers = measured[0].numbers or {}
     on, tokens = numbers.get("evaluated_on", {}), [int((entry.numbers or {}).get("tokens") or 0) for entry in measured]
     part = "text kept from training" if on.get("part") == "held_out" else "text"
@@ -219,7 +219,7 @@ def _measured_on(card: Card, measured: list[CardEntry]) -> str:
 
 
 def _otherwise(card: Card, on: Mapping[str, Any]) -> str:
-    """What `panscope eval` was asked to do in another way, in words that follow a comma."""
+    """How the evaluation differs from the usual one, in words that follow a comma."""
     model, dtype = plain(on.get("model") or _model(card)), on.get("coder_dtype") or "float32"
     asked = {
         f"in the model `{model}`": model != _model(card),
@@ -258,12 +258,12 @@ def _figures(card: Card) -> str:
 
 
 def _use(card: Card) -> str:
-    """Rows of one coder, ways to load it, and which coders only we load."""
+    """Rows of one coder, code that loads it, and which coders only Panscope loads."""
     entry = _example(card)
     others = any(one.cfg.get("reshape_activations") == "hook_z" for one in card.entries)
     read = snippets.rows(_model(card), entry.config.get("model") or {}, entry.cfg, card.prepended_tokens)
-    ways = snippets.ways(card.repository, entry.name, entry.cfg, heads=others)
-    parts = ["## Use", _reads(entry, bool(read)), read, *ways]
+    code = snippets.snippets(card.repository, entry.name, entry.cfg, heads=others)
+    parts = ["## Use", _reads(entry, bool(read)), read, *code]
     own = [f"- `{entry.name}`: {entry.refused}" for entry in card.entries if entry.refused]
     if own:
         parts.append("SAELens has no place for these, Panscope loads them:\n\n" + "\n".join(own))
@@ -282,7 +282,7 @@ def _reads(entry: CardEntry, shown: bool) -> str:
     either = " or ".join(f"`{place['hook_name']}`" for place in places)
     modules = " or ".join(f"`{place['hf_hook_name']}`" for place in places if place["hf_hook_name"])
     known = f", {modules} in transformers" if modules else ""
-    then = "These lines get the rows `x`" if shown else f"`x` stands for the rows, [tokens, {entry.cfg['d_in']}]"
+    then = "These lines get the rows `x`" if shown else f"`x` are the rows, [tokens, {entry.cfg['d_in']}]"
     return (
         f"`{entry.name}` reads a row a token of {either} in TransformerLens{known}. In the `cfg.json` of every coder "
         "`hook_name` and `hf_hook_name` say what it reads; the latter is a module's path and which end of the module. "
@@ -305,7 +305,7 @@ def _how(card: Card) -> str:
             "Sequences": f"{data.get('packing', '-')}, at most {data.get('context', '-')} tokens",
             "Rows a step": f"{train['batch']:,}" if train.get("batch") else "-",
         }
-        rows = trained.ways({entry.name: entry.config for entry in ours}, card.suite)
+        rows = trained.settings_table({entry.name: entry.config for entry in ours}, card.suite)
     origins = [entry.config["origin"] for entry in card.entries if entry.config.get("origin")]
     if origins:
         facts["Imported from"] = code(in_order(origin.get("format") for origin in origins))
@@ -323,7 +323,7 @@ def _files(card: Card) -> str:
     theirs = "`cfg.json` and `sae_weights.safetensors` are for SAELens, " if any(e.cfg for e in card.entries) else ""
     own = "`weights.safetensors` is for Panscope, " if any(not e.cfg for e in card.entries) else ""
     wiring, ours = Wiring.read(entry.config["wiring"], entry.name), not entry.config.get("origin")
-    means = names.meaning(wiring, coder, priced=ours)
+    means = names.meaning(wiring, coder, knows_coefficient=ours)
     return (
         f"## Names and files\n\nA folder a coder. `{entry.name}`: {means}. Letters: {names.letters(wirings)}.\n\n"
         f"{theirs}{own}`config.json` says how a coder was trained, `eval.json` has every number. All normalisation is "

@@ -34,7 +34,7 @@ FIGURES = "figures"
 _SAELENS = FORMATS["saelens"]
 _EVAL, _CONFIG, _WEIGHTS, _CFG = "eval.json", "config.json", "weights.safetensors", "cfg.json"
 _NOT_PUBLIC = ("seal", "files")
-"""Of eval.json: tables that stay at home."""
+"""Fields of eval.json that are not published."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Our coders in other tools' formats: a folder each, written whole or not at all.
 
-Beside the tool's own files stands `panscope.json`: the sites by TransformerLens' and by Hugging Face's names, what was
-folded, and where the coder comes from; so also formats with no place for any of it carry it.
+Beside the tool's own files there is `panscope.json`: the sites by TransformerLens' and by Hugging Face's names, what
+was folded, and where the coder comes from; so also formats with no place for any of it carry it.
 """
 
 import contextlib

@@ -103,7 +103,7 @@ def send(folder: Path, repository: str, *, private: bool, reporter: Reporter) ->
     """Bring all files of `folder` into the hub repository, which is made if it is not there; nothing is deleted.
 
     `README.md` comes last, so a repository with a card is whole. Raises UserError, one sentence without any token,
-    where the repository is another project's, or the hub refuses or cannot be reached; the same call then goes on with
+    where the repository is another project's, or the hub refuses or cannot be reached; the same call then sends
     what is missing.
     """
     check_token()
@@ -187,7 +187,7 @@ class _Repository:
         raise UserError(f"publishing to {self.name!r} failed {ATTEMPTS} times: {sentence}; {_AGAIN}")
 
 
-_AGAIN = "what was sent is kept: give the same command again, and it goes on"
+_AGAIN = "what was sent is kept: the same command continues from there"
 
 
 def _missing(files: Iterable[File], there: Mapping[str, RepoFile]) -> list[File]:

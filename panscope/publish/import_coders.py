@@ -217,7 +217,7 @@ def _own_name(foreign: ImportedCoder, one: FoundCoder, asked: ImportOptions) -> 
 def _made_name(foreign: ImportedCoder, facts: ModelFacts | None) -> str:
     """A name as a trained coder would have it, but for the coefficient of a penalty, which no file says."""
     wiring, config = foreign.wired.wiring, foreign.wired.coder.config
-    return names.coder_name(wiring, config, facts.n_layers if facts else 0, priced=False)
+    return names.coder_name(wiring, config, facts.n_layers if facts else 0, knows_coefficient=False)
 
 
 def _free(name: str, one: FoundCoder, source: Path, taken: dict[str, FoundCoder]) -> str:

@@ -92,7 +92,7 @@ def model_type(path: str | None) -> str | None:
 def prepended_tokens(model: dict[str, Any], data: dict[str, Any]) -> list[int] | None:
     """The tokens that training put before every sequence: BOS or none; None where that cannot be known here.
 
-    `model` and `data` are the tables of a run. Before a document stands the BOS that the model's tokenizer has, if it
+    `model` and `data` are the tables of a run. A document is preceded by the BOS of the model's tokenizer, if it
     has one, which only a model on this machine tells; the hub is not asked.
     """
     if data.get("packing") == "stream":

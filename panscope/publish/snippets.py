@@ -1,7 +1,6 @@
 """How to get rows of a language model, and how to load a published coder: in SAELens, in Panscope, in PyTorch alone.
 
-The lines stand one after another: `x` of the first, which `rows.txt` has, is what the others read. Tests run each as it
-stands.
+The snippets follow one another: `x` of the first is what the others read. Tests run each of them unchanged.
 """
 
 import json
@@ -106,7 +105,7 @@ def _module(cfg: Mapping[str, Any]) -> str:
     return cfg["metadata"]["panscope"]["reads"][0]["hf_hook_name"] or "" if cfg else ""
 
 
-def ways(repository: str, name: str, cfg: Mapping[str, Any], *, heads: bool) -> list[str]:
+def snippets(repository: str, name: str, cfg: Mapping[str, Any], *, heads: bool) -> list[str]:
     """How to load a coder and compute its codes of `x`; `heads`: whether others of the repository are at attn_z."""
     ours = _PANSCOPE.format(repository=repository, coder=name, version=panscope.__version__)
     if not cfg:

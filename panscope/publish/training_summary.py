@@ -1,4 +1,5 @@
-"""How the coders of a run were trained, as its model card tells it: a row for each way, and the papers behind them."""
+"""How the coders of a run were trained, as its model card tells it: a row for each combination of
+settings, and the papers behind them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,12 +12,12 @@ from panscope.publish.markdown import code, in_order, some, table
 _COLUMNS = ("coders", "recipe", "trained as", "tokens", "learning rate", "normaliser")
 
 
-def ways(coders: Mapping[str, Mapping[str, Any]], suite: Mapping[str, Any]) -> str:
-    """A table with a row for each way in which coders, config.json by name, were trained."""
+def settings_table(coders: Mapping[str, Mapping[str, Any]], suite: Mapping[str, Any]) -> str:
+    """A table with a row for each combination of settings that coders, config.json by name, were trained with."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, config in coders.items():
-        groups.setdefault(_way(config, suite), []).append(name)
-    return table(_COLUMNS, ((_which(group, list(coders)), *way) for way, group in groups.items()))
+        groups.setdefault(_settings(config, suite), []).append(name)
+    return table(_COLUMNS, ((_which(group, list(coders)), *settings) for settings, group in groups.items()))
 
 
 def sources(coders: Iterable[Mapping[str, Any]], suite: Mapping[str, Any]) -> list[str]:
@@ -25,7 +26,7 @@ def sources(coders: Iterable[Mapping[str, Any]], suite: Mapping[str, Any]) -> li
     return [f"`{name}`: {recipe.load(name).source}" for name in used if name in recipe.names()]
 
 
-def _way(config: Mapping[str, Any], suite: Mapping[str, Any]) -> tuple[str, ...]:
+def _settings(config: Mapping[str, Any], suite: Mapping[str, Any]) -> tuple[str, ...]:
     """All columns of a coder but the first."""
     schedule = config.get("schedule", {})
     return (

@@ -36,7 +36,7 @@ class StoreOptions:
 
 
 def collect(suite: SuiteConfig, folder: Path, options: StoreOptions, reporter: Reporter) -> Manifest:
-    """Store the activations of all sites of `suite` in `folder`, go on with what is there, or add sites to it.
+    """Store the activations of all sites of `suite` in `folder`, continue what is there, or add sites to it.
 
     Raises UserError if the folder holds anything else, or is of other rows.
     """
@@ -59,11 +59,11 @@ def collect(suite: SuiteConfig, folder: Path, options: StoreOptions, reporter: R
 def _check_bucket(writer: StoreWriter, suite: SuiteConfig, widths: dict[Site, int]) -> None:
     """Raise UserError if rows that are shuffled together do not fit; a store keeps its buckets when sites are added."""
     rows, size = writer.manifest.origin.bucket_rows, 4 if suite.model.dtype == "float32" else 2
-    needed, room = rows * size * sum(widths[site] for site in writer.missing), memory_bytes(suite.model)
-    if needed > _BUCKET_SHARE * room:
+    needed, available = rows * size * sum(widths[site] for site in writer.missing), memory_bytes(suite.model)
+    if needed > _BUCKET_SHARE * available:
         raise UserError(
-            f"buckets of {rows:,} rows of {len(writer.missing)} sites take {needed / 2**30:.1f} GiB, and here are "
-            f"{room / 2**30:.1f}: collect fewer sites at a time, or begin with a smaller activations.buffer_rows"
+            f"buckets of {rows:,} rows of {len(writer.missing)} sites take {needed / 2**30:.1f} GiB, and the device "
+            f"has {available / 2**30:.1f}: collect fewer sites at a time, or set a smaller activations.buffer_rows"
         )
 
 

@@ -49,7 +49,7 @@ def write_all(
 
 
 def _sweep(run: Run, names: Iterable[str], suffix: str) -> None:
-    """Remove what a process that was killed here had begun to write; for who holds the run."""
+    """Remove what a process that was killed here had begun to write; the caller holds the run's lock."""
     begun = [path for name in names for path in run.coder_folder(name).glob(f".*{suffix}.*.tmp")]
     for left in [*begun, *run.path.glob(f".results{suffix}.*.tmp")]:
         left.unlink(missing_ok=True)

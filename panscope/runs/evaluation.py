@@ -1,8 +1,8 @@
 """Measuring the coders of a run, on its held-out text or any other, with its own model or another.
 
 An evaluation has a label, which is in the names of the files it writes: `eval.json`, `latents.parquet`,
-`positions.parquet` beside each coder and `results.parquet` for the held-out text; for any other `eval-<label>.json`
-and so on. One that was killed goes on where it last saved its sums; with `share` several processes measure a part each,
+`positions.parquet` beside each coder and `results.parquet` for the held-out text; for any other `eval-<label>.json` and
+so on. One that was killed continues from the sums it saved last; with `share` several processes measure a part each,
 and the last to end writes the results of all.
 """
 
@@ -40,7 +40,7 @@ from panscope.storage.locks import locked
 from panscope.types import Site, UserError
 
 SAVE_SECONDS = 60.0
-"""How long an evaluation goes on before it saves its sums again."""
+"""Seconds after which an evaluation saves its sums again."""
 _LONGEST_LABEL = 60
 _MOST_TOGETHER = 8
 """Altered passes run as one, at most."""
@@ -51,7 +51,7 @@ CoderDtype = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """What is to be measured, where it is not the held-out text with the run's own model.
+    """What is evaluated; without arguments, the held-out text with the run's own model.
 
     The numbers are those of docs/reference.md, with `saebench` those of Karvonen et al. 2025 (SAEBench). Raises
     UserError for a label that cannot name files, and for fields that do not go together.
@@ -78,7 +78,7 @@ class EvalRequest:
     share: EvalShard = WHOLE_TEXT
     """Which part of the text this process measures."""
     save_seconds: float = SAVE_SECONDS
-    """How long it goes on before it saves its sums again."""
+    """Seconds after which the sums are saved again."""
 
     def __post_init__(self) -> None:
         plain = self.label in ("", HELD_OUT) or (self.label.replace("-", "").isalnum() and self.label.isascii())
@@ -148,7 +148,7 @@ def evaluate_run(
     reporter: Reporter,
     request: EvalRequest = HELD_OUT_REQUEST,
 ) -> Results | None:
-    """Measure every coder of a run and write what came out; None where other processes have not ended their parts.
+    """Measure every coder of a run and write the results; None where other processes have not ended their parts.
 
     `lm` is the run's model, or that of the request. Raises UserError where there is nothing to measure or a coder is
     not of this model.
@@ -177,7 +177,7 @@ def check_has_text(run: Run) -> None:
 
 
 class EvalJob:
-    """One request to one run: its text, and what identifies it."""
+    """One evaluation of one run: its text, and what identifies it."""
 
     def __init__(
         self, run: Run, suite: SuiteConfig, lm: LanguageModel, reporter: Reporter, request: EvalRequest
@@ -220,8 +220,8 @@ class EvalJob:
             self._documents, self.lm.tokenizer, self._data, part=part, seed=seed, epochs=1, keep_rest=whole
         )
 
-    def question(self, coders: Mapping[str, WiredCoder]) -> EvalSpec:
-        """What is asked of it."""
+    def spec(self, coders: Mapping[str, WiredCoder]) -> EvalSpec:
+        """Its definition."""
         asked, (subsets, subset_of) = self.request, self._subsets()
         return EvalSpec(
             tokens=self.tokens,
@@ -276,11 +276,11 @@ class EvalJob:
 
     @property
     def _whole(self) -> bool:
-        """Whether it is about all of a text, and not about what a run has kept from training."""
+        """Whether all of a text is measured, and not only what the run has kept from training."""
         return self.request.data is not None and self.request.data.held_out == 0
 
     def _subsets(self) -> tuple[tuple[str, ...], Callable[[int], int]]:
-        """The names of the text's subsets, which are its files, and which of them a document is of."""
+        """The names of the text's subsets, which are its files, and the subset of a document."""
         documents, names = self._documents, tuple(dict.fromkeys(self._data.text))
         if len(names) == 1 or not isinstance(documents, LocalDocuments):
             return ("",), one_subset
@@ -327,31 +327,31 @@ def _check_model(
 
 
 def _measured(job: EvalJob, coders: Mapping[str, WiredCoder], sums: EvalCheckpoint) -> Evaluation:
-    """An evaluation that holds this process's part of the text, gone on with from what was saved."""
-    question, saved = job.question(coders), sums.load()
+    """The evaluation of this process's part of the text, continued from what was saved."""
+    spec, saved = job.spec(coders), sums.load()
     means = _means(job, coders, sums.folder.parent)
-    evaluation = Evaluation(job.lm, coders, means, context=job.context, question=question)
+    evaluation = Evaluation(job.lm, coders, means, context=job.context, spec=spec)
     done = TextProgress()
     if saved is not None:
         state, done, _ = saved
         evaluation.load_state_dict(state)
         job.reporter.say(f"continuing after what was measured before: {done.rows:,} tokens")
-    last_saved, stand = time.monotonic(), done
+    last_saved, progress = time.monotonic(), done
     try:
-        for batch, before in batches_of(job.open_tokens, question.tokens):
+        for batch, before in batches_of(job.open_tokens, spec.tokens):
             if before.batches < done.batches:
                 continue
-            if before.batches in question.share:
+            if before.batches in spec.share:
                 evaluation.measure(batch, before)
-            stand = before.after(batch)
-            job.reporter.progress("evaluating", stand.rows, question.tokens, "tokens")
+            progress = before.after(batch)
+            job.reporter.progress("evaluating", progress.rows, spec.tokens, "tokens")
             if time.monotonic() - last_saved > job.request.save_seconds:
-                sums.save(evaluation.state_dict(), stand, complete=False)
+                sums.save(evaluation.state_dict(), progress, complete=False)
                 last_saved = time.monotonic()
     finally:
         job.reporter.ended()
-    if question.share.of > 1:
-        sums.save(evaluation.state_dict(), stand, complete=True)
+    if spec.share.of > 1:
+        sums.save(evaluation.state_dict(), progress, complete=True)
     return evaluation
 
 
@@ -385,14 +385,14 @@ def _add_others(job: EvalJob, coders: Mapping[str, WiredCoder], evaluation: Eval
         return False
     for each, part in parts.items():
         if each != share and (saved := part.load()) is not None:
-            other = Evaluation(job.lm, coders, evaluation.means, context=job.context, question=job.question(coders))
+            other = Evaluation(job.lm, coders, evaluation.means, context=job.context, spec=job.spec(coders))
             other.load_state_dict(saved[0])
             evaluation.merge(other)
     return True
 
 
 def _finish(job: EvalJob, coders: Mapping[str, WiredCoder], evaluation: Evaluation, folder: Path) -> Results:
-    """Write what came out and delete the sums."""
+    """Write the results and delete the sums."""
     results = evaluation.results()
     written = write_all(job.run, coders, results, about=job.about(), suffix=job.request.suffix)
     delete_checkpoints(folder)

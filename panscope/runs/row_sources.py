@@ -30,7 +30,7 @@ _SAME_DATA = ("column", "packing", "context", "held_out", "chat")
 
 
 class Source(Protocol):
-    """What a run learns from."""
+    """A source of training rows."""
 
     @property
     def rows(self) -> RowSource:
@@ -39,7 +39,7 @@ class Source(Protocol):
 
     @property
     def passes(self) -> int:
-        """How often the rows have been gone through, the pass under way included."""
+        """How often the rows have been read, the present pass included."""
         ...
 
     def norms(self) -> dict[Site, SiteNorms]:
@@ -51,12 +51,12 @@ class Source(Protocol):
         ...
 
     def stop_when(self, asked: Callable[[], bool]) -> None:
-        """Rows that are waited for are waited for until `asked` says so, and then StoppedWaiting is raised."""
+        """Waiting for rows ends once `asked` is true: StoppedWaiting is raised."""
         ...
 
 
 def open_source(plan: Plan, lm: LanguageModel, say: Callable[[str], None]) -> Source:
-    """The source that `plan` names; `say` hears of servers that go and come back.
+    """The source that `plan` names; `say` is told of servers that are lost and found again.
 
     Raises UserError if it is not there, or is of another model or text.
     """

@@ -45,7 +45,7 @@ class Run:
             is_taken = path.exists() and (not path.is_dir() or _holds_something(path))
         if is_taken:
             is_run = (path / "suite.toml").is_file()
-            instead = f", or go on with it by `panscope train --resume {path}`" if is_run else ""
+            instead = f", or continue it by `panscope train --resume {path}`" if is_run else ""
             raise UserError(f"the run folder {str(path)!r} already exists: choose another --out{instead}")
 
     @classmethod
@@ -204,7 +204,7 @@ class Run:
         return log.read()
 
     def sweep(self) -> None:
-        """Remove what a killed process, ours or safetensors within it, had begun to write; for who holds the folder.
+        """Remove what a killed process, ours or safetensors within it, had begun to write; the caller holds the lock.
 
         What is in `evaluation/` is left: other processes may be at it, each with its part.
         """

@@ -58,7 +58,7 @@ class ServeOptions:
 
 
 def open_server(store: str, options: ServeOptions, log: Callable[[str], None]) -> ActivationServer:
-    """A server that listens; `log` hears what it does. Raises UserError where the rows do not fit into memory."""
+    """A server that listens; `log` is told what it does. Raises UserError where the rows do not fit into memory."""
     return _listening(_service(store, options, log), options, log)
 
 

@@ -66,7 +66,7 @@ class JsonLines:
         if mark["log_bytes"] and checksum(self.path, mark["log_bytes"]) != mark["log_xxh3"]:
             raise UserError(
                 f"the file {str(self.path)!r} is damaged or lacks lines: what was written before does not match its "
-                "checksum; take an undamaged copy, or delete it to go on without its earlier lines"
+                "checksum; take an undamaged copy, or delete it to continue without its earlier lines"
             )
 
     def take_back(self, mark: dict[str, Any]) -> None:

@@ -65,7 +65,7 @@ def write_sealed_toml(path: Path, tables: dict[str, Any]) -> None:
 def read_sealed_toml(path: Path) -> dict[str, Any]:
     """The tables of what `write_sealed_toml` wrote; raises UserError if it was changed and its first line left there.
 
-    A file that begins with no comment is taken as it is: who deletes the first line means to change the rest.
+    A file that begins with no comment is taken as it is: deleting the first line means that the change is on purpose.
     """
     tables = read_toml(path)
     with reading(path):
@@ -73,7 +73,7 @@ def read_sealed_toml(path: Path) -> dict[str, Any]:
     if first.startswith(b"#") and first + b"\n" != _TOML_SEAL.format(xxhash.xxh3_64_hexdigest(rest)).encode():
         raise UserError(
             f"the file {str(path)!r} was changed since the run began: it does not match the checksum in its first "
-            "line; put it back as it was, or delete that line to go on with the change"
+            "line; put it back as it was, or delete that line to keep the change"
         )
     return tables
 

@@ -1,4 +1,4 @@
-"""Checkpoints: everything needed to go on bit for bit, complete or not there at all.
+"""Checkpoints: everything needed to resume bit for bit, complete or not there at all.
 
 A checkpoint is a folder `step_00001000` that appears under its name only when all of it is on disk. Inside: one
 safetensors file and one JSON file a part (a trainee, the source of activations), and `manifest.json` with a checksum
@@ -79,7 +79,7 @@ class Checkpoints:
         then = f"the checkpoint of step {others[-1]}" if others else "the beginning"
         raise UserError(
             f"the checkpoint {str(folder)!r} is half-written or damaged ({problem}): "
-            f"delete that folder and resume again to go on from {then}"
+            f"delete that folder and resume again to continue from {then}"
         )
 
 

@@ -141,7 +141,7 @@ class CoderTrainer:
         return kept
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit."""
+        """Everything needed to resume bit for bit."""
         return {
             "tensors": self.coder.tensors(),
             "optimiser": self._optimiser.state_dict(),

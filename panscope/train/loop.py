@@ -33,7 +33,7 @@ class LoopConfig(Config):
 
 
 class Observer(Protocol):
-    """What goes on beside the learning."""
+    """What happens beside the training steps."""
 
     def stepped(self, step: int) -> None:
         """`step` steps are done."""
@@ -64,7 +64,7 @@ def train(
 ) -> bool:
     """Do `steps`; True when all are done, False when the observer asked to stop earlier, also while waiting for rows.
 
-    A trainee with fewer steps of its own is left alone once it has done them. With `kernels`, trainees that use sparse
+    A trainer with fewer steps of its own is left alone once it has done them. With `kernels`, trainers that use sparse
     kernels learn side by side where these gain by it.
     """
     clock, rows, logged = time.monotonic(), 0, steps.start - steps.start % log_every

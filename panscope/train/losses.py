@@ -11,7 +11,7 @@ know one loss, and this file says the weights.
 
 Where rows of several layers are stacked, the two FVUs are taken layer by layer and averaged (Multi-Layer SAE, B.1).
 
-Shape letters: B rows of a layer, S layers stacked (S B rows in all), E output width.
+Shape letters: B rows of a layer, S layers stacked (S B rows in total), E output width.
 """
 
 from typing import Literal

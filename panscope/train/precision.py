@@ -1,7 +1,7 @@
 """What the products of the reference step are computed in; weights, moments, losses and selections stay float32.
 
 bfloat16 and float16 go through torch.autocast, whose backward pass follows the types of the forward pass by itself.
-tf32 is a way in which NVIDIA's matrix units read float32 (10 bits of the fraction): a switch of the whole process, so
+tf32 is a mode of NVIDIA's matrix units, which read 10 bits of a float32's fraction: a switch of the whole process, so
 it is on for one step, forward and backward, and then as it was.
 """
 

@@ -1,7 +1,7 @@
-"""Which way a step goes: sparse while few places are active, dense while many are, switched by what was measured.
+"""Whether a step is sparse or dense: sparse while few codes are active, dense while many are, as measured.
 
 Early JumpReLU and ReLU coders have half of all latents active; gathering that many rows costs more than the dense
-products. Both ways compute the same numbers, so a switch changes rounding only.
+products. Both compute the same numbers, so a switch changes rounding only.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from panscope.ops.dense import DenseOps
 from panscope.ops.sparse import DENSEST, SparseOps
 
 _BACK = DENSEST / 2
-"""The share of active places below which a dense trainee tries the sparse way again."""
+"""The share of active places below which a dense trainer tries sparse steps again."""
 
 
 class SparseDenseSwitch:
@@ -27,7 +27,7 @@ class SparseDenseSwitch:
 
     @property
     def sparse(self) -> SparseOps | None:
-        """The sparse verbs of the step under way; None where it goes the dense way."""
+        """The sparse verbs of the step under way; None where the step is dense."""
         return None if self._dense_now else self._sparse
 
     @property
@@ -36,7 +36,7 @@ class SparseDenseSwitch:
         return self._name
 
     def objective(self, coder: Coder, rows: Rows, sparsity: float) -> Objective:
-        """The coder's objective, the sparse way if it can be."""
+        """The coder's objective, by sparse kernels if possible."""
         if self._sparse is not None and not self._dense_now:
             self._sparse.begin()
             try:
@@ -55,7 +55,7 @@ class SparseDenseSwitch:
             self._dense_now = float(self._dense.touched) >= _BACK
 
     def state_dict(self) -> dict[str, Any]:
-        """The way in force: resuming goes on with it, so that not even rounding differs."""
+        """The present mode: a resumed run continues with it, so that not even rounding differs."""
         return {"dense": self._dense_now}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ A BatchTopK coder already carries the threshold (`frozen`). A TopK coder gets on
 section 2.4): midway between the (N K)-th and the next largest pre-activation over N rows of the training distribution,
 so that on average K latents are active on a row.
 
-Shape letters: B rows of a batch, N rows in all, D input width, F latents, K active latents a row.
+Shape letters: B rows of a batch, N rows in total, D input width, F latents, K active latents a row.
 """
 
 from collections.abc import Sequence

@@ -53,7 +53,7 @@ def test_sums_without_saebench_are_not_gone_on_with_for_saebench(run: Path):
     expected = evaluated(run, EvalRequest(label="x", saebench=True))
     with pytest.raises(Killed):
         evaluated(run, EvalRequest(label="x", splice="all", save_seconds=0), At("evaluating", 400, killed, beyond=True))
-    assert (run / "evaluation" / "x" / "part-1-of-1" / "stand.json").exists()
+    assert (run / "evaluation" / "x" / "part-1-of-1" / "progress.json").exists()
     found = evaluated(run, EvalRequest(label="x", saebench=True))
     assert found == expected
 
@@ -130,7 +130,7 @@ def test_what_a_killed_process_had_begun_to_write_is_removed(panscope: Command, 
 
 
 def test_a_part_that_is_being_saved_by_another_process_is_not_taken_for_damaged(run: Path):
-    """Between reading stand.json and the sums it names, the other process may have replaced them."""
+    """Between reading progress.json and the sums it names, the other process may have replaced them."""
     with pytest.raises(Killed):
         evaluated(
             run,

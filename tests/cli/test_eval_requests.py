@@ -109,7 +109,7 @@ def test_damaged_sums_are_a_sentence(run: Path, fault: str):
     if fault == "gone":
         sums.unlink()
     elif fault == "stand":
-        (part / "stand.json").write_text("{}")
+        (part / "progress.json").write_text("{}")
     elif fault == "cut":
         sums.write_bytes(content[: len(content) // 2])
     else:

@@ -59,8 +59,8 @@ def test_begun_and_whole_passes_measure_the_same(kind: str, lm: LanguageModel):
         return TokenStream(documents, lm.tokenizer, data, part="held_out", seed=0, epochs=1)
 
     whole, question = WholePasses(lm), EvalSpec(tokens=400, probes=3)
-    expected = evaluate(whole, open_tokens, measured, context=32, question=question)
-    found = evaluate(lm, open_tokens, measured, context=32, question=question)
+    expected = evaluate(whole, open_tokens, measured, context=32, spec=question)
+    found = evaluate(lm, open_tokens, measured, context=32, spec=question)
     assert set(range(lm.n_layers)) <= set(whole.started)
     for name, result in expected.items():
         assert result.fields["delta_loss"] != 0
@@ -68,7 +68,7 @@ def test_begun_and_whole_passes_measure_the_same(kind: str, lm: LanguageModel):
         assert not differences(found[name].fields, result.fields, 1e-6), name
         assert not differences(found[name].tables["positions"], result.tables["positions"], 1e-6), name
     interventions_per_pass = evaluate(
-        lm, open_tokens, measured, context=32, question=replace(question, interventions_per_pass=3)
+        lm, open_tokens, measured, context=32, spec=replace(question, interventions_per_pass=3)
     )
     for name, result in found.items():  # other shapes of the same products, in float32
         assert not differences(interventions_per_pass[name].fields, result.fields, 1e-4), name

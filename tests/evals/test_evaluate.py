@@ -167,11 +167,9 @@ def test_it_measures_as_few_batches_as_reach_the_budget(budget: int, measured: i
 def test_the_means_are_those_of_the_measured_batches():
     batches, told = in_batches(SEQUENCES, 1), []
     coder = {"c": a_coder(RESID0, RESID0)}
-    result = evaluate(FakeLM(), lambda: batches, coder, context=7, question=EvalSpec(tokens=5), progress=told.append)[
-        "c"
-    ]
+    result = evaluate(FakeLM(), lambda: batches, coder, context=7, spec=EvalSpec(tokens=5), progress=told.append)["c"]
     assert (result.fields["tokens"], result.fields["dead_window"], told) == (10, 10, [4, 10])
-    first_two = evaluate(FakeLM(), lambda: batches[:2], coder, context=7, question=EvalSpec())["c"]
+    first_two = evaluate(FakeLM(), lambda: batches[:2], coder, context=7, spec=EvalSpec())["c"]
     assert same(result, first_two)
 
 

@@ -42,7 +42,7 @@ def text(lm: LanguageModel) -> list[TokenBatch]:
 def measure(lm: LanguageModel, many: dict[str, WiredCoder], batches: list[TokenBatch] | None = None) -> dict[str, Any]:
     """The fields of each coder's eval.json."""
     batches = text(lm) if batches is None else batches
-    results = evaluate(lm, lambda: batches, many, context=64, question=EvalSpec(probes=3, interventions_per_pass=2))
+    results = evaluate(lm, lambda: batches, many, context=64, spec=EvalSpec(probes=3, interventions_per_pass=2))
     return {name: result.fields for name, result in results.items()}
 
 

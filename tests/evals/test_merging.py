@@ -67,7 +67,7 @@ def coders() -> dict[str, WiredCoder]:
 
 def evaluation(text: list[TokenBatch], question: EvalSpec = QUESTION) -> Evaluation:
     means = measure_site_means(FakeLM(), lambda: text, coders(), None)
-    return Evaluation(FakeLM(), coders(), means, context=CONTEXT, question=question)
+    return Evaluation(FakeLM(), coders(), means, context=CONTEXT, spec=question)
 
 
 def measure_share(text: list[TokenBatch], share: EvalShard) -> Evaluation:
@@ -80,7 +80,7 @@ def measure_share(text: list[TokenBatch], share: EvalShard) -> Evaluation:
 
 
 def whole(text: list[TokenBatch], question: EvalSpec = QUESTION) -> dict[str, Result]:
-    return evaluate(FakeLM(), lambda: text, coders(), context=CONTEXT, question=question)
+    return evaluate(FakeLM(), lambda: text, coders(), context=CONTEXT, spec=question)
 
 
 def plain(results: dict[str, Result]) -> dict[str, Any]:

@@ -238,7 +238,7 @@ def test_a_trained_model(shared: Path):
         lambda: [batch],
         {"c": a_half_coder(64, site)},
         context=longest,
-        question=EvalSpec(probes=2, interventions_per_pass=3),
+        spec=EvalSpec(probes=2, interventions_per_pass=3),
     )["c"]
     expected, fields = defined.fields_of(group, asked), found.fields
     for numbers, tolerance in ((expected, 1e-4), (expected["intervals"], 1e-3)):

@@ -234,7 +234,7 @@ def test_planted_tokens(tmp_path: Path):
     plant(run, "heads", planted, sites=(Site(0, "attn_z"),))
     entries = compare_decoders(run, GeometryOptions(("tokens",)), heard)
     assert [entry["coder"] for entry in entries] == ["cross", "plain"]
-    assert heard.said == ["tokens: heads left out, since their sites are not in the residual stream"]
+    assert heard.said == ["tokens: heads left out, since their sites are not in the residual stream, as tokens are"]
     found = table(run, "tokens/plain.parquet")
     nearest = [i for i, (rank, matrix) in enumerate(zip(found["rank"], found["matrix"], strict=True))
                if rank == 0 and matrix == "embedding"]  # fmt: skip

@@ -99,4 +99,4 @@ def test_a_penalty_that_nobody_knows_is_not_in_a_name():
     wiring, fields = over("sae", "L03.resid_post"), {"d_in": D, "d_out": D, "width": 128, "sparsity": 1}
     for architecture, expected in {"relu": "L03R-2x-relu-tag", "topk": "L03R-2x-topk-k1-tag"}.items():
         coder = coders.config_type(architecture).read(fields, "test")
-        assert coder_name(wiring, coder, LAYERS, "tag", priced=False) == expected
+        assert coder_name(wiring, coder, LAYERS, "tag", knows_coefficient=False) == expected

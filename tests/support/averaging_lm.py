@@ -145,7 +145,7 @@ def measure(
     """Evaluate coders of the fake model on a text, SEQUENCES unless given."""
     text = all_text() if text is None else text
     lm = FakeLM() if lm is None else lm
-    return evaluate(lm, lambda: text, many, context=CONTEXT, question=EvalSpec(**question))
+    return evaluate(lm, lambda: text, many, context=CONTEXT, spec=EvalSpec(**question))
 
 
 def a_coder(reads: Site, predicts: Site, architecture: str = "relu", **fields: Any) -> WiredCoder:

@@ -18,7 +18,7 @@ class Collect:
       panscope collect --model ./my-model --text a.jsonl --sites resid_post --tokens 1_000_000 --out stores/mine
       panscope collect --verify stores/mine            compare every file with its checksums
 
-    The same command goes on with a store that was interrupted; with other sites it adds them to the same rows. To train
+    The same command continues a store that was interrupted; with other sites it adds them to the same rows. To train
     on a store, write source = "store" and store = "stores/mine" under [activations].
     """
 

@@ -13,7 +13,7 @@ from panscope.cli.flags.flag import flag
 class Publish:
     """Publish every coder of a run: a folder each that SAELens loads by its name, and a model card with the numbers.
 
-    What failed or was killed goes on where it was when the same command is given again. The token is the hub's own:
+    The same command continues what failed or was interrupted. The token is the hub's own:
     HF_TOKEN in the environment, or what `hf auth login` left.
 
     For example

@@ -1,6 +1,6 @@
 """What a metric is: quantities of single tokens, and numbers that are smooth functions of their sums.
 
-That is all it takes for everything else to be had once for every metric. Sums over tokens add, so parts of a text merge
+Everything else is written once for all metrics. Sums over tokens add, so parts of a text merge
 into the whole; the same sums over the tokens of one position or one subset give the same numbers there; and how much
 the sums differ between sequences gives every number its interval (`evals.moments`).
 
@@ -33,7 +33,7 @@ class Metric:
     quantities: Mapping[str, Callable[[Outcome], Tensor]]
     """Each gives one number a token, [M]."""
     numbers: Callable[[Sums], Numbers]
-    """What the sums stand for."""
+    """The numbers that follow from the sums."""
     by_position: bool = False
     """Whether it is also kept for each position."""
 

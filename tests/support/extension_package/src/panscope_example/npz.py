@@ -35,7 +35,7 @@ def _write(imported: ImportedCoder, folder: Path) -> list[Path]:
         raise UserError("the format npz holds ReLU coders of one site alone: choose another format")
     tensors = wired.coder.tensors()
     arrays = {name: tensors[name].numpy() for name in _ARRAYS}
-    np.savez(folder / _FILE, site=np.array(str(wired.wiring.reads[0])), **arrays)
+    np.savez(folder / _FILE, **arrays, site=np.array(str(wired.wiring.reads[0])))  # pyright: ignore[reportArgumentType]
     return [folder / _FILE]
 
 
