@@ -41,4 +41,6 @@ def _architecture(name: object) -> tuple[type[CoderConfig], type[Coder]]:
     is_pair = isinstance(found, tuple) and len(found) == 2 and all(isinstance(one, type) for one in found)
     if not is_pair or not (issubclass(found[0], CoderConfig) and issubclass(found[1], Coder)):
         raise wrong_kind("architectures", str(name), "a pair of a CoderConfig and a Coder class")
+    if found[0].model_fields["architecture"].default != name:
+        raise wrong_kind("architectures", str(name), f"one whose configuration has architecture {name!r} by default")
     return found

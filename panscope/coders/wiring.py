@@ -117,11 +117,14 @@ class Wiring(Config):
     def rows(self, batch: ActivationBatch) -> tuple[Tensor, Tensor]:
         """x [B, D] and y [B, E] of a batch; [S B, D] twice for a multilayer coder."""
         x = self.gather(batch.rows)
-        return x, batch.rows[self.predicts[0]] if self.kind.predicts_other else x
+        return x, self._joined(batch.rows, self.predicts) if self.kind.predicts_other else x
 
     def gather(self, rows: dict[Site, Tensor]) -> Tensor:
         """What the coder reads, from the rows of each site."""
-        pieces = [rows[site] for site in self.reads]
+        return self._joined(rows, self.reads)
+
+    def _joined(self, rows: dict[Site, Tensor], sites: tuple[Site, ...]) -> Tensor:
+        pieces = [rows[site] for site in sites]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=0 if self.kind.stacks_rows else 1)
 
     def split(self, y_hat: Tensor, widths: list[int]) -> list[Tensor]:

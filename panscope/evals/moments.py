@@ -18,6 +18,7 @@ from torch import Tensor
 from panscope.evals.metrics import METRICS, metric_named
 from panscope.evals.metrics.base import Metric, Numbers, Over, Sums
 from panscope.evals.outcome import Outcome, TokenIndex
+from panscope.types import UserError
 
 OVERS: tuple[Over, ...] = ("rows", "predictions", "probes")
 QUANTILE_95 = 1.959963984540054
@@ -44,7 +45,23 @@ class Layout:
     @classmethod
     def with_metrics(cls, names: Sequence[str]) -> "Layout":
         """All built-in metrics and these of other packages; raises UserError for one that there is not."""
-        return cls(METRICS | {name: metric_named(name) for name in names}) if names else LAYOUT
+        if not names:
+            return LAYOUT
+        others = {name: metric_named(name) for name in names}
+        taken = dict.fromkeys(LAYOUT.number_names(), "Panscope")
+        for name, metric in others.items():
+            for number in cls({name: metric}).number_names():
+                if number in taken:
+                    raise UserError(
+                        f"the metric {name!r} gives {number!r}, which is a number of {taken[number]}: leave it out of "
+                        "metrics, or ask its authors to rename it"
+                    )
+                taken[number] = f"the metric {name!r}"
+        return cls(METRICS | others)
+
+    def number_names(self) -> list[str]:
+        """The names in eval.json of the numbers it gives."""
+        return list(self.numbers(torch.ones(len(self), dtype=torch.float64)))
 
     @cached_property
     def by_position(self) -> "Layout":

@@ -41,6 +41,6 @@ def format_named(name: str) -> Format:
     found = extension("formats", name)
     if found is None:
         raise UserError(f"format {name!r} is unknown: use one of {', '.join([*FORMATS, *names_of('formats')])}")
-    if not isinstance(found, Format):
-        raise wrong_kind("formats", name, "a panscope.formats.Format")
+    if not isinstance(found, Format) or found.name != name:
+        raise wrong_kind("formats", name, f"a panscope.formats.Format of the name {name!r}")
     return found

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from panscope.coders.base import CoderConfig
-from panscope.coders.wiring import WIRINGS, Wiring
+from panscope.coders.wiring import WIRINGS, Wiring, WiringKind
 from panscope.site_kinds import KINDS
 from panscope.types import UserError
 
@@ -58,7 +58,10 @@ def letters(wirings: Sequence[Wiring]) -> str:
     found = [f"{known.letter} {known.meaning}" for kind, known in KINDS.items() if kind in kinds]
     for wiring in dict.fromkeys(wiring.wiring for wiring in wirings):
         kind = WIRINGS[wiring]
-        usual = ", from N to M unless it says otherwise" if kind.predicts_other else ""
+        usual = ""
+        if kind.predicts_other:
+            reads, predicts = _default_letters(kind)
+            usual = f", from {reads} to {predicts} unless it says otherwise"
         found += [f"{kind.prefix} a {kind.singular}{usual}"] if kind.prefix else []
     return ", ".join(found)
 
@@ -91,9 +94,14 @@ def _place(wiring: Wiring, layers: int) -> str:
     )
     if kind.has_several_sites:
         return "-".join(part for part in (prefix, _range([s.layer for s in wiring.reads], layers), reads) if part)
-    usual = [KINDS[name.strip()].letter for name in kind.default_sites.split("->")]
-    letters = "" if kind.predicts_other and [reads, predicts] == usual else reads + predicts * kind.predicts_other
+    is_default = kind.predicts_other and [reads, predicts] == _default_letters(kind)
+    letters = "" if is_default else reads + predicts * kind.predicts_other
     return f"L{wiring.reads[0].layer:02d}{prefix}{letters}"
+
+
+def _default_letters(kind: WiringKind) -> list[str]:
+    """The letters of the sites that a wiring reads and predicts where the suite names none."""
+    return [KINDS[name.strip()].letter for name in kind.default_sites.split("->")]
 
 
 def _range(numbers: list[int], layers: int) -> str:

@@ -27,8 +27,12 @@ def wirings(kind: Any, sites: list[Any] | None, layers: Any, lm: ModelFacts) -> 
 def site_text(wiring: Wiring) -> str:
     """The `sites` entry that says this wiring."""
     if wiring.kind.predicts_other:
-        return f"{wiring.reads[0].kind} -> {wiring.predicts[0].kind}"
-    return " + ".join(dict.fromkeys(site.kind for site in wiring.reads))
+        return f"{_kinds(wiring.reads)} -> {_kinds(wiring.predicts)}"
+    return _kinds(wiring.reads)
+
+
+def _kinds(sites: tuple[Site, ...]) -> str:
+    return " + ".join(dict.fromkeys(site.kind for site in sites))
 
 
 def layers_of(wiring: Wiring) -> list[int] | list[list[int]]:
@@ -52,7 +56,8 @@ def _wiring(kind: str, text: str, layers: list[int], lm: ModelFacts) -> Wiring:
     if len(kinds) > 1 and not known.joins_columns:
         raise UserError(f"coders: sites {text!r} joins sites, which wiring {kind!r} cannot: use wiring {_JOINING}")
     reads = [Site(layer, name) for layer in layers for name in kinds]
-    predicts = [Site(layers[0], predicts_text)] if arrow else reads
+    predicted = [part.strip() for part in predicts_text.split("+")] if arrow else kinds
+    predicts = [Site(layer, name) for layer in layers for name in predicted]
     if known.has_several_sites and len(reads) < 2:
         raise UserError(f"coders: wiring {kind!r} needs several sites, and layers {layers} give one: name more layers")
     return Wiring.read({"wiring": kind, "reads": reads, "predicts": predicts}, "coders")

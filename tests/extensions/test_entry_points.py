@@ -15,6 +15,7 @@ import pytest
 from panscope import coders
 from panscope.cli.main import main
 from panscope.evals.metrics import metric_named
+from panscope.evals.moments import Layout
 from panscope.extensions import extension
 from panscope.formats import format_named
 from panscope.types import UserError
@@ -137,7 +138,10 @@ def broken(folder: Path, group: str, name: str, value: str) -> Path:
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[panscope.{group}]\n{name} = {value}\n")
-    (folder / "broken_module.py").write_text("THREE = 3\n")
+    (folder / "broken_module.py").write_text(
+        "from panscope.coders import ARCHITECTURES\nfrom panscope.evals.metrics.fvu import FVU\n"
+        "THREE, TOPK, AGAIN = 3, ARCHITECTURES['topk'], FVU\n"
+    )
     return folder
 
 
@@ -146,8 +150,10 @@ def broken(folder: Path, group: str, name: str, value: str) -> Path:
     [
         ("architectures", "no_such_module:X", "cannot be imported: ModuleNotFoundError: No module named"),
         ("architectures", "broken_module:THREE", "is not a pair of a CoderConfig and a Coder class: report it"),
+        ("architectures", "broken_module:TOPK", "is not one whose configuration has architecture 'odd' by default"),
+        ("formats", "panscope.formats.saelens:SAELENS", "is not a panscope.formats.Format of the name 'odd'"),
         ("metrics", "broken_module:THREE", "is not a panscope.evals.metrics.base.Metric: report it"),
-        ("formats", "broken_module:THREE", "is not a panscope.formats.Format: report it"),
+        ("formats", "broken_module:THREE", "is not a panscope.formats.Format of the name 'odd': report it"),
     ],
 )
 def test_a_broken_extension_is_named_with_its_distribution(
@@ -156,6 +162,7 @@ def test_a_broken_extension_is_named_with_its_distribution(
     look_up = {"architectures": coders.config_type, "metrics": metric_named, "formats": format_named}[group]
     monkeypatch.syspath_prepend(broken(tmp_path / "site", group, "odd", value))
     extension.cache_clear()
+    sys.modules.pop("broken_module", None)
     with pytest.raises(UserError) as caught:
         look_up("odd")
     assert str(caught.value).startswith(f"'odd' of the distribution 'broken' ({value}) {said}")
@@ -167,4 +174,13 @@ def test_a_built_in_name_is_never_taken(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(broken(tmp_path / "site", "architectures", "topk", "no_such_module:X"))
     extension.cache_clear()
     assert coders.config_type("topk").__module__ == "panscope.coders.topk"
+    extension.cache_clear()
+
+
+def test_no_number_is_taken_from_a_built_in_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(broken(tmp_path / "site", "metrics", "mine", "broken_module:AGAIN"))
+    extension.cache_clear()
+    sys.modules.pop("broken_module", None)
+    with pytest.raises(UserError, match="the metric 'mine' gives 'fvu', which is a number of Panscope: leave it out"):
+        Layout.with_metrics(["mine"])
     extension.cache_clear()
