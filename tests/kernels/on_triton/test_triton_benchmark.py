@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from panscope.types import UserError
+
 
 @pytest.fixture
 def gpu_step(device: torch.device) -> Any:
-    return importlib.import_module("benchmarks.gpu_step")
+    return importlib.import_module("benchmarks.gpu.step")
 
 
 @pytest.mark.parametrize("selection", ["topk", "above"])
@@ -40,7 +42,6 @@ def test_floors_and_utilisation(gpu_step: Any) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_no_gpu(gpu_step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["gpu_step"])
-    with pytest.raises(SystemExit, match="needs a GPU"):
-        gpu_step.main()
+def test_no_gpu(gpu_step: Any) -> None:
+    with pytest.raises(UserError, match="needs a GPU"):
+        gpu_step.main(gpu_step.Options())

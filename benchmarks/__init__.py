@@ -1,0 +1,1 @@
+"""Benchmarks of Panscope, one command each: benchmarks/README.md lists them."""

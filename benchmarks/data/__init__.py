@@ -1,0 +1,1 @@
+"""Reading and writing of text and of stored activations, against plain reads, writes and copies."""

@@ -1,0 +1,1 @@
+"""What needs a GPU: the kernels of one training step, and a whole suite."""

@@ -1,0 +1,1 @@
+"""Finished coders in use: attached to a running language model, and in an evaluation."""

@@ -1,0 +1,1 @@
+"""How good trained coders are: Panscope against other libraries, and the findings of papers."""

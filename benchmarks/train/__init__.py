@@ -1,0 +1,1 @@
+"""A whole training run: Panscope against other libraries, language model included."""
