@@ -26,7 +26,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from panscope.runs.reporter import Silent
 from rich.table import Table
 
 from benchmarks.support import machine
@@ -35,11 +34,12 @@ from benchmarks.support.other_load import OtherLoad
 from benchmarks.support.tables import markdown_table, wide_console
 from panscope import builtin
 from panscope.data.documents import open_documents
+from panscope.events import Reporter
 from panscope.lms.load import load
 from panscope.lms.model import LanguageModel
 from panscope.plan.plan import SuiteConfig
 from panscope.runs.evaluation import HELD_OUT_REQUEST, EvalJob
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 from panscope.storage.json_lines import JsonLines
 from panscope.types import UserError
 
@@ -106,7 +106,7 @@ def _measured(options: Options, folder: Path) -> dict[str, Any]:
     """The result of all rounds on a text in `folder`; raises UserError unless every document is found again."""
     path = folder / "text.jsonl"
     documents = write_text(path, int(options.megabytes * 1e6), options.seed)
-    suite, run, load_of_others = _suite(path), RunFolder.create(folder / "run"), OtherLoad()
+    suite, run, load_of_others = _suite(path), Run.create(folder / "run"), OtherLoad()
     lm = load(suite.model)
     lm.weights_hash()  # computed once in a process; the key's other large part
     rounds = [measure(path, suite, run, lm) for _ in range(options.repeats)]
@@ -129,7 +129,7 @@ def _suite(path: Path) -> SuiteConfig:
     return SuiteConfig.read(fields, "the benchmark")
 
 
-def measure(path: Path, suite: SuiteConfig, run: RunFolder, lm: LanguageModel) -> Seconds:
+def measure(path: Path, suite: SuiteConfig, run: Run, lm: LanguageModel) -> Seconds:
     """One round on the text `path` of a suite, with nothing about the file in any cache but the system's."""
     before = path.stat()
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000_000))
@@ -138,7 +138,7 @@ def measure(path: Path, suite: SuiteConfig, run: RunFolder, lm: LanguageModel) -
         "index": lambda: open_documents(suite.data),
     }
     seconds = {name: (_seconds(do), _seconds(do)) for name, do in work.items()}
-    jobs = [EvalJob(run, suite, lm, Silent(), HELD_OUT_REQUEST) for _ in range(2)]
+    jobs = [EvalJob(run, suite, lm, Reporter(), HELD_OUT_REQUEST) for _ in range(2)]
     first, again = (_seconds(lambda job=job: job.key) for job in jobs)
     return seconds | {"evaluation key": (first, again)}
 

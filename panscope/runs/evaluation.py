@@ -259,7 +259,7 @@ class EvalJob:
     def key(self) -> str:
         """A hash of all that the sums depend on: coders, text, model and what is asked."""
         depends = {
-            "coders": {coder.name: coder.weights for coder in self.run.coders()},
+            "coders": {name: self.run.coder(name).weights for name in self.run.coder_names()},
             "text": text_identity(self._data),
             "column": self._data.column,
             "held_out": self._data.held_out,

@@ -12,7 +12,7 @@ from panscope import builtin
 from panscope.data import files, identity
 from panscope.lms.load import load
 from panscope.plan.plan import SuiteConfig
-from panscope.runs.run import RunFolder
+from panscope.runs.run import Run
 
 
 def test_the_text_is_as_long_as_asked_and_the_same_for_a_seed(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_every_round_indexes_and_hashes_the_file_once(tmp_path: Path, monkeypatc
     indexed: list[Path] = []
     lines = files._lines
     monkeypatch.setattr(files, "_lines", lambda path: (indexed.append(path), lines(path))[1])
-    hashed, lm, run = identity._checksum.cache_info().misses, load(suite.model), RunFolder.create(tmp_path / "run")
+    hashed, lm, run = identity._checksum.cache_info().misses, load(suite.model), Run.create(tmp_path / "run")
     for done in (1, 2):
         seconds = measure(text, suite, run, lm)
         assert list(seconds) == ["plain read", "index", "evaluation key"]
