@@ -12,9 +12,9 @@ TORCH_NEWEST ?= torch
 TORCH_OLDEST ?= torch==2.11.0
 
 # The tests that use other libraries' interfaces.
-OUTSIDE := tests/lms tests/intervene tests/loading tests/data tests/publish tests/formats tests/storage tests/coders \
+OUTSIDE := tests/lms tests/intervene tests/loading tests/data tests/publishing tests/formats tests/storage tests/coders \
 	tests/cli/test_train_and_eval.py tests/cli/test_rollouts_verb.py tests/cli/test_import_export.py \
-	tests/activations/store/test_remote_store.py tests/report/test_report_verb.py tests/geometry/test_projection.py
+	tests/activations/store/test_remote_store.py tests/reporting/test_report_verb.py tests/geometry/test_projection.py
 
 .PHONY: demo test soak check fix docs peers update test-newest test-oldest clean
 

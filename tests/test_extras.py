@@ -28,7 +28,7 @@ import sys
 for name in {OPTIONAL}:
     sys.modules[name] = None
 import panscope.cli.main, panscope.api
-from panscope.report.write import svg
+from panscope.reporting.write import svg
 sys.argv = ["panscope", "report", "--help"]
 panscope.cli.main.main()
 """

@@ -37,7 +37,7 @@ from panscope.data.documents import open_documents
 from panscope.events import Reporter
 from panscope.lms.load import load
 from panscope.lms.model import LanguageModel
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.runs.evaluation import HELD_OUT_REQUEST, EvalJob
 from panscope.runs.run import Run
 from panscope.storage.json_lines import JsonLines

@@ -32,9 +32,9 @@ from panscope.kernels.backend import Kernels
 from panscope.kernels.choose import sparse_kernels
 from panscope.lms.model import LanguageModel
 from panscope.storage.json_lines import JsonLines
-from panscope.train.coder_trainer import CoderTrainer
-from panscope.train.schedule import TrainingConfig
-from panscope.train.shared import SharedBatch
+from panscope.training.coder_trainer import CoderTrainer
+from panscope.training.schedule import TrainingConfig
+from panscope.training.shared import SharedBatch
 from panscope.types import Site, TokenBatch, UserError
 
 KINDS = ("attn_z", "mlp_out", "resid_post")

@@ -17,9 +17,9 @@ from panscope import __version__, coders
 from panscope.activations.norms import measure_norms
 from panscope.coders.wiring import Wiring
 from panscope.lms.facts import ModelFacts
-from panscope.plan.coder import PlannedCoder, plan_coder
+from panscope.planning.coder import PlannedCoder, plan_coder
 from panscope.runs.normalisers import normaliser_of
-from panscope.train.coder_trainer import CoderTrainer
+from panscope.training.coder_trainer import CoderTrainer
 from panscope.types import ActivationBatch, Site
 
 VERSION = __version__

@@ -20,8 +20,8 @@ from panscope.coders.base import Coder
 from panscope.coders.wiring import UNIT, Wiring
 from panscope.kernels.backend import Kernels
 from panscope.kernels.choose import sparse_kernels
-from panscope.train.coder_trainer import CoderTrainer
-from panscope.train.schedule import TrainingConfig
+from panscope.training.coder_trainer import CoderTrainer
+from panscope.training.schedule import TrainingConfig
 from panscope.types import ActivationBatch, Site, UserError
 
 VERSION = __version__

@@ -41,10 +41,10 @@ from panscope.loading.codes import Codes
 from panscope.loading.load import load
 from panscope.loading.loaded_coder import LoadedCoder
 from panscope.loading.run_results import OpenRun, open_run
-from panscope.plan.plan import SuiteConfig
-from panscope.publish.import_coders import Imported
-from panscope.publish.publish import Published, PublishOptions
-from panscope.report.write import Written
+from panscope.planning.plan import SuiteConfig
+from panscope.publishing.import_coders import Imported
+from panscope.publishing.publish import Published, PublishOptions
+from panscope.reporting.write import Written
 from panscope.runs.collection import StoreOptions
 from panscope.runs.evaluation import EvalRequest
 from panscope.runs.geometry import GeometryOptions

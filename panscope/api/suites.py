@@ -9,7 +9,7 @@ from panscope import builtin
 from panscope.config import Config, checked, read_toml, unknown_key
 from panscope.data.documents import DataConfig
 from panscope.lms.load import LanguageModelConfig
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.runs.evaluation import EvalRequest
 from panscope.types import UserError
 

@@ -23,13 +23,13 @@ from panscope.events import Listener
 from panscope.formats.base import ImportOptions
 from panscope.lms.facts import facts_of
 from panscope.lms.load import LanguageModelConfig, load
-from panscope.plan.plan import plan as make_plan
-from panscope.publish import export as exporting
-from panscope.publish import import_coders as importing
-from panscope.publish.publish import Published, PublishOptions, publish_run
-from panscope.report.label import drawing
-from panscope.report.runs import read_runs
-from panscope.report.write import Written, check_place, write_report
+from panscope.planning.plan import plan as make_plan
+from panscope.publishing import export as exporting
+from panscope.publishing import import_coders as importing
+from panscope.publishing.publish import Published, PublishOptions, publish_run
+from panscope.reporting.label import drawing
+from panscope.reporting.runs import read_runs
+from panscope.reporting.write import Written, check_place, write_report
 from panscope.runs import collection, geometry, rollouts, saebench, stages
 from panscope.runs.collection import StoreOptions
 from panscope.runs.evaluation import HELD_OUT_REQUEST, EvalRequest

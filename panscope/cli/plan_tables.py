@@ -5,10 +5,10 @@ from collections import defaultdict
 from rich.table import Table
 
 from panscope.cli.units import in_counts, ranges
-from panscope.plan.coder import PlannedCoder
-from panscope.plan.names import short
-from panscope.plan.plan import Plan
-from panscope.plan.wirings import site_text
+from panscope.planning.coder import PlannedCoder
+from panscope.planning.names import short
+from panscope.planning.plan import Plan
+from panscope.planning.wirings import site_text
 
 _HEADINGS = ("sites", "layers", "latents", "architecture", "sparsity", "tokens", "coders")
 _ON_THE_RIGHT = ("latents", "tokens", "coders")

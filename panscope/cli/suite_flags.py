@@ -6,7 +6,7 @@ from typing import Any
 from panscope import coders
 from panscope.api.suites import suite_file
 from panscope.config import read_toml
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.types import UserError
 
 _CODER_FLAGS = (

@@ -23,8 +23,8 @@ from panscope.cost.memory import (
 from panscope.cost.step_time import BANDWIDTH_SHARE, UTILISATION, Sharding, input_bytes, sharding, step_seconds
 from panscope.cost.storage import Prices, StorageChoice
 from panscope.lms.facts import ModelFacts
-from panscope.plan.coder import PlannedCoder
-from panscope.plan.plan import Plan
+from panscope.planning.coder import PlannedCoder
+from panscope.planning.plan import Plan
 from panscope.types import Site
 
 

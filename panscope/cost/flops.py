@@ -23,8 +23,8 @@ from collections.abc import Sequence
 
 from panscope.coders.base import CoderConfig
 from panscope.lms.facts import ModelFacts
-from panscope.plan.coder import PlannedCoder
-from panscope.plan.plan import Plan
+from panscope.planning.coder import PlannedCoder
+from panscope.planning.plan import Plan
 
 ASSUMED_L0 = 100.0
 """Active latents a row where only a penalty is given: about the middle of Gemma Scope's ladders (10 to 400)."""

@@ -20,8 +20,8 @@ from panscope.cost.flops import rows_of_a_step
 from panscope.cost.gpus import Gpu
 from panscope.kernels.backend import Kernels
 from panscope.lms.facts import ModelFacts
-from panscope.plan.coder import PlannedCoder
-from panscope.plan.plan import Plan
+from panscope.planning.coder import PlannedCoder
+from panscope.planning.plan import Plan
 from panscope.types import UserError
 
 USABLE = 0.9

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from panscope.cost.flops import active_latents, dense_flops, rows_of_a_step, sparse_flops
 from panscope.cost.gpus import Gpu
 from panscope.cost.memory import parameters
-from panscope.plan.coder import PlannedCoder
+from panscope.planning.coder import PlannedCoder
 
 UTILISATION = 0.5
 """Share of the peak that matrix products reach: Gemma Scope measured 50.8 % for a whole step."""

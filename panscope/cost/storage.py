@@ -15,8 +15,8 @@ from panscope.cost.flops import lm_flops, pass_flops
 from panscope.cost.gpus import Gpu
 from panscope.cost.step_time import UTILISATION
 from panscope.lms.facts import ModelFacts
-from panscope.plan.coder import PlannedCoder
-from panscope.plan.plan import Plan
+from panscope.planning.coder import PlannedCoder
+from panscope.planning.plan import Plan
 from panscope.types import Site
 
 TIB = 2**40

@@ -10,7 +10,7 @@ from panscope import coders
 from panscope.coders.inference import KernelsName
 from panscope.loading.load import load
 from panscope.loading.loaded_coder import LoadedCoder
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.runs.finished_coder import HELD_OUT, FinishedCoder
 from panscope.runs.run import Run
 from panscope.types import UserError

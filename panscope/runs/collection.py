@@ -13,7 +13,7 @@ from panscope.data.identity import text_identity
 from panscope.events import Reporter
 from panscope.lms.load import load, memory_bytes
 from panscope.lms.model import LanguageModel
-from panscope.plan.plan import Plan, SuiteConfig
+from panscope.planning.plan import Plan, SuiteConfig
 from panscope.runs.row_sources import training_tokens
 from panscope.runs.stages import planned_from
 from panscope.storage.locks import locked

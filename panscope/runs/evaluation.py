@@ -31,7 +31,7 @@ from panscope.evals.spec import WHOLE_TEXT, EvalShard, EvalSpec, one_subset
 from panscope.events import Evaluated, Reporter
 from panscope.lms.load import LanguageModelConfig, memory_bytes
 from panscope.lms.model import LanguageModel
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.runs.eval_checkpoint import EvalCheckpoint, delete_checkpoints
 from panscope.runs.eval_files import Results, write_all
 from panscope.runs.finished_coder import HELD_OUT, FinishedCoder, suffix_of

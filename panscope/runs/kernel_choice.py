@@ -7,8 +7,8 @@ import torch
 from panscope.cost.flops import rows_of_a_step
 from panscope.kernels.backend import Kernels
 from panscope.kernels.choose import sparse_kernels
-from panscope.plan.coder import PlannedCoder
-from panscope.plan.plan import Plan
+from panscope.planning.coder import PlannedCoder
+from panscope.planning.plan import Plan
 from panscope.types import UserError
 
 PAYS_FROM = 2e9

@@ -2,7 +2,7 @@
 
 from panscope.activations.norms import SiteNorms
 from panscope.coders.normaliser import PER_ROW, Normaliser, Part, scale_for
-from panscope.plan.coder import PlannedCoder
+from panscope.planning.coder import PlannedCoder
 from panscope.types import Site
 
 

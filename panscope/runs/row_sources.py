@@ -20,7 +20,7 @@ from panscope.data.documents import open_documents
 from panscope.data.identity import text_sizes
 from panscope.data.tokens import TokenStream
 from panscope.lms.model import LanguageModel
-from panscope.plan.plan import Plan
+from panscope.planning.plan import Plan
 from panscope.serving.client.connection import Access
 from panscope.serving.client.served_rows import ServedRows, Servers
 from panscope.serving.server.server import token_of_environment

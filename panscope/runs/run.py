@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 
 from panscope.config import expanded
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.runs.finished_coder import HELD_OUT, FinishedCoder, StoredEvaluation, in_order, label_of, suffix_of
 from panscope.storage.atomic import reading
 from panscope.storage.file_version import ReadOnce

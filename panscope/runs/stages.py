@@ -10,8 +10,8 @@ from panscope.events import Reporter, RunClosed, RunOpened
 from panscope.lms.facts import facts_of
 from panscope.lms.hf_versions import untested_release
 from panscope.lms.load import load, memory_bytes
-from panscope.plan.plan import Plan, SuiteConfig, plan
-from panscope.plan.warnings import warn_large_penalty
+from panscope.planning.plan import Plan, SuiteConfig, plan
+from panscope.planning.warnings import warn_large_penalty
 from panscope.runs.eval_files import Results
 from panscope.runs.evaluation import EvalRequest, check_has_text, check_precision, evaluate_run
 from panscope.runs.finished_coder import HELD_OUT

@@ -19,8 +19,8 @@ from panscope.cost.memory import check_memory, estimate_memory
 from panscope.events import Reporter, StepLogged
 from panscope.lms.facts import facts_of
 from panscope.lms.load import device_of, load, memory_bytes
-from panscope.plan.coder import PlannedCoder
-from panscope.plan.plan import Plan
+from panscope.planning.coder import PlannedCoder
+from panscope.planning.plan import Plan
 from panscope.runs.kernel_choice import KernelChoice, choose_kernels
 from panscope.runs.normalisers import normaliser_of
 from panscope.runs.profile import profiling
@@ -28,9 +28,9 @@ from panscope.runs.row_sources import Source, open_source, training_tokens
 from panscope.runs.run import Run
 from panscope.runs.shutdown import StopRequest
 from panscope.storage.json_lines import JsonLines
-from panscope.train.checkpoint import Checkpoints
-from panscope.train.coder_trainer import CoderTrainer
-from panscope.train.loop import train
+from panscope.training.checkpoint import Checkpoints
+from panscope.training.coder_trainer import CoderTrainer
+from panscope.training.loop import train
 from panscope.transforms.fold_norm import fold_norm
 from panscope.transforms.to_jumprelu import MeanL0Threshold, frozen, with_threshold
 from panscope.transforms.unit_decoder import keeps_selection, unit_decoder

@@ -8,7 +8,7 @@ import pytest
 from panscope import builtin
 from panscope.config import read_toml
 from panscope.events import Reporter
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.runs import stages
 
 DEMO = read_toml(builtin.SUITES / "demo.toml")

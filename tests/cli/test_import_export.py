@@ -14,8 +14,8 @@ import torch
 from panscope.api.verbs import evaluate
 from panscope.coders import files as store
 from panscope.formats import FORMATS
-from panscope.publish import import_coders as importing
-from panscope.publish.export import export
+from panscope.publishing import import_coders as importing
+from panscope.publishing.export import export
 from panscope.runs.run import Run
 from panscope.storage.sealed import write_json
 from panscope.types import UserError

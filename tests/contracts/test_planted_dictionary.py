@@ -19,9 +19,9 @@ from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import Wiring
 from panscope.kernels.backend import Kernels
 from panscope.kernels.cpu import CpuKernels
-from panscope.train import sparse_dense_switch as way
-from panscope.train.coder_trainer import CoderTrainer
-from panscope.train.schedule import TrainingConfig
+from panscope.training import sparse_dense_switch as way
+from panscope.training.coder_trainer import CoderTrainer
+from panscope.training.schedule import TrainingConfig
 from panscope.types import ActivationBatch, Site
 
 D, DIRECTIONS, ACTIVE, LATENTS = 16, 32, 3, 48

@@ -21,9 +21,9 @@ from panscope.cost.storage import Prices
 from panscope.lms.facts import ModelFacts, tabled
 from panscope.ops.base import Rows
 from panscope.ops.dense import DenseOps
-from panscope.plan.coder import PlannedCoder
-from panscope.plan.plan import Plan, SuiteConfig, plan
-from panscope.train import schedule
+from panscope.planning.coder import PlannedCoder
+from panscope.planning.plan import Plan, SuiteConfig, plan
+from panscope.training import schedule
 from panscope.types import Site, UserError
 
 MODELS = tabled()

@@ -9,7 +9,7 @@ import pytest
 
 from panscope.cost.memory import USABLE, MemoryEstimate, check_memory, estimate_memory
 from panscope.kernels.backend import Kernels
-from panscope.plan.plan import Plan
+from panscope.planning.plan import Plan
 from panscope.types import UserError
 from tests.support.paper_lm import MEMORY, PAPER_LM, WIDE, planned
 

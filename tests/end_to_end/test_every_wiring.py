@@ -21,7 +21,7 @@ from panscope.data.documents import open_documents
 from panscope.data.tokens import TokenStream
 from panscope.events import Reporter
 from panscope.lms.load import load
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.runs import stages, training
 from panscope.runs.run import Run
 from panscope.storage.json_lines import JsonLines

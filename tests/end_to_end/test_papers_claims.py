@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from panscope.events import Reporter
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.runs import stages
 
 pytestmark = pytest.mark.soak

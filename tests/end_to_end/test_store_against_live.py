@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from panscope.events import Reporter
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.runs import stages
 from panscope.runs.collection import StoreOptions, collect
 

@@ -20,7 +20,7 @@ from panscope.data.source import is_in_part
 from panscope.data.tokens import TokenStream
 from panscope.events import Reporter
 from panscope.lms.load import LanguageModelConfig, load
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.runs import evaluation as evaluating
 from panscope.runs import stages, training
 from panscope.runs.run import Run

@@ -22,7 +22,7 @@ import torch
 from panscope.cli.main import main
 from panscope.config import write_toml
 from panscope.events import Reporter
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.runs import stages, training
 from panscope.runs.run import Run
 from panscope.storage import atomic

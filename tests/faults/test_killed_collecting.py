@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from panscope.events import Reporter
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.runs import collection as collecting
 from panscope.runs.collection import StoreOptions, collect
 from tests.support.kills import assert_same_files, live, live_killed

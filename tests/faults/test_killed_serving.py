@@ -15,7 +15,7 @@ from panscope.activations.store.layout import StoredColumn
 from panscope.activations.store.store import Store
 from panscope.activations.store.windows import Slice, Windows
 from panscope.events import Reporter
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.runs import collection as collecting
 from panscope.runs.collection import StoreOptions, collect
 from panscope.runs.serving import ServeOptions, serve_until_stopped

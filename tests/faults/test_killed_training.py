@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from panscope.events import Reporter
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.runs import collection as collecting
 from panscope.runs import stages, training
 from panscope.runs.collection import StoreOptions, collect

@@ -13,7 +13,7 @@ import pytest
 
 from panscope.cli import main
 from panscope.lms.facts import facts_of
-from panscope.plan.plan import SuiteConfig, plan
+from panscope.planning.plan import SuiteConfig, plan
 
 REPOSITORY = Path(__file__).parent.parent.parent
 GUIDES = REPOSITORY / "docs" / "guides"

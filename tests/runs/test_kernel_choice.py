@@ -8,7 +8,7 @@ import torch
 
 from panscope.kernels import choose
 from panscope.kernels.choose import KernelSupport
-from panscope.plan.plan import Plan
+from panscope.planning.plan import Plan
 from panscope.runs import kernel_choice as kernels
 from panscope.runs.kernel_choice import choose_kernels
 from panscope.types import UserError

@@ -12,8 +12,8 @@ from typing import Any
 
 from panscope.coders import files as store
 from panscope.formats import FORMATS, ImportedCoder, ImportOptions
-from panscope.publish.export import export
-from panscope.publish.import_coders import import_coders
+from panscope.publishing.export import export
+from panscope.publishing.import_coders import import_coders
 from panscope.runs.run import Run
 from panscope.types import UserError
 from tests.support.hearing import Heard

@@ -15,8 +15,8 @@ from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import UNIT, WiredCoder, Wiring
 from panscope.events import Reporter
 from panscope.formats.base import ImportedCoder, ImportOptions
-from panscope.publish.export import export
-from panscope.publish.import_coders import import_coders
+from panscope.publishing.export import export
+from panscope.publishing.import_coders import import_coders
 from panscope.runs.run import Run
 from panscope.types import Site
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from panscope.lms.facts import ModelFacts
-from panscope.plan.plan import Plan, SuiteConfig, plan
+from panscope.planning.plan import Plan, SuiteConfig, plan
 
 LAYERS, WIDE, HEADS = 4, 32, 48
 MEMORY = 16 << 30

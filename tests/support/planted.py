@@ -11,8 +11,8 @@ import torch
 from panscope import coders
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import Wiring
-from panscope.train.coder_trainer import CoderTrainer
-from panscope.train.schedule import TrainingConfig
+from panscope.training.coder_trainer import CoderTrainer
+from panscope.training.schedule import TrainingConfig
 from panscope.types import ActivationBatch, Site
 
 D, WIDTH, STEPS = 6, 12, 40

@@ -9,7 +9,7 @@ from torch import Tensor
 from panscope import coders
 from panscope.coders import files as store
 from panscope.coders.wiring import WiredCoder, Wiring
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.runs.run import Run
 from panscope.storage.sealed import write_sealed_toml
 from panscope.types import Site

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from panscope.coders import files as store
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.runs import stages
 from panscope.runs.run import Run
 from panscope.storage.locks import locked
-from panscope.train.checkpoint import Checkpoints
+from panscope.training.checkpoint import Checkpoints
 
 STEPS = 8
 CALIBRATION_ROWS = 64

@@ -12,7 +12,7 @@ from panscope.cli.listening import listening, say
 from panscope.cli.suite_flags import suite_from
 from panscope.cli.units import in_bytes
 from panscope.config import expanded
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.runs.collection import StoreOptions
 from panscope.types import UserError
 

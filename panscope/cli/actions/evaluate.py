@@ -10,7 +10,7 @@ from panscope.cli.listening import listening, say
 from panscope.data.documents import DataConfig
 from panscope.evals.spec import EvalShard
 from panscope.lms.load import LanguageModelConfig
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.runs.evaluation import EvalRequest, check_has_text, check_precision
 from panscope.runs.finished_coder import suffix_of
 from panscope.runs.run import Run

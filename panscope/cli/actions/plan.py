@@ -14,7 +14,7 @@ from panscope.cost.estimate import Cost, assumptions
 from panscope.cost.this_machine import time_here
 from panscope.listeners.progress import duration
 from panscope.lms.load import device_of
-from panscope.plan.warnings import warn_large_penalty
+from panscope.planning.warnings import warn_large_penalty
 from panscope.types import UserError
 
 _WIDEST = 1000

@@ -6,7 +6,7 @@ from panscope import api
 from panscope.cli.flags.publish import Publish
 from panscope.cli.listening import listening, say
 from panscope.config import expanded
-from panscope.publish.publish import PublishOptions
+from panscope.publishing.publish import PublishOptions
 
 
 def run(flags: Publish, console: Console) -> int:

@@ -11,7 +11,7 @@ from panscope.api.verbs import free_folder
 from panscope.cli.flags.train import Train
 from panscope.cli.listening import listening, say
 from panscope.cli.suite_flags import suite_from
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.runs.run import Run
 from panscope.storage.atomic import WriteError
 from panscope.types import UserError

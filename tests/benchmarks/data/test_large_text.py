@@ -11,7 +11,7 @@ from benchmarks.data.large_text import Options, main, measure, table, write_text
 from panscope import builtin
 from panscope.data import files, identity
 from panscope.lms.load import load
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 from panscope.runs.run import Run
 
 

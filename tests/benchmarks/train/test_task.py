@@ -8,7 +8,7 @@ from rich.console import Console
 from benchmarks.train.panscope_trainer import suite_tables, windows
 from benchmarks.train.task import Task, Window, tokens_per_second, windows_between
 from benchmarks.train.vs_sparsify import table
-from panscope.plan.plan import SuiteConfig
+from panscope.planning.plan import SuiteConfig
 
 TASK = Task("models/a", ("text/one.jsonl", "text/two.jsonl"), batch=1000, context=128, window=5, windows=3)
 

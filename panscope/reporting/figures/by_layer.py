@@ -1,0 +1,25 @@
+"""Every coder of the suite by layer: sparsity, explained variance and delta loss.
+
+Llama Scope, Figure 10.
+"""
+
+from panscope.reporting import charts
+from panscope.reporting.axes import DELTA_LOSS, EXPLAINED, L0, LAYER
+from panscope.reporting.figure import Figure, Missing
+from panscope.reporting.rows import site_rows
+from panscope.reporting.runs import Results
+
+
+def by_layer(results: Results) -> Figure | Missing:
+    """L0, explained variance and delta loss by layer."""
+    rows = site_rows(results, ("l0", "explained_variance", "delta_loss"))
+    if not rows:
+        return Missing(f"no coder was measured: do it by `{results.measure}`")
+    look = charts.Grid(
+        x=LAYER,
+        ys=(L0, EXPLAINED, DELTA_LOSS),
+        colour=charts.width_colour(rows),
+        shape=charts.shape(rows),
+        series=("variant",),
+    )
+    return Figure(rows, charts.grid(rows, look))
