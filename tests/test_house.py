@@ -57,7 +57,7 @@ HOMES = {
     "triton": "kernels/triton",
     "obstore": "activations/store",
     "umap": "geometry",
-    "vl_convert": "report",
+    "vl_convert": "reporting",
 }
 
 

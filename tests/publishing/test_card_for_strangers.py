@@ -205,7 +205,7 @@ def test_a_site_that_is_no_modules_end_has_no_such_lines(tmp_path: Path):
     run = one_coder(tmp_path / "run", {"path": "google/gemma-2-2b"}, "mlp_in_no_gain")
     text = written(run, tmp_path / "out", None)
     assert "register_forward_hook" not in text
-    assert "`x` stands for the rows, [tokens, 12]:" in text
+    assert "`x` are the rows, [tokens, 12]:" in text
 
 
 def test_the_built_in_model(tmp_path: Path):

@@ -337,4 +337,4 @@ def test_every_site_of_a_coder_is_named_where_it_is_loaded(tmp_path: Path):
     compose(run, out, repository=NAME, licence="mit", label=None, figures={})
     text = (out / "README.md").read_text(encoding="utf-8")
     assert "of `blocks.1.hook_resid_post` or `blocks.2.hook_resid_post` in TransformerLens." in text
-    assert "`x` stands for the rows, [tokens, 12]:" in text
+    assert "`x` are the rows, [tokens, 12]:" in text

@@ -93,7 +93,7 @@ def test_the_same_command_goes_on_after_a_failure(publish, hub: StandInHub, run:
     status, said = publish(run, "--to", "me/coders")
     assert status == 2
     assert "Error: publishing to 'me/coders' failed 5 times: " in said
-    assert said.endswith("what was sent is kept: give the same command again, and it goes on")
+    assert said.endswith("what was sent is kept: the same command continues from there")
     assert not list(run.glob(".publish*")), "what was made to be sent is gone"
     hub.faults = []
     before, received = hub.puts(), len(hub.received)

@@ -133,7 +133,7 @@ def test_a_fault_that_passes_costs_nothing(
 
 def test_after_giving_up_it_goes_on_where_it_was(hub: StandInHub, folder: Path, two_a_commit: None):
     hub.faults = [Fault("PUT", "/large/", "drop", times=10_000, after=2)]
-    with pytest.raises(UserError, match=r"publishing to 'me/coders' failed 5 times: .*it goes on"):
+    with pytest.raises(UserError, match=r"publishing to 'me/coders' failed 5 times: .*continues from there"):
         sent(folder)
     assert sorted(held(hub)) == sorted(f"coder{n}/{file}" for n in (0, 1) for file in ("cfg.json", "w.safetensors"))
     hub.faults = []
@@ -264,7 +264,7 @@ def test_an_answer_that_is_not_the_hubs_is_a_sentence(
 
     monkeypatch.setattr(uploading.HfApi, "list_repo_tree", stumble)
     monkeypatch.setattr(uploading, "PAUSE_SECONDS", 0.0)
-    with pytest.raises(UserError, match=rf"answer is not one of the hub's \({type(error).__name__}: .*give the same"):
+    with pytest.raises(UserError, match=rf"answer is not one of the hub's \({type(error).__name__}: .*the same command"):
         sent(folder)
 
 
