@@ -72,6 +72,6 @@ def few_variants(rows: Sequence[Row], most: int = MOST_LINES) -> list[Row]:
     return [row for row in rows if row["variant"] in kept]
 
 
-def note(drawn: Sized, every: Sized, what: str, *, then: str = "the CSV file has all of them") -> str:
+def note(drawn: Sized, every: Sized, what: str, *, then: str = "the CSV file contains all") -> str:
     """A sentence where something was left out of a drawing; `then` says where the rest is."""
-    return "" if len(drawn) == len(every) else f"Drawn: {len(drawn):,} of {len(every):,} {what}; {then}."
+    return "" if len(drawn) == len(every) else f"Shown: {len(drawn):,} of {len(every):,} {what}; {then}."

@@ -18,8 +18,8 @@ class Figure:
 
     rows: list[Row]
     """Its data, all of it: what its CSV file holds."""
-    spec: Spec
-    """A Vega-Lite chart of the data, which it does not hold itself."""
+    spec: Callable[[int], Spec]
+    """The Vega-Lite chart of the data, which it does not hold itself, for a page of so many pixels in width."""
     note: str = ""
     """What is special about this drawing, such as what was left out of it."""
     drawn: list[Row] | None = None
@@ -30,8 +30,15 @@ class Figure:
 class Missing:
     """A figure that cannot be drawn from these results."""
 
-    reason: str
-    """What is not there, and which command would make it."""
+    what: str
+    """What is missing, as a clause: 'the coders were not evaluated by position'."""
+    remedy: str
+    """What to do about it, with commands between backticks: 'run `panscope eval RUN`'."""
+
+    @property
+    def reason(self) -> str:
+        """Both in one line."""
+        return f"{self.what}; {self.remedy}"
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Plot:
     """The part of the page it stands in."""
     title: str
     look: str
-    """One sentence: what to look for."""
+    """One sentence: how to read it."""
     stands_for: str
     """The figures of the papers that it corresponds to."""
     draw: Callable[[Results], Figure | Missing]

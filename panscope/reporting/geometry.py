@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from panscope.reporting.figure import Row
+from panscope.reporting.figure import Missing, Row
 from panscope.reporting.runs import ReportedRun, Results
 from panscope.runs.finished_coder import read_table
 
@@ -37,6 +37,6 @@ def findings(results: Results, kind: str) -> Iterator[Finding]:
                 yield Finding(run, entry)
 
 
-def missing(results: Results, what: str) -> str:
-    """The reason why there is no figure of `what`."""
-    return f"{what}: find that out by `panscope geometry {results.folder}`"
+def missing(results: Results, what: str) -> Missing:
+    """A figure that is missing since `what`, a clause, and the command that computes it."""
+    return Missing(what, f"run `panscope geometry {results.folder}`")

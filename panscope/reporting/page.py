@@ -4,10 +4,9 @@ A browser is told by the page itself (its Content-Security-Policy) to load nothi
 results is escaped: names and texts are other people's.
 """
 
-import html
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from panscope.reporting import style
 from panscope.reporting.figure import Figure, Missing, Plot, Row, Spec
 from panscope.reporting.figures import GROUPS
 from panscope.reporting.label import texts
+from panscope.reporting.markup import text, with_code
+from panscope.reporting.results_table import results_section
 from panscope.reporting.runs import ReportedRun, Results, named
-from panscope.reporting.table import TableColumn, table_columns, table_rows
 from panscope.reporting.words import WORDS
 from panscope.runs.finished_coder import HELD_OUT, StoredEvaluation
 
@@ -35,13 +35,31 @@ Drawn = Sequence[tuple[Plot, Figure | Missing]]
 """Every entry of the table of figures with what came of it."""
 
 
-def chart(figure: Figure) -> Spec:
-    """The whole Vega-Lite chart, with the data that it needs."""
+def chart(figure: Figure, room: int = style.PAGE_WIDTH) -> Spec:
+    """The whole Vega-Lite chart for a page of so many pixels in width, with the data that it needs."""
+    return _chart(figure, room) | {"data": {"values": _data(figure, room)}}
+
+
+def _chart(figure: Figure, room: int) -> Spec:
     schema = f"https://vega.github.io/schema/vega-lite/v{VEGA_LITE.partition('.')[0]}.json"
+    return {"$schema": schema, "config": style.config(room), **figure.spec(room)}
+
+
+def _data(figure: Figure, room: int) -> list[Row]:
     rows = figure.rows if figure.drawn is None else figure.drawn
-    fields = _fields(figure.spec, rows)
-    data = {"values": [_slim(row, fields) for row in rows]}
-    return {"$schema": schema, "config": style.CONFIG, "data": data, **figure.spec}
+    fields = _fields(figure.spec(room), rows)
+    return [_slim(row, fields) for row in rows]
+
+
+def _charts(drawn: Drawn) -> dict[str, Any]:
+    """For each figure its data, once, and its chart for wide and for narrow screens."""
+    rooms = {"wide": style.PAGE_WIDTH, "narrow": style.PHONE_WIDTH}
+    return {
+        plot.key: {"rows": _data(figure, style.PAGE_WIDTH)}
+        | {name: _chart(figure, room) for name, room in rooms.items()}
+        for plot, figure in drawn
+        if isinstance(figure, Figure)
+    }
 
 
 def _fields(spec: Spec, rows: Sequence[Row]) -> list[str]:
@@ -64,17 +82,18 @@ def _short(value: Any) -> Any:
 def page(results: Results, drawn: Drawn) -> str:
     """The HTML text."""
     names = ", ".join(run.name for run in results.runs)
-    charts = {plot.key: chart(figure) for plot, figure in drawn if isinstance(figure, Figure)}
     body = [
         _header(results, names),
         _navigation(drawn),
         "<main>",
-        _results(results),
+        results_section(results),
         *(_group(group, drawn) for group in GROUPS),
+        _not_measured(drawn),
         "</main>",
-        f"<footer>Written by Panscope {text(__version__)}. Every figure is beside this page as SVG and CSV, in the "
-        "folder figures/.</footer>",
-        f'<script type="application/json" id="figures">{_in_script(charts)}</script>',
+        f"<footer>Written by Panscope {text(__version__)}. The folder figures/ next to this page contains "
+        "every figure as SVG and CSV.</footer>",
+        f'<script type="application/json" id="figures">{_in_script(_charts(drawn))}</script>',
+        f'<script type="application/json" id="dark">{_in_script(style.DARK)}</script>',
         f"<script>{_drawing_code()}</script>",
         f"<script>{_file('page.js')}</script>",
     ]
@@ -85,11 +104,6 @@ def page(results: Results, drawn: Drawn) -> str:
     )
     whole = "\n".join(body)
     return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{whole}\n</body>\n</html>\n'
-
-
-def text(value: Any) -> str:
-    """Anything as text of the page."""
-    return html.escape(str(value), quote=True)
 
 
 def _in_script(value: Any) -> str:
@@ -115,10 +129,10 @@ def _header(results: Results, names: str) -> str:
     words = "".join(f"<dt>{text(word)}</dt><dd>{text(meaning)}</dd>" for word, meaning in WORDS.items())
     return (
         f"<header><h1>{text(names)}</h1>"
-        '<p class="lead">Sparse autoencoders: how sparse they are, how well they reconstruct what they read, and how '
-        "much the language model minds.</p>"
-        '<p class="lead">Hover over a point to see which coder it is. Thin vertical lines are 95 % intervals.</p>'
-        f"{_drawn(results)}{runs}<details><summary>What the words mean</summary>"
+        '<p class="lead">Sparsity and reconstruction quality of sparse coders, and their effect on the language '
+        "model&#x27;s loss. Hover over a point for the coder and its values; thin vertical lines are 95 % confidence "
+        "intervals over sequences.</p>"
+        f"{_drawn(results)}{runs}<details><summary>Definitions</summary>"
         f'<dl class="words">{words}</dl></details></header>'
     )
 
@@ -138,16 +152,16 @@ def _facts(run: ReportedRun) -> str:
     measured = sorted({_measured(evaluation) for evaluation in evaluations if evaluation.content.get("tokens")})
     facts = {
         "model": named(model.get("path", "-")),
-        "text": ", ".join(map(named, data.get("text", []))) or "-",
+        "training text": ", ".join(map(named, data.get("text", []))) or "-",
         "trained on": f"{run.suite['tokens']:,} tokens" if "tokens" in run.suite else "-",
         "context": f"{data.get('context', '-')} tokens, {data.get('packing', '-')}",
         "coders": f"{len(run.coders):,}",
     }
     if run.is_imported:
-        facts |= {"text": "not known", "trained on": "imported"}
+        facts |= {"training text": "unknown", "trained on": "imported"}
     cells = [f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in facts.items()]
-    where = text(", ".join(measured) or "nothing yet")
-    cells.append(f'<div class="wide"><dt>measured on</dt><dd>{where}</dd></div>')
+    where = text(", ".join(measured) or "not evaluated yet")
+    cells.append(f'<div class="wide"><dt>evaluated on</dt><dd>{where}</dd></div>')
     return f'<dl class="facts">{"".join(cells)}</dl>'
 
 
@@ -158,7 +172,7 @@ def _measured(evaluation: StoredEvaluation) -> str:
 
 
 def _navigation(drawn: Drawn) -> str:
-    groups = [group for group in GROUPS if any(plot.group == group for plot, _ in drawn)]
+    groups = [group for group in GROUPS if _figures(group, drawn)]
     links = "".join(f'<li><a href="#{_anchor(group)}">{text(group)}</a></li>' for group in groups)
     links = f'<li><a href="#results-section">Results</a></li>{links}'
     return f"<nav><ul>{links}</ul></nav>"
@@ -168,42 +182,15 @@ def _anchor(group: str) -> str:
     return group.lower().replace(" ", "-")
 
 
-def _results(results: Results) -> str:
-    columns, rows = table_columns(results), table_rows(results)
-    heads = "".join(
-        f'<th class="{c.style}" scope="col"><button title="{text(c.meaning)}">{text(c.title)}</button></th>'
-        for c in columns
-    )
-    body = "".join("<tr>" + "".join(_cell(row, column) for column in columns) + "</tr>" for row in rows)
-    return (
-        '<section id="results-section"><h2>Results</h2><div class="card"><div class="tools">'
-        '<input id="search" type="search" placeholder="find coders, such as: L03 topk" aria-label="find coders">'
-        '<span id="shown"></span><span>Click a heading to sort.</span><a href="figures/results.csv">CSV</a></div>'
-        f'<div class="scroll"><table id="results"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
-        "</div></section>"
-    )
-
-
-def _cell(row: Mapping[str, Any], column: TableColumn) -> str:
-    value, (low, high) = row.get(column.field), (row.get(f"{column.field}_low"), row.get(f"{column.field}_high"))
-    if value is None:
-        return f'<td class="{column.style}" data-value="">-</td>'
-    tip = (
-        f' title="95 %: {column.written(low)} to {column.written(high)}"'
-        if low is not None and high is not None
-        else ""
-    )
-    key = f' data-value="{text(value)}"' if column.style else ""
-    return f'<td class="{column.style}"{key}{tip}>{text(column.written(value))}</td>'
+def _figures(group: str, drawn: Drawn) -> list[tuple[Plot, Figure]]:
+    """The figures of a group that could be drawn."""
+    return [(plot, found) for plot, found in drawn if plot.group == group and isinstance(found, Figure)]
 
 
 def _group(group: str, drawn: Drawn) -> str:
-    """The figures of a group, then what it lacks."""
-    here = [(plot, found) for plot, found in drawn if plot.group == group]
-    figures = "".join(_figure(plot, found) for plot, found in here if isinstance(found, Figure))
-    lacks = "".join(_missing(plot, found) for plot, found in here if isinstance(found, Missing))
-    box = f'<div class="missing">{lacks}</div>' if lacks else ""
-    return f'<section id="{_anchor(group)}"><h2>{text(group)}</h2>{figures}{box}</section>' if here else ""
+    """The section of a group; nothing where none of its figures could be drawn."""
+    figures = "".join(_figure(plot, found) for plot, found in _figures(group, drawn))
+    return f'<section id="{_anchor(group)}"><h2>{text(group)}</h2>{figures}</section>' if figures else ""
 
 
 def _figure(plot: Plot, figure: Figure) -> str:
@@ -216,7 +203,11 @@ def _figure(plot: Plot, figure: Figure) -> str:
     )
 
 
-def _missing(plot: Plot, missing: Missing) -> str:
-    parts = missing.reason.split("`")
-    reason = "".join(f"<code>{text(part)}</code>" if n % 2 else text(part) for n, part in enumerate(parts))
-    return f'<p id="{plot.key}"><b>{text(plot.title)}</b> is not here: {reason}.</p>'
+def _not_measured(drawn: Drawn) -> str:
+    """The figures that could not be drawn, in one line for each thing to do about them."""
+    titles: dict[str, list[str]] = {}
+    for plot, found in drawn:
+        if isinstance(found, Missing):
+            titles.setdefault(found.remedy, []).append(f'<b id="{plot.key}">{text(plot.title)}</b>')
+    lines = "".join(f"<li>{', '.join(names)}: {with_code(remedy)}</li>" for remedy, names in titles.items())
+    return f'<section class="missing" id="not-measured">Not measured:<ul>{lines}</ul></section>' if lines else ""

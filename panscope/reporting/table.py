@@ -21,15 +21,21 @@ class TableColumn:
     written: Callable[[Any], str]
     meaning: str = ""
     style: str = "number"
-    """Its class in the page: number, or nothing for text."""
+    """Its classes in the page: number for numbers; about for what a narrow page writes below the name of the coder."""
 
 
-_COLUMNS = (
+COLUMNS = (
     TableColumn("coder", "coder", str, style=""),
-    TableColumn("where", "site", str, style=""),
-    TableColumn("family", "architecture", str, style=""),
-    TableColumn("width", "width", "{:,}".format, "latents"),
-    TableColumn("sparsity", "sparsity", "{:g}".format, "K, λ or target L0, as the architecture has it"),
+    TableColumn("where", "site", str, style="about"),
+    TableColumn("family", "architecture", str, style="about"),
+    TableColumn("width", "width", "{:,}".format, "number of latents", "number about"),
+    TableColumn(
+        "sparsity",
+        "sparsity",
+        "{:g}".format,
+        "K, penalty coefficient λ or target L0, depending on the architecture",
+        "number about",
+    ),
     TableColumn("l0", "L0", "{:.1f}".format, WORDS["L0"]),
     TableColumn("fvu", "FVU", "{:.4f}".format, WORDS["FVU"]),
     TableColumn("delta_loss", "delta loss", "{:+.4f}".format, WORDS["delta loss"]),
@@ -40,11 +46,6 @@ _COLUMNS = (
 )
 
 
-def table_columns(results: Results) -> tuple[TableColumn, ...]:
-    """The columns."""
-    return _COLUMNS
-
-
 def table_rows(results: Results) -> list[Row]:
     """A row for every coder, also for one that was not measured yet."""
     several, rows = len(results.runs) > 1, []
@@ -52,6 +53,8 @@ def table_rows(results: Results) -> list[Row]:
         sites = coder.facts.sites
         who = identity(coder.facts, sites[0], several=several)
         drawn = results.drawn(coder)
-        where = f"L{sites[0].layer:02d} {who['place']}" if len(sites) == 1 else f"{len(sites)} layers, {who['place']}"
-        rows.append(who | {"where": where} | measured(drawn.content if drawn else {}, _NUMBERS))
+        layers = sorted({site.layer for site in sites})
+        where = f"L{layers[0]:02d} {who['place']}" if len(sites) == 1 else f"{len(sites)} layers, {who['place']}"
+        what = {"where": where, "layers": " ".join(map(str, layers))}
+        rows.append(who | what | measured(drawn.content if drawn else {}, _NUMBERS))
     return in_order(rows)

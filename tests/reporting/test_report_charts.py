@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from panscope.reporting import choice, style
 from panscope.reporting.axes import Axis, domain, fitting
 from panscope.reporting.binning import MOST_BINS, binned, edges
-from panscope.reporting.charts import Grid, grid, name_colour
+from panscope.reporting.charts import Grid, Looks, by_architecture, grid, name_colour
+from panscope.reporting.figure import Figure, Plot
 from panscope.reporting.figures import FIGURES
 from panscope.reporting.page import chart
+from panscope.reporting.rows import coder_rows
 from panscope.reporting.runs import Results
 from panscope.reporting.write import Written
 
@@ -113,25 +115,101 @@ def test_every_panel_shows_its_own_place_and_layer_alone():
     """Empty places keep their panel, so nothing stands under a wrong heading."""
     rows = [row | {"l0": 8.0 + row["width"], "fvu": 0.1} for row in suite(2, 3)]
     rows = [row for row in rows if (row["place"], row["layer"]) != ("residual stream", 0)]
-    look = Grid(x=Axis("l0", "L0"), ys=(Axis("fvu", "FVU"),), colour=name_colour(rows, "variant", "v"), layers=True)
-    panels = grid(rows, look)["concat"]
+    looks = Looks(name_colour(rows, "variant", "v"))
+    look = Grid(x=Axis("l0", "L0"), ys=(Axis("fvu", "FVU"),), looks=looks, layers=True)
+    panels = grid(rows, look, style.PAGE_WIDTH)["concat"]
     for panel, layer, place in zip(panels, [0, 0, 1, 1], ["residual stream", "MLP output"] * 2, strict=True):
         wanted = {"place": place, "layer": layer}
         assert {one["filter"]["field"]: one["filter"]["equal"] for one in panel["transform"]} == wanted
         assert panel["title"]["text"] == f"{place}, layer {layer}"
 
 
+def test_on_a_phone_panels_stand_one_below_the_other_and_each_says_what_it_shows():
+    """Empty ones are left out, as there are no columns to keep."""
+    rows = [row | {"l0": 8.0 + row["width"], "fvu": 0.1} for row in suite(2, 3)]
+    rows = [row for row in rows if (row["place"], row["layer"]) != ("residual stream", 0)]
+    looks = Looks(name_colour(rows, "variant", "v"))
+    look = Grid(x=Axis("l0", "L0"), ys=(Axis("fvu", "FVU"),), looks=looks, layers=True)
+    chart = grid(rows, look, style.PHONE_WIDTH)
+    assert chart["columns"] == 1
+    headings = [panel["title"]["text"] for panel in chart["concat"]]
+    assert headings == ["MLP output, layer 0", "residual stream, layer 1", "MLP output, layer 1"]
+    for panel in chart["concat"]:
+        (mark,) = (layer for layer in panel["layer"] if layer["mark"]["type"] == "point")
+        assert (mark["encoding"]["x"]["title"], mark["encoding"]["y"]["title"]) == ("L0", "FVU")
+        assert "labels" not in mark["encoding"]["y"]["axis"]
+
+
+BY_ARCHITECTURE = ("trade-off-fvu", "trade-off-delta-loss", "width-study", "by-layer", "frequency", "dead-and-dense")
+
+
+@pytest.mark.parametrize("key", [*BY_ARCHITECTURE, "dictionaries", "training"])
+def test_colours_tell_architectures_apart_and_marks_and_dashes_widths(key: str, results: Results):
+    """And both are explained by a legend."""
+    layers = [layer for panel in spec_of(key, results)["concat"] for layer in panel["layer"] if "data" not in layer]
+    for encoding in (layer["encoding"] for layer in layers):
+        assert encoding["color"]["field"] == "family" and encoding["color"]["legend"]["title"] == "architecture"
+        scale = encoding["color"]["scale"]
+        assert {"topk", "jumprelu"} <= set(scale["domain"]) and len(scale["domain"]) == len(set(scale["range"]))
+        for channel in {"shape", "strokeDash"} & set(encoding):
+            assert encoding[channel]["field"] == "width" and "width" in encoding[channel]["legend"]["title"]
+            range_ = encoding[channel]["scale"]["range"]
+            assert encoding[channel]["scale"]["domain"] == sorted(encoding[channel]["scale"]["domain"])
+            assert len({json.dumps(one) for one in range_}) == len(range_)
+    assert all("strokeDash" in layer["encoding"] for layer in layers if layer["mark"]["type"] == "line")
+    assert all("shape" in layer["encoding"] for layer in layers if layer["mark"]["type"] == "point")
+
+
+def test_of_one_architecture_colours_tell_widths_apart():
+    rows = [row | {"family": "topk"} for row in suite(1, 3)]
+    looks = by_architecture(rows)
+    assert looks.colour["field"] == "width" and looks.shape is None and looks.dash is None
+    assert len(set(looks.colour["scale"]["range"])) == 3
+
+
+@pytest.mark.parametrize("plot", FIGURES, ids=lambda plot: plot.key)
+def test_curves_of_different_architectures_are_never_joined(plot: Plot, results: Results):
+    """The points of every line belong to one architecture, where they belong to coders at all."""
+    figure = plot.draw(results)
+    assert isinstance(figure, Figure)
+    rows = figure.rows if figure.drawn is None else figure.drawn
+    families = {row["coder"]: row["family"] for row in coder_rows(results)}
+    for panel in figure.spec(style.PAGE_WIDTH).get("concat", []):
+        for layer in panel.get("layer", []):
+            if layer.get("mark", {}).get("type") == "line":
+                fields = [one["field"] for one in layer["encoding"]["detail"]]
+                found: dict[tuple[Any, ...], set[str]] = {}
+                for row in rows:
+                    if row["coder"] is not None:
+                        found.setdefault(tuple(row[name] for name in fields), set()).add(families[row["coder"]])
+                assert found and all(len(one) == 1 for one in found.values()), fields
+
+
+@pytest.mark.parametrize("room", [style.PAGE_WIDTH, style.PHONE_WIDTH])
+def test_panels_fit_the_page(room: int, results: Results):
+    for plot in FIGURES:
+        spec = spec_of(plot.key, results, room)
+        assert spec["columns"] * min(panel["width"] for panel in spec["concat"]) < room, plot.key
+        assert room > 700 or spec["columns"] == 1
+
+
+def spec_of(key: str, results: Results, room: int = style.PAGE_WIDTH) -> dict[str, Any]:
+    (figure,) = (plot.draw(results) for plot in FIGURES if plot.key == key)
+    assert isinstance(figure, Figure)
+    return figure.spec(room)
+
+
 def test_every_axis_has_a_title_with_its_unit(results: Results):
     """Somewhere in each figure; the maps of UMAP have none, as their axes mean nothing."""
     for plot in FIGURES:
-        spec = json.dumps(plot.draw(results).spec)  # pyright: ignore[reportAttributeAccessIssue]
+        spec = json.dumps(spec_of(plot.key, results))
         assert plot.key == "neighbourhoods" or '"title": "' in spec, plot.key
 
 
 def test_no_two_lines_of_a_tooltip_have_one_title(results: Results):
     """Vega keeps the last of those that do, and the reader misses a number."""
     for plot in FIGURES:
-        for tips in _tooltips(plot.draw(results).spec):  # pyright: ignore[reportAttributeAccessIssue]
+        for tips in _tooltips(spec_of(plot.key, results)):
             titles = [tip.get("title", tip["field"]) for tip in tips]
             assert len(titles) == len(set(titles)), (plot.key, titles)
 
@@ -165,7 +243,9 @@ def test_svg_files_are_xml_with_marks_and_a_title(written: Written):
 
 def test_charts_carry_only_finite_numbers_and_what_they_need(results: Results):
     for plot in FIGURES:
-        spec = chart(plot.draw(results))  # pyright: ignore[reportArgumentType]
+        figure = plot.draw(results)
+        assert isinstance(figure, Figure)
+        spec = chart(figure)
         json.dumps(spec, allow_nan=False)
         values = spec.pop("data")["values"]
         mentioned = json.dumps(spec)
@@ -174,6 +254,6 @@ def test_charts_carry_only_finite_numbers_and_what_they_need(results: Results):
 
 
 @pytest.mark.parametrize("plot", FIGURES, ids=lambda plot: plot.key)
-def test_a_sentence_says_what_to_look_for(plot: Any):
-    assert plot.look.startswith("Look ") and plot.look.endswith(".") and plot.look.count(". ") == 0
+def test_one_sentence_says_how_to_read_a_figure(plot: Plot):
+    assert plot.look[0].isupper() and plot.look.endswith(".") and plot.look.count(". ") == 0
     assert Path(plot.key).name == plot.key

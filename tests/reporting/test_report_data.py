@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from panscope.reporting import figures
+from panscope.reporting import figures, style
 from panscope.reporting.figure import Figure, Missing, Plot
 from panscope.reporting.rows import coder_rows, identity, site_rows, tag
 from panscope.reporting.runs import Results, RunFacts, read_runs
@@ -118,7 +118,7 @@ def test_the_long_context_figure_is_of_the_long_evaluation(results: Results):
     figure = drawn("long-context", results)
     assert {row["text"] for row in figure.rows} == {"long"}
     assert max(row["last"] for row in figure.rows) == 256
-    assert '"datum": 128' in json.dumps(figure.spec), "a line at the training context"
+    assert '"datum": 128' in json.dumps(figure.spec(style.PAGE_WIDTH)), "a line at the training context"
 
 
 def test_histograms_are_counts_over_width(run: Path, results: Results):
@@ -215,7 +215,8 @@ def test_ablations_are_losses_without_the_site(run: Path, results: Results):
         elif row["place"] == "MLP output":
             every = site_rows(results, ("delta_loss",))
             here = [one for one in every if (one["site"], one["place"]) == (row["site"], row["place"])]
-            assert row["harm"] == min(one["delta_loss"] for one in here)
+            losses = [one["delta_loss"] for one in here if row["text"] == f"best {one['family']} coder"]
+            assert row["harm"] == min(losses)
 
 
 def test_matching_curves_are_quantiles_of_the_table(run: Path, results: Results):
@@ -238,10 +239,10 @@ def test_every_figure_names_what_is_missing_in_a_bare_run(bare: Path):
     assert there == {"trade-off-delta-loss", "trade-off-fvu", "by-layer", "ablations", "dead-and-dense", "training"}
     for key, figure in found.items():
         if isinstance(figure, Missing):
-            assert "`" in figure.reason and figure.reason.count("`") % 2 == 0, key
+            assert "`" in figure.remedy and figure.remedy.count("`") % 2 == 0, key
             assert not figure.reason.endswith("."), key
     splitting = found["splitting"]
-    assert isinstance(splitting, Missing) and splitting.reason.startswith("no site has coders of two widths")
+    assert isinstance(splitting, Missing) and splitting.what == "no site has coders of two widths"
 
 
 def test_a_coder_that_was_not_measured_is_known_and_not_drawn(bare: Path, tmp_path: Path):

@@ -64,7 +64,7 @@ def test_a_run_with_one_other_evaluation_is_drawn_of_that(full: Path, tmp_path: 
     text = page(results, [(plot, figures[plot.key]) for plot in FIGURES])
     assert "The numbers are those of the evaluation text, on stories.jsonl." in text
     assert "text: stories.jsonl (16,000 tokens)" in text
-    assert "<dt>text</dt><dd>not known</dd>" in text and "<dt>trained on</dt><dd>imported</dd>" in text
+    assert "<dt>training text</dt><dd>unknown</dd>" in text and "<dt>trained on</dt><dd>imported</dd>" in text
 
 
 def test_held_out_text_is_drawn_where_every_run_has_it(full: Path, tmp_path: Path):

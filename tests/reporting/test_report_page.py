@@ -4,8 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from panscope.reporting import style
 from panscope.reporting.figures import FIGURES
-from panscope.reporting.runs import read_runs
+from panscope.reporting.results_table import FIRST_ROWS
+from panscope.reporting.runs import Results, read_runs
+from panscope.reporting.table import table_rows
 from panscope.reporting.write import Written, write_report
 from tests.support.browser import Page, chromium, opened
 from tests.support.fake_run import Fake, write_run
@@ -70,7 +73,7 @@ def test_hovering_over_a_point_names_the_coder(page: Page):
     seen = page.value("document.getElementById('vg-tooltip-element').textContent")
     names = page.value("[...document.querySelectorAll('#results tbody tr')].map((row) => row.cells[0].textContent)")
     assert any(name in seen for name in names), seen
-    for words in ("siteresidual stream", "layer0", "L0", "FVU, 95 % from", "FVU, 95 % to"):
+    for words in ("siteresidual stream", "layer0", "L0", "FVU, 95 % CI from", "FVU, 95 % CI to"):
         assert words in seen, seen
 
 
@@ -84,16 +87,118 @@ def test_the_table_is_sorted_by_a_click(page: Page):
     assert page.value(column) == sorted(before, reverse=True)
 
 
+ROWS = "[...document.querySelectorAll('#results tbody tr')]"
+SHOWN = f"{ROWS}.filter((row) => row.offsetHeight > 0).map((row) => row.cells[0].textContent)"
+SAID = "document.getElementById('shown').textContent"
+
+
+def choose(page: Page, **values: str) -> list[str]:
+    """Clear the filters, set some of them and ask for all rows; the names of the coders that are then shown."""
+    form, reset = "document.getElementById('filters')", "new Promise((done) => setTimeout(done, 20))"
+    page.value(f"{form}.reset(); {reset}")
+    for name, value in values.items():
+        field = "document.getElementById('search')" if name == "search" else f"{form}.elements['{name}']"
+        page.value(f"{field}.value = '{value}'; {field}.dispatchEvent(new Event('input', {{bubbles: true}}))")
+    more = "document.getElementById('more')"
+    page.value(f"if (!{more}.hidden && {more}.ariaExpanded === 'false') {more}.click()")
+    return page.value(SHOWN)
+
+
+def test_every_row_of_the_table_can_be_shown_without_an_inner_scroll_bar(page: Page, results: Results):
+    """A long table begins short, says so, and is opened by its button."""
+    count = len(list(results.coders()))
+    assert len(page.value(SHOWN)) == FIRST_ROWS < count
+    assert page.value(SAID) == f"Showing {FIRST_ROWS} of {count} coders."
+    assert page.value("document.getElementById('more').textContent") == f"Show all {count} rows"
+    assert len(choose(page)) == count
+    assert page.value(SAID) == f"Showing {count} of {count} coders."
+    box = "document.querySelector('.scroll')"
+    assert page.value(f"{box}.scrollHeight <= {box}.clientHeight + 1")
+
+
 def test_the_table_shows_only_what_is_searched_for(page: Page):
-    box = "document.getElementById('search')"
-    search = f"(words) => {{{box}.value = words; {box}.dispatchEvent(new Event('input'));}}"
-    rows = "[...document.querySelectorAll('#results tbody tr')]"
-    shown = f"{rows}.filter((row) => !row.hidden).map((row) => row.cells[0].textContent)"
-    everything = page.value(shown)
-    page.value(f"({search})('L01R TOPK')")
-    assert page.value(shown) == [name for name in everything if "L01R" in name and "topk" in name]
-    page.value(f"({search})('')")
-    assert page.value(shown) == everything
+    everything = choose(page)
+    assert choose(page, search="L01R TOPK") == [name for name in everything if "L01R" in name and "topk" in name]
+    assert choose(page) == everything
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "expected"),
+    [
+        ({"place": "MLP output"}, "place", {"MLP output"}),
+        ({"width": "128"}, "width", {128}),
+        ({"architecture": "jumprelu"}, "architecture", {"jumprelu"}),
+        ({"layers": "1"}, "layers", {"1", "0 1"}),
+    ],
+)
+def test_the_table_is_filtered_by_a_menu(
+    page: Page, results: Results, values: dict[str, str], field: str, expected: set[str | int]
+):
+    """A coder of several layers is found under each of them."""
+    wanted = {row["coder"] for row in table_rows(results) if row[field] in expected}
+    found = choose(page, **values)
+    assert set(found) == wanted and len(found) == len(wanted)
+    assert page.value(SAID) == f"Showing {len(wanted)} of {len(list(results.coders()))} coders."
+
+
+def test_filters_are_combined_and_kept_when_the_table_is_sorted(page: Page):
+    found = choose(page, place="residual stream", architecture="topk", width="64", layers="0")
+    assert found == ["L00R-1x-topk-k8", "L00R-1x-topk-k16"]
+    page.value("document.querySelectorAll('#results th button')[5].click()")
+    assert sorted(page.value(SHOWN)) == sorted(found)
+    assert choose(page, search="nowhere") == []
+    assert "No coder matches" in page.value(SAID)
+
+
+def test_the_table_is_used_by_keyboard(page: Page):
+    """Tab goes from the search box to the table's headings, where Enter sorts."""
+    choose(page, search="L00R")
+    page.value("document.getElementById('search').focus()")
+    seen = []
+    for _ in range(15):
+        for kind in ("keyDown", "keyUp"):
+            page.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+        seen.append(page.value("document.activeElement.textContent"))
+        if seen[-1] == "KL":
+            break
+    assert seen[-1] == "KL", seen
+    for kind in ("keyDown", "keyUp"):
+        page.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
+    assert page.value("document.activeElement.parentElement.ariaSort") == "ascending"
+
+
+@pytest.fixture(scope="module")
+def phone(written: Written, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """The page at 400 pixels, in dark colours."""
+    with opened(written.page.as_uri(), tmp_path_factory.mktemp("chromium"), DRAWN) as page:
+        page.call("Emulation.setDeviceMetricsOverride", width=400, height=850, deviceScaleFactor=1, mobile=False)
+        page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        page.value(DRAWN.replace('"all"', '"all" && document.documentElement.dataset.screen === "narrow dark"'))
+        yield page
+
+
+def test_a_phone_scrolls_down_only_and_every_chart_fits(phone: Page):
+    assert phone.value("document.documentElement.scrollWidth") <= 400
+    wide = "[...document.querySelectorAll('.chart svg')].filter((svg) => svg.getBoundingClientRect().right > 400)"
+    assert phone.value(f"{wide}.map((svg) => svg.closest('figure').id)") == []
+    shrunk = "[...document.querySelectorAll('.chart svg')].map((svg) => svg.clientWidth / svg.viewBox.baseVal.width)"
+    assert min(phone.value(shrunk)) > 0.9, "drawn for a phone, and not made small"
+    assert phone.complaints() == []
+
+
+def test_a_phone_shows_l0_and_fvu_of_every_coder(phone: Page):
+    for name in ("L0", "FVU"):
+        heading = f"[...document.querySelectorAll('#results th')].find((one) => one.textContent === '{name}')"
+        left, right = phone.value(f"(({{left, right}}) => [left, right])({heading}.getBoundingClientRect())")
+        assert 0 < left < right <= 400, name
+
+
+def test_charts_are_drawn_again_in_dark_colours(phone: Page):
+    """Nothing of a chart's text is dark on the dark card."""
+    fills = "[...document.querySelectorAll('.chart svg text')].map((one) => one.getAttribute('fill'))"
+    found = set(phone.value(fills))
+    assert found and not found & set(style.DARK), found
+    assert phone.value("document.querySelector('.chart svg').style.backgroundColor") == "rgb(27, 31, 37)"
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import csv
 import html.parser
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -51,8 +52,8 @@ def test_it_says_where_the_page_is_and_what_was_left_out(report, mine: Path):
     assert status == 0
     assert f"6 figures in {mine}/report/index.html; open it in a browser" in said
     assert (
-        f"left out: Reconstruction loss by position: no coder was measured by position: do it by `panscope eval {mine}`"
-        in said
+        "left out: Reconstruction loss by position: the coders were not evaluated by position; "
+        f"run `panscope eval {mine}`" in said
     )
     assert said.count("left out: ") == len(FIGURES) - 6
     names = {path.name for path in (mine / "report" / "figures").iterdir()}
@@ -161,6 +162,32 @@ def test_the_page_names_nothing_outside_itself(written: Written):
         assert not (value or "").startswith("figures/") or (written.page.parent / str(value)).is_file()
         assert not (value or "").startswith("#") or f'id="{str(value)[1:]}"' in text
     assert "default-src &#x27;none&#x27;" in text
+
+
+def test_sections_without_figures_are_left_out_and_listed_at_the_end(bare: Path):
+    """With the command that would measure them; the navigation leads to what is there."""
+    results = read_runs([bare])
+    text = page(results, [(plot, plot.draw(results)) for plot in FIGURES])
+    navigation = text[text.index("<nav>") : text.index("</nav>")]
+    assert re.findall('href="#([^"]*)"', navigation) == [
+        "results-section",
+        "trade-off",
+        "by-layer",
+        "frequencies",
+        "training",
+    ]
+    for group in ("By position", "Transfer", "Layers", "Geometry"):
+        assert f"<h2>{group}</h2>" not in text
+    lines = re.findall("<li>(.*?)</li>", text[text.index('id="not-measured">Not measured:') :])
+    (geometry,) = (line for line in lines if "panscope geometry" in line)
+    assert geometry.count("<b ") == 3 and f"<code>panscope geometry {bare}</code>" in geometry
+    (positions,) = (line for line in lines if "Reconstruction loss by position" in line)
+    assert "Delta loss by position" in positions and f"<code>panscope eval {bare}</code>" in positions
+    assert len(re.findall('<b id="', "".join(lines))) == len(FIGURES) - 6
+
+
+def test_a_complete_report_lists_nothing_as_not_measured(written: Written):
+    assert "Not measured" not in written.page.read_text(encoding="utf-8")
 
 
 def test_the_page_stays_small_with_many_coders(tmp_path: Path):

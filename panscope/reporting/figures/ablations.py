@@ -3,6 +3,8 @@
 Gemma Scope, section 4.1, footnote 7: residual coders harm more because mean-ablating the residual stream harms more.
 """
 
+from functools import partial
+
 from panscope.reporting import charts
 from panscope.reporting.axes import LAYER, Axis
 from panscope.reporting.figure import Figure, Missing, Row
@@ -13,13 +15,14 @@ _ABLATED = {"zero": "ce_zero_ablated", "mean": "ce_mean_ablated"}
 
 
 def ablations(results: Results) -> Figure | Missing:
-    """The rise of the loss when a site is replaced by zero, by its mean, and by the best reconstruction."""
+    """The rise of the loss when a site is replaced by zero, by its mean, and by each architecture's best coder."""
     rows = _harm(site_rows(results, ("ce_clean", "delta_loss", *_ABLATED.values())))
     if not rows:
-        return Missing(f"no coder has losses under ablation: measure them by `{results.measure}`")
+        return Missing("no coder has losses under ablation", f"run `{results.measure}`")
     harm = Axis("harm", "rise of the loss (nats per token)", log=True)
-    look = charts.Grid(x=LAYER, ys=(harm,), colour=charts.name_colour(rows, "text", "replaced by"), series=("text",))
-    return Figure(rows, charts.grid(rows, look))
+    looks = charts.Looks(charts.name_colour(rows, "text", "replaced by"))
+    look = charts.Grid(x=LAYER, ys=(harm,), looks=looks, series=("text",))
+    return Figure(rows, partial(charts.grid, rows, look))
 
 
 def _harm(measured: list[Row]) -> list[Row]:
@@ -33,7 +36,8 @@ def _harm(measured: list[Row]) -> list[Row]:
             if first[ablated] is not None and first["ce_clean"] is not None:
                 rows.append(place | {"text": words, "harm": first[ablated] - first["ce_clean"], "coder": None})
         found = [row for row in here if row["delta_loss"] is not None]
-        if found:
-            best = min(found, key=lambda row: row["delta_loss"])
-            rows.append(place | {"text": "its best coder", "harm": best["delta_loss"], "coder": best["coder"]})
+        for family in dict.fromkeys(row["family"] for row in found):
+            best = min((row for row in found if row["family"] == family), key=lambda row: row["delta_loss"])
+            words = f"best {family} coder"
+            rows.append(place | {"text": words, "harm": best["delta_loss"], "coder": best["coder"]})
     return rows

@@ -3,6 +3,8 @@
 Llama Scope, Figure 10.
 """
 
+from functools import partial
+
 from panscope.reporting import charts
 from panscope.reporting.axes import DELTA_LOSS, EXPLAINED, L0, LAYER
 from panscope.reporting.figure import Figure, Missing
@@ -14,12 +16,11 @@ def by_layer(results: Results) -> Figure | Missing:
     """L0, explained variance and delta loss by layer."""
     rows = site_rows(results, ("l0", "explained_variance", "delta_loss"))
     if not rows:
-        return Missing(f"no coder was measured: do it by `{results.measure}`")
+        return Missing("no coder was evaluated", f"run `{results.measure}`")
     look = charts.Grid(
         x=LAYER,
         ys=(L0, EXPLAINED, DELTA_LOSS),
-        colour=charts.width_colour(rows),
-        shape=charts.shape(rows),
+        looks=charts.by_architecture(rows),
         series=("variant",),
     )
-    return Figure(rows, charts.grid(rows, look))
+    return Figure(rows, partial(charts.grid, rows, look))

@@ -3,6 +3,7 @@
 Multi-Layer SAE (MMCS); Llama Scope, section 4.6, for what random directions give and the Johnson-Lindenstrauss bound.
 """
 
+from functools import partial
 from typing import Any
 
 from panscope.reporting import charts
@@ -26,19 +27,18 @@ def dictionaries(results: Results) -> Figure | Missing:
         if (facts.run, facts.name) in known:
             rows.append(who | _numbers(known[facts.run, facts.name]))
     if not rows:
-        return Missing(missing(results, "no coder's directions were compared with each other"))
+        return missing(results, "the latents of no coder were compared with each other")
     look = charts.Grid(
         x=LAYER,
         ys=(_COSINE,),
-        colour=charts.width_colour(rows),
-        shape=charts.shape(rows),
+        looks=charts.by_architecture(rows),
         series=("variant",),
         tooltip=(Axis("random_mean", "random directions"), Axis("jl", "Johnson-Lindenstrauss bound")),
     )
     chance = sorted({f"{row['random_mean']:.2f}" for row in rows if row["random_mean"] is not None})
-    note = f"Random directions of the same number and width give {' to '.join(chance[:1] + chance[1:][-1:])}."
+    note = f"As many random directions of the same dimension give {' to '.join(chance[:1] + chance[1:][-1:])}."
     note = note if chance else ""
-    return Figure(rows, charts.grid(rows, look), note)
+    return Figure(rows, partial(charts.grid, rows, look), note)
 
 
 def _coders(entry: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ tokens) and at most 2 % ultra-active ones (on more than a tenth of the tokens) a
 """
 
 import itertools
+from functools import partial
 from typing import Any
 
 from panscope.reporting import charts, choice
@@ -24,21 +25,20 @@ def histogram(results: Results) -> Figure | Missing:
     chosen = choice.at_middle_layers(every)
     rows = [row for one in every for row in _bins(results, one)]
     if not rows:
-        return Missing(f"no coder has a histogram of frequencies: measure it by `{results.measure}`")
+        return Missing("no evaluation has a histogram of firing frequencies", f"run `{results.measure}`")
     names = {row["coder"] for row in chosen}
     shown = at_layer(_without_empty_ends([row for row in rows if row["coder"] in names]))
     look = charts.Grid(
         x=FREQUENCY,
         ys=(DENSITY,),
-        colour=charts.width_colour(shown),
-        dash=charts.dash(shown),
+        looks=charts.by_architecture(shown),
         series=("coder",),
         points=False,
         rule=(0.1, "dense"),
         tooltip=(Axis("never_share", "share that never fired"),),
     )
     note = choice.note(chosen, every, "coders, at the middle layer")
-    return Figure(rows, charts.grid(shown, look), note, shown)
+    return Figure(rows, partial(charts.grid, shown, look), note, shown)
 
 
 def _found(results: Results, one: Row) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def dead_and_dense(results: Results) -> Figure | Missing:
     """The shares of latents that never fire and that fire too often, by layer."""
     rows = site_rows(results, ("dead_fraction", "dense_fraction"))
     if not rows:
-        return Missing(f"no coder was measured: do it by `{results.measure}`")
+        return Missing("no coder was evaluated", f"run `{results.measure}`")
     for row in rows:
         content = coder_of(results, row).evaluations[results.label].content
         row["inactive"] = content.get("never_fired", {}).get(str(_WINDOW))
@@ -81,9 +81,9 @@ def dead_and_dense(results: Results) -> Figure | Missing:
             Axis("inactive", "never fired (share of latents)", format="~%"),
             Axis("dense_fraction", "dense (share of latents)", format="~%"),
         ),
-        colour=charts.width_colour(rows),
-        shape=charts.shape(rows),
+        looks=charts.by_architecture(rows),
         series=("variant",),
         levels=((0.1, "10 %"), (0.02, "2 %")),
     )
-    return Figure(rows, charts.grid(rows, look), f"Looked for on {' or '.join(f'{n:,}' for n in windows)} tokens.")
+    note = f"Latents are dead if they did not fire on {' or '.join(f'{n:,}' for n in windows)} tokens."
+    return Figure(rows, partial(charts.grid, rows, look), note)

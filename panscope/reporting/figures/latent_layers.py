@@ -3,13 +3,15 @@
 Multi-Layer SAE, section 4: on one token most latents are active at one layer or a few, over all tokens at more.
 """
 
+from functools import partial
+
 from panscope.reporting import choice, style
 from panscope.reporting.figure import Figure, Missing, Row, Spec
 from panscope.reporting.runs import CoderResults, Results
 
 MOST_CODERS = 3
 MOST_LATENTS = 200
-NOTE = f"Drawn: at most {MOST_LATENTS} latents a coder, evenly spread over their order; layers.parquet has all."
+NOTE = f"Shown: at most {MOST_LATENTS} latents per coder, evenly spaced by mean layer; layers.parquet contains all."
 
 
 def latent_layers(results: Results) -> Figure | Missing:
@@ -17,14 +19,14 @@ def latent_layers(results: Results) -> Figure | Missing:
     found = [coder for coder in results.coders() if _table(results, coder) is not None]
     if not found:
         return Missing(
-            'no coder of several layers was measured latent by latent: train one with `wiring = "multilayer"`, or '
-            f"measure it by `{results.measure}`"
+            "no evaluation of a multi-layer coder has a table of latents by layer",
+            f'train one with `wiring = "multilayer"`, or run `{results.measure}`',
         )
     several = len(results.runs) > 1
     chosen = choice.spread(found, MOST_CODERS)
     rows = [row for coder in chosen for row in _shares(coder, _table(results, coder) or [], several=several)]
-    more = choice.note(chosen, found, "coders", then="layers.parquet of each has its own")
-    return Figure(rows, _heat_map(rows), f"{NOTE} {more}".strip())
+    more = choice.note(chosen, found, "coders", then="layers.parquet next to each eval.json has its own")
+    return Figure(rows, partial(_heat_map, rows), f"{NOTE} {more}".strip())
 
 
 def _table(results: Results, coder: CoderResults) -> list[Row] | None:
@@ -53,17 +55,18 @@ def _mean_layer(layers: dict[int, float]) -> float:
     return sum(layer * total for layer, total in layers.items()) / sum(layers.values())
 
 
-def _heat_map(rows: list[Row]) -> Spec:
+def _heat_map(rows: list[Row], room: int) -> Spec:
     coders = list(dict.fromkeys(row["coder"] for row in rows))
-    size = {"width": style.panel_width(len(coders), 380), "height": {"step": max(2, 400 // MOST_LATENTS)}}
-    return {"concat": [size | _panel(coder) for coder in coders], "columns": len(coders), "spacing": 16}
+    abreast = style.abreast(len(coders), room)
+    size = {"width": style.panel_width(abreast, room, 380), "height": {"step": max(2, 400 // MOST_LATENTS)}}
+    return {"concat": [size | _panel(coder, room) for coder in coders], "columns": abreast, "spacing": 16}
 
 
-def _panel(coder: str) -> Spec:
+def _panel(coder: str, room: int) -> Spec:
     colour = {"field": "share", "type": "quantitative", "title": "share of the latent's activation"}
     colour |= {
         "scale": {"scheme": "viridis", "domain": [0, 1]},
-        "legend": {"gradientLength": 260, "format": ".0%", "values": [0, 0.25, 0.5, 0.75, 1]},
+        "legend": {"gradientLength": min(260, room - 60), "format": ".0%", "values": [0, 0.25, 0.5, 0.75, 1]},
     }
     tips = [{"field": name, "type": "nominal"} for name in ("coder", "latent", "layer")]
     tips += [{"field": "share", "type": "quantitative", "format": ".1%"}]

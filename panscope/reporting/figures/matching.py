@@ -3,6 +3,8 @@
 Llama Scope, Figure 8: the distribution of max-cosine similarities, beside that of random directions.
 """
 
+from functools import partial
+
 import numpy
 
 from panscope.reporting import charts, choice, style
@@ -16,7 +18,7 @@ ABREAST = 3
 STEPS = 101
 """Points of each curve: enough for the eye."""
 _COSINE = Axis("cosine", "largest cosine to a latent of the other coder")
-_BELOW = Axis("below", "share of latents up to there", format=".0%")
+_BELOW = Axis("below", "cumulative share of latents", format=".0%")
 
 
 def matching(results: Results) -> Figure | Missing:
@@ -25,10 +27,9 @@ def matching(results: Results) -> Figure | Missing:
     chosen = _one_a_place(every)
     rows = [row for finding in chosen for row in _curves(finding)]
     if not rows:
-        return Missing(missing(results, "no two coders were matched"))
-    panels = [_panel(rows, pair) for pair in dict.fromkeys(row["pair"] for row in rows)]
-    note = choice.note(chosen, every, "pairs of coders", then="the folder geometry/ has all")
-    return Figure(rows, {"concat": panels, "columns": ABREAST, "spacing": 20}, note)
+        return missing(results, "no two coders were compared")
+    note = choice.note(chosen, every, "pairs of coders", then="the folder geometry/ contains all")
+    return Figure(rows, partial(_panels, rows), note)
 
 
 def _one_a_place(every: list[Finding]) -> list[Finding]:
@@ -59,17 +60,23 @@ def _curves(finding: Finding) -> list[Row]:
     return rows
 
 
-def _panel(rows: list[Row], pair: str) -> Spec:
+def _panels(rows: list[Row], room: int) -> Spec:
+    abreast = style.abreast(ABREAST, room)
+    size = {"width": style.panel_width(abreast, room, between=70 if abreast > 1 else 18), "height": 220}
+    panels = [size | _panel(rows, pair, room) for pair in dict.fromkeys(row["pair"] for row in rows)]
+    return {"concat": panels, "columns": abreast, "spacing": 20}
+
+
+def _panel(rows: list[Row], pair: str, room: int) -> Spec:
     colour = charts.name_colour(rows, "of", "largest cosines of", ("#0072B2", "#8a93a1"))
     names = [{"field": name, "type": "nominal"} for name in ("a", "b", "of")]
     encoding = {
         "x": charts.positional(_COSINE, domain(_COSINE, rows)),
         "y": charts.positional(_BELOW, [0, 1]),
-        "color": colour,
+        "color": charts.fitting_legend(colour, room),
         "tooltip": [*names, *charts.tooltip(rows, (_COSINE, _BELOW))],
     }
     chosen = [{"filter": {"field": "pair", "equal": pair}}]
-    size = {"width": style.panel_width(ABREAST, between=70), "height": 220}
     title = {"text": pair.split(" in ", 1), "anchor": "middle", "fontSize": 11, "offset": 6}
     mark = {"type": "line", "strokeWidth": 2}
-    return size | {"title": title, "transform": chosen, "mark": mark, "encoding": encoding}
+    return {"title": title, "transform": chosen, "mark": mark, "encoding": encoding}

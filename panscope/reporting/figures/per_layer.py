@@ -1,7 +1,9 @@
 """A coder of several layers, layer by layer: FVU, MSE, L1, the rise of the loss and KL.
 
-Multi-Layer SAE, Figures 8 to 10; coders of one layer at the same kind of site stand beside them for comparison.
+Multi-Layer SAE, Figures 8 to 10; coders of one layer at the same kind of site are shown for comparison.
 """
+
+from functools import partial
 
 from panscope.coders.wiring import WIRINGS
 from panscope.reporting import charts, choice
@@ -17,8 +19,8 @@ def per_layer(results: Results) -> Figure | Missing:
     shared = {row["place"] for row in every if WIRINGS[row["wiring"]].has_several_sites}
     if not shared:
         return Missing(
-            'no coder of several layers was measured: train one with `wiring = "multilayer"` in a suite file, or '
-            f"measure it by `{results.measure}`"
+            "no coder of several layers was evaluated",
+            f'train one with `wiring = "multilayer"`, or run `{results.measure}`',
         )
     rows = [row for row in every if row["place"] in shared]
     several = [row for row in rows if WIRINGS[row["wiring"]].has_several_sites]
@@ -27,9 +29,8 @@ def per_layer(results: Results) -> Figure | Missing:
     look = charts.Grid(
         x=LAYER,
         ys=(FVU, MSE, L1, DELTA_LOSS, KL),
-        colour=charts.name_colour(drawn, "variant", "coder"),
-        shape=charts.shape(drawn, "variant", "coder"),
+        looks=charts.Looks(charts.name_colour(drawn, "variant", "coder"), charts.shape(drawn, "variant", "coder")),
         series=("variant",),
     )
-    note = choice.note({row["variant"] for row in drawn}, {row["variant"] for row in rows}, "kinds of coder")
-    return Figure(rows, charts.grid(drawn, look), note, drawn)
+    note = choice.note({row["variant"] for row in drawn}, {row["variant"] for row in rows}, "coder configurations")
+    return Figure(rows, partial(charts.grid, drawn, look), note, drawn)

@@ -3,6 +3,8 @@
 Gemma Scope, Figures 3 (reconstruction loss) and 15 (delta loss).
 """
 
+from functools import partial
+
 from panscope.reporting import charts, choice
 from panscope.reporting.axes import MSE, Axis
 from panscope.reporting.binning import binned
@@ -10,8 +12,8 @@ from panscope.reporting.figure import Figure, Missing, Row
 from panscope.reporting.rows import at_layer, coder_of, identity, site_rows
 from panscope.reporting.runs import Results
 
-PLACE = Axis("place_in_sequence", "token's place in its sequence, from 1", log=True, format="~s")
-NOTE = "Places are put together in at most 100 bins that widen with the place; positions.parquet has every one."
+PLACE = Axis("place_in_sequence", "position in the sequence (from 1)", log=True, format="~s")
+NOTE = "Positions are averaged in at most 100 bins that widen with the position; positions.parquet has every position."
 
 
 def reconstruction(results: Results) -> Figure | Missing:
@@ -29,22 +31,22 @@ def _by_position(results: Results, y: Axis) -> Figure | Missing:
     chosen = choice.at_middle_layers(every)
     rows = position_rows(results, chosen, results.label)
     if not rows:
-        return Missing(f"no coder was measured by position: do it by `{results.measure}`")
+        return Missing("the coders were not evaluated by position", f"run `{results.measure}`")
     shown = at_layer(rows)
     look = charts.Grid(
         x=PLACE,
         ys=(y,),
-        colour=charts.name_colour(shown, "variant", "coder"),
+        looks=charts.Looks(charts.name_colour(shown, "variant", "coder")),
         series=("coder",),
         points=False,
         own_scales=y.field == MSE.field,
     )
-    return Figure(rows, charts.grid(shown, look), _note(chosen, every), shown)
+    return Figure(rows, partial(charts.grid, shown, look), _note(chosen, every), shown)
 
 
 def _note(chosen: list[Row], every: list[Row]) -> str:
-    left_out = f" Drawn: {len(chosen)} of {len(every)} coders, at the middle layer." if len(chosen) < len(every) else ""
-    return NOTE + left_out
+    shown = f" Shown: {len(chosen)} of {len(every)} coders, at the middle layer." if len(chosen) < len(every) else ""
+    return NOTE + shown
 
 
 def position_rows(results: Results, chosen: list[Row], label: str) -> list[Row]:

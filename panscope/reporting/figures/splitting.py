@@ -3,9 +3,10 @@
 Llama Scope, section 4.6; Bricken et al. 2023.
 """
 
+from functools import partial
 from typing import Any
 
-from panscope.reporting import charts
+from panscope.reporting import charts, style
 from panscope.reporting.axes import Axis, domain
 from panscope.reporting.figure import Figure, Missing, Row, Spec
 from panscope.reporting.geometry import Finding, findings, missing
@@ -22,10 +23,10 @@ def splitting(results: Results) -> Figure | Missing:
     """New and split latents by how much wider a coder is."""
     rows = [_row(finding) for finding in findings(results, "splitting")]
     if not rows and not has_widths(results):
-        return Missing("no site has coders of two widths: list several in `width` of a suite file and train them")
+        return Missing("no site has coders of two widths", "list several in `width` of a suite file and train them")
     if not rows:
-        return Missing(missing(results, "no narrow coder was compared with a wider one at its site"))
-    return Figure(rows, {"concat": [_panel(rows, axis) for axis in _QUANTITIES], "columns": 2, "spacing": 24})
+        return missing(results, "no narrow coder was compared with a wider one at its site")
+    return Figure(rows, partial(_panels, rows))
 
 
 def _row(finding: Finding) -> Row:
@@ -40,14 +41,20 @@ def _row(finding: Finding) -> Row:
     return row | {"narrow_latents": numbers["narrow"], "wide_latents": numbers["wide"]}
 
 
-def _panel(rows: list[Row], y: Axis) -> Spec:
-    x = Axis("times_wider", "times as many latents")
+def _panels(rows: list[Row], room: int) -> Spec:
+    abreast = style.abreast(len(_QUANTITIES), room)
+    size = {"width": style.panel_width(abreast, room, 420), "height": 220}
+    return {"concat": [size | _panel(rows, axis, room) for axis in _QUANTITIES], "columns": abreast, "spacing": 24}
+
+
+def _panel(rows: list[Row], y: Axis, room: int) -> Spec:
+    x = Axis("times_wider", "width ratio (wide / narrow)")
     names = [{"field": name, "type": "nominal"} for name in ("narrow", "wide", "site")]
     encoding = {
         "x": charts.positional(x, domain(x, rows)),
         "y": charts.positional(y, domain(y, rows)),
-        "color": charts.name_colour(rows, "site", "site"),
+        "color": charts.fitting_legend(charts.name_colour(rows, "site", "site"), room),
         "tooltip": [*names, *charts.tooltip(rows, (x, y))],
     }
     mark = {"type": "point", "filled": True, "size": 60, "opacity": 0.75}
-    return {"width": 420, "height": 220, "mark": mark, "encoding": encoding}
+    return {"mark": mark, "encoding": encoding}

@@ -4,6 +4,7 @@ Llama Scope, Figure 12: with K falling from D, every latent is active from the s
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from panscope.reporting import charts, choice
 from panscope.reporting.axes import FVU, L0, Axis
@@ -21,17 +22,16 @@ def curves(results: Results) -> Figure | Missing:
     """FVU, L0 and dead latents over training."""
     rows = _logged(results, _everyone)
     if not rows:
-        return Missing("no run has a training log (train.jsonl)")
+        return Missing("no run has a training log (train.jsonl)", "train with `panscope train`")
     drawn, note = _few(rows)
     look = charts.Grid(
         x=ROWS,
         ys=(FVU, L0, DEAD),
-        colour=charts.width_colour(drawn),
-        dash=charts.dash(drawn),
+        looks=charts.by_architecture(drawn),
         series=("coder",),
         points=False,
     )
-    return Figure(rows, charts.grid(drawn, look), note, drawn)
+    return Figure(rows, partial(charts.grid, drawn, look), note, drawn)
 
 
 def annealing(results: Results) -> Figure | Missing:
@@ -39,26 +39,28 @@ def annealing(results: Results) -> Figure | Missing:
     selecting = [coder for coder in results.coders() if coder.facts.sparsity_means == "K"]
     kinds = {_annealed(coder) for coder in selecting}
     if len(kinds) < 2:
-        return Missing(_why_not(kinds))
+        return _not_compared(kinds)
     rows = _logged(results, lambda coder: coder.facts.sparsity_means == "K")
     drawn, note = _few(rows)
     look = charts.Grid(
         x=ROWS,
         ys=(FVU, DEAD),
-        colour=charts.name_colour(drawn, "text", "K"),
+        looks=charts.Looks(charts.name_colour(drawn, "text", "K")),
         series=("coder",),
         points=False,
     )
-    return Figure(rows, charts.grid(drawn, look), note, drawn)
+    return Figure(rows, partial(charts.grid, drawn, look), note, drawn)
 
 
-def _why_not(kinds: set[bool]) -> str:
+def _not_compared(kinds: set[bool]) -> Missing:
     """Why there is nothing to compare: coders that select K are all annealed, or none of them is, or none is there."""
     if not kinds:
-        return 'no coder here selects K: train some with `architecture = "topk"`, with and without annealing'
+        return Missing("no coder selects K", 'train some with `architecture = "topk"`, with and without annealing')
     lacks = "`sparsity_warmup_steps = 0`" if True in kinds else '`sparsity_from = "d_in"` and `sparsity_warmup_steps`'
     there = "with" if True in kinds else "without"
-    return f"every TopK coder here was trained {there} annealing K: train the same with {lacks} and a `tag` beside it"
+    return Missing(
+        f"all TopK coders were trained {there} annealing K", f"train the same with {lacks} and a `tag` as well"
+    )
 
 
 def _everyone(coder: CoderResults) -> bool:

@@ -4,6 +4,8 @@ held-out text: another text, a fine-tuned model, low precision, or in the form t
 Gemma Scope, Figures 8 (instruction-tuned model) and 10 (bfloat16); Llama Scope, Figures 6 and 11.
 """
 
+from functools import partial
+
 from panscope.reporting import charts, choice
 from panscope.reporting.axes import DELTA_LOSS, FVU, L0, LAYER, MSE, Axis
 from panscope.reporting.figure import Figure, Missing, Row
@@ -26,9 +28,9 @@ def transfer(results: Results) -> Figure | Missing:
     rows, labels = _compared(results, "matter")
     if not labels:
         return Missing(
-            f"the coders were measured on {_drawn_text(results)} only: give other text by "
-            f"`panscope eval {results.folder} --text FILE --label text`, or a fine-tuned model beside it by "
-            "`--model PATH --label instruct`"
+            f"the coders were evaluated on {_drawn_text(results)} only",
+            f"run `panscope eval {results.folder} --text FILE --label text` for another text, and the same with "
+            "`--model PATH --label instruct` for a fine-tuned model",
         )
     return _figure(rows, (L0, FVU, DELTA_LOSS), {results.label: _drawn_text(results)})
 
@@ -38,15 +40,15 @@ def inference(results: Results) -> Figure | Missing:
     turned = {_name(coder) for coder in results.coders() if coder.facts.published != coder.facts.architecture}
     if not turned:
         return Missing(
-            'no coder here was turned from TopK into JumpReLU: train one with `convert_to = "jumprelu"`, as the recipe '
-            "`llama_scope` does"
+            "no coder was converted from TopK to JumpReLU",
+            'train one with `convert_to = "jumprelu"`, as the recipe `llama_scope` does',
         )
     rows, labels = _compared(results, "form")
     rows = [row for row in rows if (row["run"], row["coder"].removeprefix(f"{row['run']}/")) in turned]
     if not rows:
         return Missing(
-            "no coder was measured in the form it was trained in: do it by "
-            f"`panscope eval {results.folder} --as-trained`"
+            "no coder was evaluated in the form it was trained in",
+            f"run `panscope eval {results.folder} --as-trained`",
         )
     words = {results.label: "as published (JumpReLU threshold)"} | dict.fromkeys(labels, "as trained (TopK)")
     return _figure(rows, (L0, MSE, DELTA_LOSS), words)
@@ -57,8 +59,8 @@ def precision(results: Results) -> Figure | Missing:
     rows, labels = _compared(results, "precision")
     if not labels:
         return Missing(
-            "no coder was measured in low precision: do it by "
-            f"`panscope eval {results.folder} --coder-dtype bfloat16 --label bf16`"
+            "no coder was evaluated in low precision",
+            f"run `panscope eval {results.folder} --coder-dtype bfloat16 --label bf16`",
         )
     return _figure(rows, (L0, FVU, DELTA_LOSS), {results.label: "full precision"})
 
@@ -108,12 +110,15 @@ def _figure(plain: list[Row], ys: tuple[Axis, ...], words: dict[str, str]) -> Fi
     look = charts.Grid(
         x=LAYER,
         ys=ys,
-        colour=charts.name_colour(rows, "text", "measured on"),
-        shape=charts.shape(drawn, "variant", "coder"),
+        looks=charts.Looks(
+            charts.name_colour(rows, "text", "evaluated on"),
+            charts.shape(drawn, "variant", "coder"),
+            charts.dash(drawn, "variant", "coder"),
+        ),
         series=("variant", "text"),
     )
-    note = choice.note({row["variant"] for row in drawn}, {row["variant"] for row in rows}, "kinds of coder")
-    return Figure(rows, charts.grid(drawn, look), f"{note} {_amounts(rows)}".strip(), drawn)
+    note = choice.note({row["variant"] for row in drawn}, {row["variant"] for row in rows}, "coder configurations")
+    return Figure(rows, partial(charts.grid, drawn, look), f"{note} {_amounts(rows)}".strip(), drawn)
 
 
 def _amounts(rows: list[Row]) -> str:
@@ -121,4 +126,8 @@ def _amounts(rows: list[Row]) -> str:
     tokens = {row["text"]: row["tokens"] for row in rows}
     if len(set(tokens.values())) == 1:
         return ""
-    return "Not of equally much text: " + ", ".join(f"{name} {n:,} tokens" for name, n in tokens.items()) + "."
+    return (
+        "Evaluated on different amounts of text: "
+        + ", ".join(f"{name} {n:,} tokens" for name, n in tokens.items())
+        + "."
+    )

@@ -3,6 +3,8 @@
 Gemma Scope, Figure 4.
 """
 
+from functools import partial
+
 from panscope.reporting import charts, choice
 from panscope.reporting.axes import DELTA_LOSS, FVU, L0
 from panscope.reporting.figure import Figure, Missing, Row
@@ -18,20 +20,19 @@ def width_study(results: Results) -> Figure | Missing:
     rows = [row for row in site_rows(results, ("l0", "delta_loss", "fvu")) if row["l0"] is not None]
     ladders = _ladders(rows)
     if not ladders:
-        return Missing("no site has coders of two widths: list several in `width` of a suite file and train them")
+        return Missing("no site has coders of two widths", "list several in `width` of a suite file and train them")
     drawn = [row for site in ladders for row in rows if row["site"] == site]
     look = charts.Grid(
         x=L0,
         ys=(DELTA_LOSS, FVU),
-        colour=charts.width_colour(drawn),
-        shape=charts.shape(drawn),
+        looks=charts.by_architecture(drawn),
         series=SERIES,
         order="l0",
     )
     shown = at_layer(drawn)
     every = [row["site"] for row in rows if row["site"] not in ladders]
     note = choice.note(ladders, ladders + list(dict.fromkeys(every)), "sites, those with the most widths")
-    return Figure(rows, charts.grid(shown, look), note, shown)
+    return Figure(rows, partial(charts.grid, shown, look), note, shown)
 
 
 def _ladders(rows: list[Row]) -> list[str]:
