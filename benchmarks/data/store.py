@@ -40,7 +40,7 @@ from panscope.activations.store.stored import StoredRows
 from panscope.activations.store.windows import Windows
 from panscope.activations.store.writer import StoreWriter
 from panscope.storage.json_lines import JsonLines
-from panscope.types import ActivationBatch, Site
+from panscope.types import ActivationBatch, Site, UserError
 
 BLOCK_ROWS = 4096
 PIECE = 16 << 20
@@ -125,6 +125,11 @@ class Bench:
         self._options, self._case = options, case
         row = case.width * case.sites * (2 if case.dtype == "bfloat16" else 4)
         self._rows = int(options.gib * 2**30) // (row * BLOCK_ROWS) * BLOCK_ROWS
+        if not self._rows:
+            least = row * BLOCK_ROWS / 2**30
+            raise UserError(
+                f"gib is {options.gib:g}, less than a block of the case {case.name!r}: give {least:.3f} or more"
+            )
         self._store, self._plain = options.folder / "store", options.folder / "plain"
         self._manifest = _manifest(options, case, self._rows)
 

@@ -4,6 +4,7 @@ import ast
 import importlib
 import importlib.util
 import runpy
+import warnings
 from pathlib import Path
 
 import pytest
@@ -32,12 +33,19 @@ NEEDED = {
 """The package that a module cannot be imported without, where Panscope does not need it."""
 
 
-def _skip_without_its_package(name: str) -> None:
+def _import(name: str) -> None:
+    """Import a benchmark, or skip the test where its package is missing; that package's own warnings do not matter."""
     package = NEEDED.get(name)
-    if package is not None and importlib.util.find_spec(package) is None:
+    if package is None:
+        importlib.import_module(name)
+    elif importlib.util.find_spec(package) is None:
         with pytest.raises(ImportError):
             importlib.import_module(name)
         pytest.skip(f"{name} needs {package}, which is not installed: see benchmarks/README.md")
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(name)
 
 
 def test_the_table_of_needed_packages_names_modules_that_exist() -> None:
@@ -51,8 +59,7 @@ def test_a_benchmark_imports_and_says_what_it_is(name: str) -> None:
     assert docstring
     if name in COMMANDS:
         assert f"python -m {name}" in docstring or f"python {FILES[name].relative_to(REPOSITORY)}" in docstring
-    _skip_without_its_package(name)
-    importlib.import_module(name)
+    _import(name)
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning")
@@ -61,7 +68,7 @@ def test_a_command_explains_its_options(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The whole start of `python -m NAME --help`, in this process."""
-    _skip_without_its_package(name)
+    _import(name)
     monkeypatch.setattr("sys.argv", [name, "--help"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
