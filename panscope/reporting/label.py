@@ -49,12 +49,12 @@ def _usual(results: Results) -> str:
         return common[0]
     if common:
         raise UserError(
-            f"{_runs(measured)} has several evaluations and none on held-out text: say by --eval which is drawn, one "
-            f"of {', '.join(common)}"
+            f"{_runs(measured)} has several evaluations and none on held-out text: choose one with --eval: "
+            f"{', '.join(common)}"
         )
     have = "; ".join(f"{run.name} has {', '.join(run.labels())}" for run in measured)
     raise UserError(
-        f"these runs have no evaluation of one label ({have}): measure each on the same text by "
+        f"these runs have no evaluation label in common ({have}): evaluate each on the same text with "
         "`panscope eval RUN --text FILE`"
     )
 
@@ -76,8 +76,8 @@ def _check_one_text(results: Results) -> None:
             one, two = (", ".join(f"{key} {told[key]}" for key in differ) for told in (other, way))
             raise UserError(
                 f"the evaluation {results.label!r} is of {one} in the run {first!r} and of {two} in {name!r}, which "
-                "cannot be compared: measure both on one text, in one way, by `panscope eval RUN --text FILE`, or "
-                "choose another by --eval"
+                "cannot be compared: evaluate both on the same text in the same way with `panscope eval RUN --text "
+                "FILE`, or choose another with --eval"
             )
 
 

@@ -87,9 +87,7 @@ def test_several_runs_are_drawn_of_the_label_that_all_have(full: Path, tmp_path:
 
 def test_what_is_not_clear_must_be_said(full: Path, tmp_path: Path):
     two, one = without(full, tmp_path / "two", HELD_OUT), without(full, tmp_path / "one", HELD_OUT, "text")
-    with pytest.raises(
-        UserError, match=r"run 'two' has several evaluations.* by --eval which is drawn, one of long, te"
-    ):
+    with pytest.raises(UserError, match=r"run 'two' has several evaluations.* choose one with --eval: long, te"):
         drawn(two)
     assert drawn(two, asked="long") == "long"
     with pytest.raises(UserError, match="each of these runs has several evaluations and none on held-out text"):
@@ -98,7 +96,7 @@ def test_what_is_not_clear_must_be_said(full: Path, tmp_path: Path):
         drawn(full, one, asked="text")
     three = without(full, tmp_path / "three", HELD_OUT, "long")
     with pytest.raises(
-        UserError, match=r"no evaluation of one label \(one has long; three has text\): measure each on"
+        UserError, match=r"no evaluation label in common \(one has long; three has text\): evaluate each on"
     ):
         drawn(one, three)
 

@@ -111,7 +111,7 @@ def _figure(plain: list[Row], ys: tuple[Axis, ...], words: dict[str, str]) -> Fi
         x=LAYER,
         ys=ys,
         looks=charts.Looks(
-            charts.name_colour(rows, "text", "evaluated on"),
+            charts.name_colour(rows, "text", "evaluation"),
             charts.shape(drawn, "variant", "coder"),
             charts.dash(drawn, "variant", "coder"),
         ),
