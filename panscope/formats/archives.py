@@ -16,14 +16,14 @@ from pathlib import Path
 
 from panscope.types import UserError
 
-LARGEST_LIST = 1 << 20
+MAX_INDEX_BYTES = 1 << 20
 """Bytes of what says which tensors there are: a JSON table or header, a pickle, an archive's list of members."""
 ZIP_ERRORS = (ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, struct.error)
-_SMALL = 16 << 20
-_GROWTH = 8
-"""An archive may unpack to `_SMALL` bytes, or to this many times its size."""
-_MOST_OPCODES = 200_000
-_MOST_UNFOLDED = 1 << 20
+_MIN_LIMIT = 16 << 20
+_MAX_RATIO = 8
+"""An archive may unpack to `_MIN_LIMIT` bytes, or to this many times its size."""
+_MAX_OPCODES = 200_000
+_MAX_UNFOLDED = 1 << 20
 _END, _END_64 = 22, 98
 """Bytes after the list of members; the second with those of the 64-bit form."""
 _PICKLED = re.compile(
@@ -38,7 +38,7 @@ _WITHOUT_PARTS = (
     *("NONE", "NEWTRUE", "NEWFALSE"),
 )
 _FEW = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_MOST_SHARED = 8
+_MAX_SHARED_PARTS = 8
 """Parts of a tuple that may be repeated freely, as the settings that all groups of an optimiser share."""
 
 
@@ -52,7 +52,7 @@ def archive_at(path: Path) -> Iterator[zipfile.ZipFile]:
         if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
             raise ValueError("it is compressed in a way that numpy never uses")
         unpacked = sum(member.file_size for member in members)
-        if unpacked > max(_SMALL, _GROWTH * size):
+        if unpacked > max(_MIN_LIMIT, _MAX_RATIO * size):
             raise ValueError(f"its {len(members)} members claim {unpacked} bytes, the file has {size}")
         yield archive
 
@@ -72,7 +72,7 @@ def _check_list(path: Path, size: int) -> None:
         length, start, after = *struct.unpack_from("<QQ", last, 40), _END_64
     else:
         length, start, after = *struct.unpack_from("<LL", end, 12), _END
-    if length > LARGEST_LIST or start + length != size - after:
+    if length > MAX_INDEX_BYTES or start + length != size - after:
         raise ValueError(f"its list of members claims {length} bytes from {start} on, the file has {size}")
 
 
@@ -83,7 +83,7 @@ def check_pickle(path: Path) -> None:
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise ValueError("it is compressed, which torch.save never does")
         pickles = [member for member in members if member.filename.endswith("data.pkl")]
-        if len(pickles) != 1 or pickles[0].file_size > LARGEST_LIST:
+        if len(pickles) != 1 or pickles[0].file_size > MAX_INDEX_BYTES:
             raise ValueError("it holds no list of tensors, or one longer than any")
         raw = archive.read(pickles[0])
     _check_names(path, raw)
@@ -127,7 +127,7 @@ def _check_parts(raw: bytes) -> None:
             # What stood before a mark is unknown again once a tuple has closed it.
             atoms = None if parts != 0 or atoms is None or opcode.name == "TUPLE" else atoms + 1
         opcodes, unfolded = opcodes + 1, unfolded + 1
-        if opcodes > _MOST_OPCODES or unfolded > _MOST_UNFOLDED:
+        if opcodes > _MAX_OPCODES or unfolded > _MAX_UNFOLDED:
             raise ValueError("its pickle makes more objects than any list of tensors")
 
 
@@ -138,4 +138,4 @@ def _parts(opcode: str, atoms: int | None) -> int | None:
     if atoms is None or (opcode != "TUPLE" and atoms < _FEW.get(opcode, atoms + 1)):
         return None
     found = atoms if opcode == "TUPLE" else _FEW[opcode]
-    return found if found <= _MOST_SHARED else None
+    return found if found <= _MAX_SHARED_PARTS else None

@@ -33,10 +33,10 @@ from panscope.coders.base import Coder
 from panscope.coders.batchtopk import BatchTopKCoder
 from panscope.coders.wiring import WiredCoder
 from panscope.formats.base import Format, ImportedCoder, ImportOptions
-from panscope.formats.shaping import bare, centred, check_raw, refuse, transposed, uncentred, whole_k
-from panscope.formats.site_names import names_of
+from panscope.formats.shaping import centred, check_raw, for_raw_rows, resolve_k, transposed, uncentred, unsupported
+from panscope.formats.site_names import exported_names
 from panscope.formats.untrusted import read_json, read_pt
-from panscope.formats.weights import made, threshold_of, weight_sizes, wiring_of
+from panscope.formats.weights import build_coder, resolve_wiring, threshold_of, weight_sizes
 from panscope.storage.atomic import replacing
 from panscope.storage.sealed import write_json
 from panscope.types import SITE_KINDS, Site, UserError
@@ -91,14 +91,14 @@ _UNSET = -1.0
 _SUBMODULE = re.compile(rf"({'|'.join(SITE_KINDS)})(?:_layer_(\d{{1,4}}))?")
 
 
-def finds(path: Path) -> bool:
+def detect(path: Path) -> bool:
     """A folder with ae.pt, or a file called ae.pt, ae1.pt, ae_1000.pt."""
     if path.is_dir():
         return (path / _WEIGHTS).is_file()
     return path.is_file() and re.fullmatch(r"ae_?\w*\.pt", path.name) is not None
 
 
-def read(path: Path, asked: ImportOptions) -> ImportedCoder:
+def read(path: Path, options: ImportOptions) -> ImportedCoder:
     """See `Format`; of a run's checkpoints too, whose configuration is one folder up."""
     file = path / _WEIGHTS if path.is_dir() else path
     found, trainer = read_pt(file), _trainer(file)
@@ -114,18 +114,18 @@ def read(path: Path, asked: ImportOptions) -> ImportedCoder:
     theirs = _scaled(tensors, norm_factor)
     fields: dict[str, Any] = {
         "pre_encoder_bias": kind not in _UNCENTRED,
-        "sparsity": _sparsity(file, asked, kind, tensors, trainer),
+        "sparsity": _sparsity(file, options, kind, tensors, trainer),
     }
     if kind == "MatryoshkaBatchTopKSAE":
         fields["prefixes"] = _prefixes(file, tensors["group_sizes"], sizes["F"])
-    coder = made(file, _ARCHITECTURES[kind], _our_tensors(kind, theirs), **fields)
-    model = asked.model or _text(trainer, "lm_name")
+    coder = build_coder(file, _ARCHITECTURES[kind], _our_tensors(kind, theirs), **fields)
+    model = options.model or _text(trainer, "lm_name")
     about = {"format": "dictionary_learning", "source": str(path), "model": model, "dict_class": kind}
     about |= {"trainer": trainer, "norm_factor": norm_factor}
     if "k" in SHAPES[kind]:
         about["threshold"] = float(theirs["threshold"]) if "threshold" in theirs else _UNSET
     return ImportedCoder(
-        WiredCoder(wiring_of(file, asked, _site(trainer), None, trainer.get("submodule_name")), coder), about
+        WiredCoder(resolve_wiring(file, options, _site(trainer), None, trainer.get("submodule_name")), coder), about
     )
 
 
@@ -183,16 +183,16 @@ def _class(file: Path, tensors: Mapping[str, Tensor], trainer: Mapping[str, Any]
 
 
 def _sparsity(
-    file: Path, asked: ImportOptions, kind: str, tensors: Mapping[str, Tensor], trainer: Mapping[str, Any]
+    file: Path, options: ImportOptions, kind: str, tensors: Mapping[str, Tensor], trainer: Mapping[str, Any]
 ) -> float:
     """K, of which file and configuration must say the same; or 1, for a price that the file does not say."""
     if "k" not in SHAPES[kind]:
         return 1.0
     stated = [k for k in (tensors.get("k"), trainer.get("k")) if k is not None]
-    every = {whole_k(file, None, k) for k in stated}
-    if asked.k is None and len(every) > 1:
+    every = {resolve_k(file, None, k) for k in stated}
+    if options.k is None and len(every) > 1:
         raise UserError(f"{str(file)!r}: its tensor k and its config.json say {sorted(every)}; say which by --k")
-    return whole_k(file, asked.k, *stated)
+    return resolve_k(file, options.k, *stated)
 
 
 def _prefixes(file: Path, groups: Tensor, width: int) -> list[float]:
@@ -240,7 +240,7 @@ def _text(table: Mapping[str, Any], key: str) -> str | None:
 def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
     """See `Format`: a coder of one site and any architecture, ready for the tool's load_dictionary."""
     check_raw(foreign.wired, "dictionary_learning")
-    coder = bare(foreign.wired, "dictionary_learning")
+    coder = for_raw_rows(foreign.wired, "dictionary_learning")
     kind = _class_of(coder)
     state = _their_tensors(kind, coder, foreign.about)
     with replacing(folder / _WEIGHTS) as temporary, temporary.open("wb") as file:
@@ -255,7 +255,7 @@ def _class_of(coder: Coder) -> str:
         return "AutoEncoder" if coder.config.pre_encoder_bias else "AutoEncoderNew"
     classes = {ours: kind for kind, ours in _ARCHITECTURES.items()}
     if coder.config.architecture not in classes:
-        raise refuse("dictionary_learning", f"architecture {coder.config.architecture!r}")
+        raise unsupported("dictionary_learning", f"architecture {coder.config.architecture!r}")
     return classes[coder.config.architecture]
 
 
@@ -300,16 +300,16 @@ def _config(foreign: ImportedCoder, kind: str, coder: Coder) -> dict[str, Any]:
     if "k" in SHAPES[kind]:
         trainer["k"] = int(coder.config.sparsity)
     assert json.dumps(trainer)
-    return {"trainer": trainer, **names_of(foreign)}
+    return {"trainer": trainer, **exported_names(foreign)}
 
 
 DICTIONARY_LEARNING = Format(
     name="dictionary_learning",
-    says="dictionary_learning: a folder with ae.pt and config.json, or an ae.pt",
+    description="dictionary_learning: a folder with ae.pt and config.json, or an ae.pt",
     imports=tuple(dict.fromkeys(_ARCHITECTURES.values())),
     exports=tuple(dict.fromkeys(_ARCHITECTURES.values())),
     needs="--site, where submodule_name is none; --k of TopK, where no file has it",
-    finds=finds,
+    detect=detect,
     read=read,
     write=write,
 )

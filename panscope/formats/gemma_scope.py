@@ -15,9 +15,17 @@ from typing import Any
 import numpy as np
 
 from panscope.formats.base import Format, ImportedCoder, ImportOptions
-from panscope.formats.site_names import names_of, with_own
+from panscope.formats.site_names import exported_names, with_exported
 from panscope.formats.untrusted import read_json, read_npz
-from panscope.formats.weights import AS_JUMPRELU, as_jumprelu, made, threshold_of, weight_sizes, wired_as, wiring_of
+from panscope.formats.weights import (
+    AS_JUMPRELU,
+    as_jumprelu,
+    build_coder,
+    resolve_wiring,
+    threshold_of,
+    weight_sizes,
+    wired_coder,
+)
 from panscope.storage.atomic import replacing
 from panscope.storage.sealed import write_json
 from panscope.types import Site, UserError
@@ -28,11 +36,11 @@ _REPOSITORY = re.compile(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att|transcoders)"
 _KINDS = {"res": "resid_post", "mlp": "mlp_out", "att": "attn_z", "transcoders": "mlp_in_no_gain"}
 
 
-def _finds(path: Path) -> bool:
+def _detect(path: Path) -> bool:
     return path.name == _WEIGHTS or (path / _WEIGHTS).is_file()
 
 
-def _read(path: Path, asked: ImportOptions) -> ImportedCoder:
+def _read(path: Path, options: ImportOptions) -> ImportedCoder:
     file = path if path.name == _WEIGHTS else path / _WEIGHTS
     arrays = read_npz(file)
     tensors = {re.sub("^w_", "W_", name): array for name, array in arrays.items()}
@@ -42,14 +50,14 @@ def _read(path: Path, asked: ImportOptions) -> ImportedCoder:
     weight_sizes(file, tensors, _DIMS)
     tensors["W_enc"] = tensors["W_enc"].T.contiguous()
     beside = file.with_name(_BESIDE)
-    asked = with_own(asked, read_json(beside), beside) if beside.is_file() else asked
+    options = with_exported(options, read_json(beside), beside) if beside.is_file() else options
     said = _said_by_names(file.absolute())
-    wiring = wiring_of(file, asked, *said["sites"])
-    about = {"format": "gemma_scope", "source": str(file), "model": asked.model or said.get("model")}
+    wiring = resolve_wiring(file, options, *said["sites"])
+    about = {"format": "gemma_scope", "source": str(file), "model": options.model or said.get("model")}
     about |= {name: said[name] for name in ("l0",) if name in said}
     l0 = said.get("l0")
     fields = {"target_l0": l0} if l0 and l0 < len(tensors["b_enc"]) else {}
-    return ImportedCoder(wired_as(file, wiring, made(file, "jumprelu", tensors, **fields)), about)
+    return ImportedCoder(wired_coder(file, wiring, build_coder(file, "jumprelu", tensors, **fields)), about)
 
 
 def _said_by_names(file: Path) -> dict[str, Any]:
@@ -82,17 +90,17 @@ def _write(foreign: ImportedCoder, folder: Path) -> list[Path]:
     arrays: dict[str, Any] = {name: tensors[name].cpu().numpy() for name in _DIMS}
     with replacing(folder / _WEIGHTS) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
-    write_json(folder / _BESIDE, names_of(foreign))
+    write_json(folder / _BESIDE, exported_names(foreign))
     return [folder / _WEIGHTS, folder / _BESIDE]
 
 
 GEMMA_SCOPE = Format(
     name="gemma_scope",
-    says="Gemma Scope: params.npz, JumpReLU",
+    description="Gemma Scope: params.npz, JumpReLU",
     imports=("jumprelu",),
     exports=AS_JUMPRELU,
     needs="--site, outside of the published folders",
-    finds=_finds,
+    detect=_detect,
     read=_read,
     write=_write,
 )

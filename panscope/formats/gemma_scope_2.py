@@ -14,9 +14,24 @@ from typing import Any
 
 from panscope.coders.base import Coder
 from panscope.formats.base import Format, ImportedCoder, ImportOptions
-from panscope.formats.site_names import family_in, family_named, names_of, paths_said, site_of_module_path, with_own
+from panscope.formats.site_names import (
+    exported_names,
+    family_of_source,
+    find_family,
+    site_of_module_path,
+    stated_module_paths,
+    with_exported,
+)
 from panscope.formats.untrusted import read_json, read_safetensors
-from panscope.formats.weights import AS_JUMPRELU, as_jumprelu, made, threshold_of, weight_sizes, wired_as, wiring_of
+from panscope.formats.weights import (
+    AS_JUMPRELU,
+    as_jumprelu,
+    build_coder,
+    resolve_wiring,
+    threshold_of,
+    weight_sizes,
+    wired_coder,
+)
 from panscope.lms.families import family_of
 from panscope.storage.sealed import write_json
 from panscope.storage.tensors import write_tensors
@@ -37,11 +52,11 @@ _FOLDERS = (
 _GEMMAS = (family_of("gemma3_text"), family_of("gemma3"))
 
 
-def _finds(path: Path) -> bool:
+def _detect(path: Path) -> bool:
     return path.name == _WEIGHTS or (path / _WEIGHTS).is_file()
 
 
-def _read(path: Path, asked: ImportOptions) -> ImportedCoder:
+def _read(path: Path, options: ImportOptions) -> ImportedCoder:
     file = path if path.name == _WEIGHTS else path / _WEIGHTS
     where = file.with_name(_CONFIG)
     config = read_json(where) if where.is_file() else {}
@@ -52,21 +67,21 @@ def _read(path: Path, asked: ImportOptions) -> ImportedCoder:
     tensors = {_OURS.get(name, name): tensor for name, tensor in read.items()}
     for name in {"W_enc", "W_skip"} & tensors.keys():
         tensors[name] = tensors[name].T.contiguous()
-    asked = with_own(asked, config, where)
-    model = asked.model or _model(config, file.absolute())
+    options = with_exported(options, config, where)
+    model = options.model or _model(config, file.absolute())
     points = [config.get("hf_hook_point_in"), config.get("hf_hook_point_out")]
     reads, predicts = (_site(point, model) for point in points)
     if points[0] is None:
         reads, predicts = _sites_of_folder(file)
-    if points[1] is not None and predicts is None and asked.predicts is None:
+    if points[1] is not None and predicts is None and options.predicts is None:
         raise UserError(
             f"{str(file)!r} predicts {points[1]!r}, which is no site of ours: name the site it predicts by --predicts"
         )
-    wiring = wiring_of(file, asked, reads, predicts, points[0])
+    wiring = resolve_wiring(file, options, reads, predicts, points[0])
     about: dict[str, Any] = {"format": "gemma_scope_2", "source": str(file), "model": model}
-    about |= paths_said(wiring, (reads, points[0]), (predicts, points[1]))
+    about |= stated_module_paths(wiring, (reads, points[0]), (predicts, points[1]))
     about |= {name: config[name] for name in ("l0", "type") if name in config}
-    return ImportedCoder(wired_as(file, wiring, made(file, "jumprelu", tensors)), about)
+    return ImportedCoder(wired_coder(file, wiring, build_coder(file, "jumprelu", tensors)), about)
 
 
 def _site(point: Any, model: str | None) -> Site | None:
@@ -77,7 +92,7 @@ def _site(point: Any, model: str | None) -> Site | None:
     """
     if not isinstance(point, str):
         return None
-    family = family_named(model) if model else _GEMMAS[0]
+    family = find_family(model) if model else _GEMMAS[0]
     families = _GEMMAS if family in _GEMMAS else (family,)
     return next((site for one in families if (site := site_of_module_path(point, one))), None)
 
@@ -118,8 +133,8 @@ def _write(foreign: ImportedCoder, folder: Path) -> list[Path]:
 
 def _config(foreign: ImportedCoder, coder: Coder) -> dict[str, Any]:
     """config.json; where the family is not known, its module paths are those of the file it came from, or null."""
-    wiring, names = foreign.wired.wiring, names_of(foreign)
-    family = family_in(foreign.about)
+    wiring, names = foreign.wired.wiring, exported_names(foreign)
+    family = family_of_source(foreign.about)
 
     def point(site: Site, path: str | None) -> str | None:
         if family and site.kind == "mlp_in":
@@ -140,11 +155,11 @@ def _config(foreign: ImportedCoder, coder: Coder) -> dict[str, Any]:
 
 GEMMA_SCOPE_2 = Format(
     name="gemma_scope_2",
-    says="Gemma Scope 2: params.safetensors, JumpReLU",
+    description="Gemma Scope 2: params.safetensors, JumpReLU",
     imports=("jumprelu",),
     exports=AS_JUMPRELU,
     needs="--site, without config.json and outside of the published folders",
-    finds=_finds,
+    detect=_detect,
     read=_read,
     write=_write,
 )

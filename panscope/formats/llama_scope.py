@@ -20,10 +20,18 @@ from torch import Tensor
 from panscope.coders.base import Coder
 from panscope.coders.wiring import Wiring
 from panscope.formats.base import Format, ImportedCoder, ImportOptions
-from panscope.formats.shaping import whole_k
-from panscope.formats.site_names import lens_name, names_of, site_of_lens_name
+from panscope.formats.shaping import resolve_k
+from panscope.formats.site_names import exported_names, lens_name, site_of_lens_name
 from panscope.formats.untrusted import read_json, read_safetensors
-from panscope.formats.weights import AS_JUMPRELU, as_jumprelu, made, threshold_of, weight_sizes, wired_as, wiring_of
+from panscope.formats.weights import (
+    AS_JUMPRELU,
+    as_jumprelu,
+    build_coder,
+    resolve_wiring,
+    threshold_of,
+    weight_sizes,
+    wired_coder,
+)
 from panscope.storage.sealed import write_json
 from panscope.storage.tensors import write_tensors
 from panscope.types import UserError
@@ -36,11 +44,11 @@ _SAME = 1e-6
 """Thresholds that differ by less than this share are one."""
 
 
-def _finds(path: Path) -> bool:
+def _detect(path: Path) -> bool:
     return (path / _CONFIG).is_file() and (path / _WEIGHTS).is_file()
 
 
-def _read(path: Path, asked: ImportOptions) -> ImportedCoder:
+def _read(path: Path, options: ImportOptions) -> ImportedCoder:
     where = path / _CONFIG
     config = read_json(where)
     _check(where, config)
@@ -62,10 +70,10 @@ def _read(path: Path, asked: ImportOptions) -> ImportedCoder:
             f"{str(where)!r}: apply_decoder_bias_to_pre_encoder is true, but inputs and outputs are of different norms"
         )
     _fold(tensors, s_in, s_out, config)
-    wiring = _wiring(where, asked, config)
-    model = asked.model or config.get("model_name") or _model(path)
+    wiring = _wiring(where, options, config)
+    model = options.model or config.get("model_name") or _model(path)
     about = {"format": "llama_scope", "source": str(path), "model": model, "hyperparams": config}
-    return ImportedCoder(wired_as(where, wiring, _coder(where, tensors, config, asked)), about)
+    return ImportedCoder(wired_coder(where, wiring, _coder(where, tensors, config, options)), about)
 
 
 def _check(where: Path, config: dict[str, Any]) -> None:
@@ -81,17 +89,17 @@ def _check(where: Path, config: dict[str, Any]) -> None:
             raise UserError(f"{str(where)!r}: {name} is {config[name]!r}: expected true or false")
 
 
-def _wiring(where: Path, asked: ImportOptions, config: dict[str, Any]) -> Wiring:
+def _wiring(where: Path, options: ImportOptions, config: dict[str, Any]) -> Wiring:
     """An SAE's two points are one, so that a site that is asked for takes the place of both."""
     points = [config.get("hook_point_in"), config.get("hook_point_out")]
     if points[1] == points[0]:
         points[1] = None
     reads, predicts = (site_of_lens_name(point) if isinstance(point, str) else None for point in points)
-    if points[1] is not None and predicts is None and asked.predicts is None:
+    if points[1] is not None and predicts is None and options.predicts is None:
         raise UserError(
             f"{str(where)!r} predicts {points[1]!r}, which is no site of ours: name the site it predicts by --predicts"
         )
-    return wiring_of(where, asked, reads, predicts, points[0])
+    return resolve_wiring(where, options, reads, predicts, points[0])
 
 
 def _model(path: Path) -> str | None:
@@ -128,7 +136,7 @@ def _fold(w: dict[str, Tensor], s_in: float, s_out: float, config: dict[str, Any
         w["b_enc"] *= norms
 
 
-def _coder(where: Path, w: dict[str, Tensor], config: dict[str, Any], asked: ImportOptions) -> Coder:
+def _coder(where: Path, w: dict[str, Tensor], config: dict[str, Any], options: ImportOptions) -> Coder:
     """JumpReLU at the one threshold; where there is none, what `act_fn` says."""
     tensors = {name: tensor.float() for name, tensor in w.items()}
     threshold, act = config.get("jump_relu_threshold", 0), config.get("act_fn", "jumprelu")
@@ -137,11 +145,11 @@ def _coder(where: Path, w: dict[str, Tensor], config: dict[str, Any], asked: Imp
     if act not in ("jumprelu", "topk", "relu"):
         raise UserError(f"{str(where)!r}: act_fn is {act!r}: expected 'jumprelu', 'topk' or 'relu'")
     if act == "topk" and threshold == 0:
-        return made(where, "topk", tensors, sparsity=whole_k(where, asked.k, config.get("top_k")))
+        return build_coder(where, "topk", tensors, sparsity=resolve_k(where, options.k, config.get("top_k")))
     if act == "relu":
-        return made(where, "relu", tensors)
+        return build_coder(where, "relu", tensors)
     tensors["threshold"] = torch.full_like(tensors["b_enc"], threshold)
-    return made(where, "jumprelu", tensors)
+    return build_coder(where, "jumprelu", tensors)
 
 
 def _write(foreign: ImportedCoder, folder: Path) -> list[Path]:
@@ -176,7 +184,7 @@ def _write(foreign: ImportedCoder, folder: Path) -> list[Path]:
         "apply_decoder_bias_to_pre_encoder": False,
         "use_glu_encoder": False,
         "strict_loading": True,
-        **names_of(foreign),
+        **exported_names(foreign),
     }
     write_tensors(folder / _WEIGHTS, tensors)
     write_json(folder / _CONFIG, config)
@@ -186,11 +194,11 @@ def _write(foreign: ImportedCoder, folder: Path) -> list[Path]:
 
 LLAMA_SCOPE = Format(
     name="llama_scope",
-    says="Llama Scope v1: hyperparams.json and checkpoints",
+    description="Llama Scope v1: hyperparams.json and checkpoints",
     imports=("jumprelu", "topk", "relu"),
     exports=AS_JUMPRELU,
     needs="",
-    finds=_finds,
+    detect=_detect,
     read=_read,
     write=_write,
 )

@@ -20,10 +20,10 @@ from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.config import Config
 from panscope.formats.base import Format, ImportedCoder, ImportOptions
-from panscope.formats.shaping import bare, centred, is_zero, refuse, transposed, whole_k
-from panscope.formats.site_names import names_of
+from panscope.formats.shaping import centred, for_raw_rows, is_rounding_error, resolve_k, transposed, unsupported
+from panscope.formats.site_names import exported_names
 from panscope.formats.untrusted import read_json, read_safetensors, safetensors_shapes
-from panscope.formats.weights import made, per_row, weight_sizes, wiring_of
+from panscope.formats.weights import build_coder, per_row_normaliser, resolve_wiring, weight_sizes
 from panscope.storage.sealed import write_json
 from panscope.storage.tensors import write_tensors
 from panscope.types import Site, UserError
@@ -54,12 +54,12 @@ class _Stated(Config):
     dead_threshold: float = 1e-3
 
 
-def finds(path: Path) -> bool:
+def detect(path: Path) -> bool:
     """A folder with both files; a language model's folder has them too, and is refused when it is read."""
     return (path / _CONFIG).is_file() and (path / _WEIGHTS).is_file()
 
 
-def read(path: Path, asked: ImportOptions) -> ImportedCoder:
+def read(path: Path, options: ImportOptions) -> ImportedCoder:
     """See `Format`; at the sites asked for, or as one coder of all layers that the file names."""
     stated = _Stated.read(read_json(path / _CONFIG), repr(str(path / _CONFIG)))
     tensors = _tensors(path / _WEIGHTS, stated)
@@ -70,17 +70,19 @@ def read(path: Path, asked: ImportOptions) -> ImportedCoder:
             f"{str(path)!r}: {_CONFIG} says {width} latents of width {stated.n_inputs}, the weights have {sizes['F']} "
             f"of width {sizes['D']}; take an undamaged copy"
         )
-    fields = {"sparsity": whole_k(path, asked.k, stated.k), "pre_encoder_bias": True, "encoder_bias": False}
+    fields = {"sparsity": resolve_k(path, options.k, stated.k), "pre_encoder_bias": True, "encoder_bias": False}
     ours = {
         "W_enc": tensors["encoder.weight"],
         "b_enc": torch.zeros(sizes["F"]),
         "W_dec": transposed(tensors, "decoder.weight"),
         "b_dec": tensors["pre_encoder_bias"],
     }
-    coder = made(path / _WEIGHTS, "topk", ours, **fields)
-    about = {"format": "mlsae", "source": str(path), "model": asked.model or stated.model_name}
+    coder = build_coder(path / _WEIGHTS, "topk", ours, **fields)
+    about = {"format": "mlsae", "source": str(path), "model": options.model or stated.model_name}
     about |= {key: getattr(stated, key) for key in _KEPT}
-    wired = WiredCoder(_wiring(path, asked, stated), coder, per_row("standardise" if stated.standardize else "none"))
+    wired = WiredCoder(
+        _wiring(path, options, stated), coder, per_row_normaliser("standardise" if stated.standardize else "none")
+    )
     return ImportedCoder(wired, about)
 
 
@@ -98,27 +100,27 @@ def _tensors(file: Path, stated: _Stated) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in found.items() if not name.endswith("last_nonzero")}
 
 
-def _wiring(path: Path, asked: ImportOptions, stated: _Stated) -> Wiring:
+def _wiring(path: Path, options: ImportOptions, stated: _Stated) -> Wiring:
     """All layers as one coder; sites that are asked for take their place."""
     layers = stated.layers or ()
     if any(layer < 0 for layer in layers):
         raise UserError(f"{str(path)!r}: layers are {list(layers)}, expected numbers from 0; take an undamaged copy")
     sites = tuple(Site(layer, "resid_post") for layer in layers)
-    asked = replace(asked, reads=asked.sites or sites)
-    return wiring_of(path / _CONFIG, asked, None, None, several=True)
+    options = replace(options, reads=options.sites or sites)
+    return resolve_wiring(path / _CONFIG, options, None, None, several=True)
 
 
 def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
     """See `Format`: TopK of residual streams, without encoder bias, raw or standardised row by row."""
     wired = foreign.wired
     if wired.normaliser.kind == "token_norm":
-        raise refuse("mlsae", "rows normalised one by one ('token_norm')")
-    coder = bare(wired, "mlsae", ("sae", "multilayer"))
+        raise unsupported("mlsae", "rows normalised one by one ('token_norm')")
+    coder = for_raw_rows(wired, "mlsae", ("sae", "multilayer"))
     if not isinstance(coder.config, TopKConfig):
-        raise refuse("mlsae", f"architecture {coder.config.architecture!r}; it has TopK alone")
+        raise unsupported("mlsae", f"architecture {coder.config.architecture!r}; it has TopK alone")
     kinds = {site.kind for site in wired.wiring.reads}
     if kinds != {"resid_post"}:
-        raise refuse("mlsae", f"the site {str(wired.wiring.reads[0])!r}; it has the residual stream alone")
+        raise unsupported("mlsae", f"the site {str(wired.wiring.reads[0])!r}; it has the residual stream alone")
     ours = _without_bias(coder)
     tensors = {
         "encoder.weight": ours["W_enc"],
@@ -133,8 +135,10 @@ def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
 def _without_bias(coder: Coder) -> dict[str, Tensor]:
     """The tensors for rows from which b_dec is taken; raises UserError where an encoder bias is left then."""
     tensors, before = centred(coder), coder.tensors()["b_enc"]
-    if not is_zero(tensors["b_enc"], before if not coder.config.pre_encoder_bias else torch.zeros_like(before)):
-        raise refuse("mlsae", "an encoder bias", "train with encoder_bias = false, or export it as saelens")
+    if not is_rounding_error(
+        tensors["b_enc"], before if not coder.config.pre_encoder_bias else torch.zeros_like(before)
+    ):
+        raise unsupported("mlsae", "an encoder bias", "train with encoder_bias = false, or export it as saelens")
     return tensors
 
 
@@ -152,17 +156,17 @@ def _config(foreign: ImportedCoder, coder: Coder) -> dict[str, Any]:
         "auxk": auxk if isinstance(auxk, int) else min(256, config.width),
         "standardize": foreign.wired.normaliser.kind == "standardise",
         "lens": False,
-        **names_of(foreign),
+        **exported_names(foreign),
     }
 
 
 MLSAE = Format(
     name="mlsae",
-    says="Multi-Layer SAEs: a folder with config.json and model.safetensors",
+    description="Multi-Layer SAEs: a folder with config.json and model.safetensors",
     imports=("topk",),
     exports=("topk",),
     needs="--site, where config.json has no layers",
-    finds=finds,
+    detect=detect,
     read=read,
     write=write,
 )

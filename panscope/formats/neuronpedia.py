@@ -301,12 +301,12 @@ def write_batch(folder: Path, source: NeuronpediaSource, kind: Folder, number: i
         gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as packed,
         io.TextIOWrapper(packed, "utf-8", newline="\n") as file,
     ):
-        for row in _alike(kind, lines):
+        for row in _checked_rows(kind, lines):
             file.write(_text(row))
     return path
 
 
-def _alike(kind: Folder, lines: Iterable[Line]) -> Iterator[dict[str, Any]]:
+def _checked_rows(kind: Folder, lines: Iterable[Line]) -> Iterator[dict[str, Any]]:
     """The rows of `lines`, all of `kind` and with the same keys; raises UserError otherwise."""
     keys: list[str] | None = None
     for line in lines:

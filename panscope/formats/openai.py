@@ -19,10 +19,10 @@ from panscope.coders.base import Coder
 from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import WiredCoder
 from panscope.formats.base import Format, ImportedCoder, ImportOptions
-from panscope.formats.shaping import bare, centred, refuse, transposed, whole_k
-from panscope.formats.site_names import names_of, with_own
+from panscope.formats.shaping import centred, for_raw_rows, resolve_k, transposed, unsupported
+from panscope.formats.site_names import exported_names, with_exported
 from panscope.formats.untrusted import read_json, read_pt
-from panscope.formats.weights import made, per_row, weight_sizes, wiring_of
+from panscope.formats.weights import build_coder, per_row_normaliser, resolve_wiring, weight_sizes
 from panscope.storage.atomic import replacing
 from panscope.storage.sealed import write_json
 from panscope.types import Site, UserError
@@ -43,7 +43,7 @@ _BESIDE = ".json"
 """The suffix of the file that we write beside, which says the site."""
 
 
-def finds(path: Path) -> bool:
+def detect(path: Path) -> bool:
     """A file named by its layer, as they are published, or a folder with one .pt file, which is such.
 
     Files of other names are read where the user says that they are of this format.
@@ -58,7 +58,7 @@ def _file(path: Path) -> Path | None:
     return files[0] if len(files) == 1 and files[0].suffix == ".pt" and files[0].is_file() else None
 
 
-def read(path: Path, asked: ImportOptions) -> ImportedCoder:
+def read(path: Path, options: ImportOptions) -> ImportedCoder:
     """See `Format`."""
     file = _file(path)
     if file is None:
@@ -73,23 +73,23 @@ def read(path: Path, asked: ImportOptions) -> ImportedCoder:
     statistics = dict.fromkeys(_STATISTICS, "F")
     optional = " ".join(statistics)
     weight_sizes(file, tensors, _SHAPES | statistics, optional=optional, counts="stats_last_nonzero")
-    k = _k(file, asked, found)
+    k = _k(file, options, found)
     ours = {
         "W_enc": tensors["encoder.weight"],
         "b_enc": tensors["latent_bias"],
         "W_dec": transposed(tensors, "decoder.weight"),
         "b_dec": tensors["pre_bias"],
     }
-    coder = made(file, "relu" if k is None else "topk", ours, sparsity=k or 1.0, pre_encoder_bias=True)
+    coder = build_coder(file, "relu" if k is None else "topk", ours, sparsity=k or 1.0, pre_encoder_bias=True)
     site, beside = _site(file), file.with_suffix(_BESIDE)
-    asked = with_own(asked, read_json(beside), beside) if beside.is_file() else asked
-    model = asked.model or (_MODEL if site else None)
+    options = with_exported(options, read_json(beside), beside) if beside.is_file() else options
+    model = options.model or (_MODEL if site else None)
     about = {"format": "openai", "source": str(path), "model": model}
-    normaliser = per_row("none" if k is None else "standardise")
-    return ImportedCoder(WiredCoder(wiring_of(file, asked, site, None), coder, normaliser), about)
+    normaliser = per_row_normaliser("none" if k is None else "standardise")
+    return ImportedCoder(WiredCoder(resolve_wiring(file, options, site, None), coder, normaliser), about)
 
 
-def _k(file: Path, asked: ImportOptions, found: dict[str, Any]) -> int | None:
+def _k(file: Path, options: ImportOptions, found: dict[str, Any]) -> int | None:
     """K of TopK, None of ReLU; raises UserError for codes that ours cannot be."""
     activation = found.get("activation", "ReLU")
     if activation == "ReLU":
@@ -103,7 +103,7 @@ def _k(file: Path, asked: ImportOptions, found: dict[str, Any]) -> int | None:
             f"{str(file)!r} has the activation {name!r}, expected 'ReLU' or 'TopK' with ReLU: Panscope's codes are "
             "never negative, so it would be another coder; it is not imported"
         )
-    return whole_k(file, asked.k, state.get("k"))
+    return resolve_k(file, options.k, state.get("k"))
 
 
 def _site(file: Path) -> Site | None:
@@ -118,7 +118,7 @@ def _site(file: Path) -> Site | None:
 def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
     """See `Format`: ReLU of raw rows or TopK of standardised ones, `<layer>.pt`; and `<layer>.json` saying the rest."""
     wired = foreign.wired
-    coder = bare(wired, "openai")
+    coder = for_raw_rows(wired, "openai")
     activation = _activation(coder, wired.normaliser.kind)
     ours = centred(coder)
     config = coder.config
@@ -136,7 +136,7 @@ def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
     file = folder / f"{wired.wiring.reads[0].layer}.pt"
     with replacing(file) as temporary, temporary.open("wb") as stream:
         torch.save(state, stream)
-    write_json(file.with_suffix(_BESIDE), names_of(foreign))
+    write_json(file.with_suffix(_BESIDE), exported_names(foreign))
     return [file, file.with_suffix(_BESIDE)]
 
 
@@ -147,18 +147,18 @@ def _activation(coder: Coder, kind: str) -> str:
     if isinstance(coder.config, TopKConfig) and kind == "standardise":
         return "TopK"
     rows = "raw rows" if kind == "none" else f"rows normalised by {kind!r}"
-    raise refuse(
+    raise unsupported(
         "openai", f"{coder.config.architecture!r} on {rows}; it has ReLU on raw rows, TopK on standardised ones"
     )
 
 
 OPENAI = Format(
     name="openai",
-    says="OpenAI's GPT-2 autoencoders: one .pt file a coder",
+    description="OpenAI's GPT-2 autoencoders: one .pt file a coder",
     imports=("relu", "topk"),
     exports=("relu", "topk"),
     needs="--site, outside of the published folders; --k of TopK, where the file has none",
-    finds=finds,
+    detect=detect,
     read=read,
     write=write,
 )

@@ -21,17 +21,17 @@ from panscope.coders.normaliser import PER_ROW
 from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.formats.base import Format, ImportedCoder, ImportOptions
-from panscope.formats.shaping import whole_k
-from panscope.formats.site_names import names_of, paths_said, sites_named, with_own
+from panscope.formats.shaping import resolve_k
+from panscope.formats.site_names import exported_names, stated_module_paths, stated_sites, with_exported
 from panscope.formats.untrusted import read_json, read_safetensors
 from panscope.formats.weights import (
-    finished,
-    made,
+    build_coder,
+    folded,
+    jumprelu_advice,
+    resolve_wiring,
     threshold_of,
-    way_to_jumprelu,
     weight_sizes,
-    wired_as,
-    wiring_of,
+    wired_coder,
     without_pre_bias,
 )
 from panscope.storage.sealed import write_json
@@ -74,12 +74,12 @@ _CARRIED = ("context_size", "prepend_bos", "dataset_path", "neuronpedia_id", "l0
 """What SAELens asks of `metadata` beside the names, where it is known."""
 
 
-def _finds(path: Path) -> bool:
+def _detect(path: Path) -> bool:
     folder = path.parent if path.name in (_CONFIG, _WEIGHTS) else path
     return (folder / _CONFIG).is_file() and (folder / _WEIGHTS).is_file()
 
 
-def _read(path: Path, asked: ImportOptions) -> ImportedCoder:
+def _read(path: Path, options: ImportOptions) -> ImportedCoder:
     folder = path.parent if path.name in (_CONFIG, _WEIGHTS) else path
     where = folder / _CONFIG
     config = _modern(where, read_json(where))
@@ -97,15 +97,15 @@ def _read(path: Path, asked: ImportOptions) -> ImportedCoder:
     if ours == "topk":
         by_norm = _flag(where, config, "rescale_acts_by_decoder_norm", default=False)
         fields |= {
-            "sparsity": whole_k(where, asked.k, config.get("k")),
+            "sparsity": resolve_k(where, options.k, config.get("k")),
             "selection": "decoder_norm" if by_norm else "value",
         }
     metadata = config["metadata"]
-    asked = with_own(asked, metadata, where)
-    wiring, paths = _wiring(where, asked, metadata, theirs)
+    options = with_exported(options, metadata, where)
+    wiring, paths = _wiring(where, options, metadata, theirs)
     _check_heads(where, config, wiring)
-    wired = wired_as(folder, wiring, made(folder / _WEIGHTS, ours, tensors, **fields), normaliser)
-    return ImportedCoder(wired, _about(folder, asked, metadata, theirs) | paths)
+    wired = wired_coder(folder, wiring, build_coder(folder / _WEIGHTS, ours, tensors, **fields), normaliser)
+    return ImportedCoder(wired, _about(folder, options, metadata, theirs) | paths)
 
 
 def _modern(where: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -120,11 +120,13 @@ def _modern(where: Path, config: dict[str, Any]) -> dict[str, Any]:
         return config | {"metadata": metadata}
     old = {_RENAMED.get(key, key): value for key, value in config.items()}
     old = {"architecture": "standard", "apply_b_dec_to_input": True} | old | {"metadata": old}
-    activation, options = old.get("activation_fn") or "relu", old.get("activation_fn_kwargs")
+    activation, arguments = old.get("activation_fn") or "relu", old.get("activation_fn_kwargs")
     if activation not in ("relu", "topk"):
         raise UserError(f"{str(where)!r}: the activation is {activation!r}, which is not read: it must be relu or topk")
     if activation == "topk":
-        old |= {"architecture": "topk"} | ({"k": options["k"]} if isinstance(options, dict) and "k" in options else {})
+        old |= {"architecture": "topk"} | (
+            {"k": arguments["k"]} if isinstance(arguments, dict) and "k" in arguments else {}
+        )
     normalises = old.get("normalize_activations")
     if isinstance(normalises, bool):
         old["normalize_activations"] = _SCALED if normalises else "none"
@@ -133,20 +135,20 @@ def _modern(where: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 def _normaliser(where: Path, config: dict[str, Any], theirs: str) -> str:
     """Our kind of normaliser for what the configuration asks; raises UserError where there is none."""
-    asked = config.get("normalize_activations") or "none"
-    if asked == _SCALED:
+    stated = config.get("normalize_activations") or "none"
+    if stated == _SCALED:
         return "none"
-    if not isinstance(asked, str) or asked not in _NORMALISERS:
+    if not isinstance(stated, str) or stated not in _NORMALISERS:
         raise UserError(
-            f"{str(where)!r}: normalize_activations is {asked!r}, which is not read: use {', '.join(_NORMALISERS)}; "
+            f"{str(where)!r}: normalize_activations is {stated!r}, which is not read: use {', '.join(_NORMALISERS)}; "
             "fold it into the weights with SAELens and save again"
         )
-    if asked != "none" and "transcoder" in theirs:
+    if stated != "none" and "transcoder" in theirs:
         raise UserError(
-            f"{str(where)!r}: normalize_activations is {asked!r} and the architecture {theirs!r}: SAELens normalises "
+            f"{str(where)!r}: normalize_activations is {stated!r} and the architecture {theirs!r}: SAELens normalises "
             "what a transcoder reads and not what it predicts, which no normaliser of ours does"
         )
-    return _NORMALISERS[asked]
+    return _NORMALISERS[stated]
 
 
 def _tensors(path: Path, theirs: str, config: dict[str, Any]) -> dict[str, Tensor]:
@@ -234,24 +236,26 @@ def _check_heads(where: Path, config: dict[str, Any], wiring: Wiring) -> None:
         )
 
 
-def _wiring(where: Path, asked: ImportOptions, metadata: dict[str, Any], theirs: str) -> tuple[Wiring, dict[str, Any]]:
+def _wiring(
+    where: Path, options: ImportOptions, metadata: dict[str, Any], theirs: str
+) -> tuple[Wiring, dict[str, Any]]:
     """The sites: what the user says, or we ourselves, else the hooks' names; and the file's own module paths."""
     if metadata.get("hook_head_index") is not None:
         raise UserError(f"{str(where)!r}: hook_head_index is set, but single heads are no sites of ours")
-    reads, predicts = sites_named(metadata, asked.model)
+    reads, predicts = stated_sites(metadata, options.model)
     out = metadata.get("hook_name_out")
-    if out is not None and predicts is None and asked.predicts is None:
+    if out is not None and predicts is None and options.predicts is None:
         raise UserError(
             f"{str(where)!r} predicts {out!r}, which is no site of ours: name the site it predicts by --predicts"
         )
-    if "transcoder" in theirs and not (predicts or asked.predicts or isinstance(metadata.get("panscope"), dict)):
+    if "transcoder" in theirs and not (predicts or options.predicts or isinstance(metadata.get("panscope"), dict)):
         raise UserError(f"{str(where)!r} does not say what it predicts: name that site, such as L03.mlp_out")
-    wiring = wiring_of(where, asked, reads, predicts, metadata.get("hook_name"), several=True)
+    wiring = resolve_wiring(where, options, reads, predicts, metadata.get("hook_name"), several=True)
     paths = metadata.get("hf_hook_name"), metadata.get("hf_hook_name_out")
-    return wiring, paths_said(wiring, (reads, paths[0]), (predicts, paths[1]))
+    return wiring, stated_module_paths(wiring, (reads, paths[0]), (predicts, paths[1]))
 
 
-def _about(folder: Path, asked: ImportOptions, metadata: dict[str, Any], theirs: str) -> dict[str, Any]:
+def _about(folder: Path, options: ImportOptions, metadata: dict[str, Any], theirs: str) -> dict[str, Any]:
     """Where it comes from: what we once wrote of that, and all that SAELens wrote."""
     own = metadata.get("panscope")
     own = own.get("about") if isinstance(own, dict) else None
@@ -260,14 +264,14 @@ def _about(folder: Path, asked: ImportOptions, metadata: dict[str, Any], theirs:
         **(own if isinstance(own, dict) else {}),
         "format": "saelens",
         "source": str(folder),
-        "model": asked.model or metadata.get("model_name"),
+        "model": options.model or metadata.get("model_name"),
         "architecture": theirs,
         "metadata": said,
     }
 
 
 def _write(foreign: ImportedCoder, folder: Path) -> list[Path]:
-    wired = finished(foreign.wired, "saelens", ("sae", "transcoder", "multilayer"))
+    wired = folded(foreign.wired, "saelens", ("sae", "transcoder", "multilayer"))
     theirs, coder = _as_theirs(wired)
     tensors = coder.tensors()
     tensors["W_enc"] = tensors["W_enc"].T.contiguous()
@@ -309,7 +313,7 @@ def _as_theirs(wired: WiredCoder) -> tuple[str, Coder]:
         if architecture not in _CROSSING:
             raise UserError(
                 f"SAELens has no {architecture!r} transcoder between widths that differ or with a skip: "
-                f"{way_to_jumprelu(architecture)}train it as jumprelu or relu"
+                f"{jumprelu_advice(architecture)}train it as jumprelu or relu"
             )
         skip = "skip_" if coder.config.skip else ""
         return f"{_CROSSING[architecture]}{skip}transcoder", without_pre_bias(coder)
@@ -324,7 +328,7 @@ def _metadata(foreign: ImportedCoder) -> dict[str, Any]:
     return {
         **(before if isinstance(before, dict) else {}),
         **known,
-        **names_of(foreign),
+        **exported_names(foreign),
         "sae_lens_version": _VERSION,
         "sae_lens_training_version": None,
     }
@@ -332,11 +336,11 @@ def _metadata(foreign: ImportedCoder) -> dict[str, Any]:
 
 SAELENS = Format(
     name="saelens",
-    says="SAELens: cfg.json and sae_weights.safetensors",
+    description="SAELens: cfg.json and sae_weights.safetensors",
     imports=tuple(dict.fromkeys(ours for ours, _ in _READ.values())),
     exports=(*_WRITTEN, "batchtopk", "matryoshka"),
     needs="",
-    finds=_finds,
+    detect=_detect,
     read=_read,
     write=_write,
 )

@@ -19,10 +19,17 @@ from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.config import Config
 from panscope.formats.base import Format, ImportedCoder, ImportOptions
-from panscope.formats.shaping import bare, centred, check_raw, refuse, uncentred, whole_k
-from panscope.formats.site_names import family_in, family_named, hookpoint, names_of, site_of_hookpoint, with_own
+from panscope.formats.shaping import centred, check_raw, for_raw_rows, resolve_k, uncentred, unsupported
+from panscope.formats.site_names import (
+    exported_names,
+    family_of_source,
+    find_family,
+    hookpoint,
+    site_of_hookpoint,
+    with_exported,
+)
 from panscope.formats.untrusted import read_json, read_safetensors
-from panscope.formats.weights import made, weight_sizes, wiring_of
+from panscope.formats.weights import build_coder, resolve_wiring, weight_sizes
 from panscope.storage.sealed import write_json
 from panscope.storage.tensors import write_tensors
 from panscope.types import UserError
@@ -55,15 +62,15 @@ class _Stated(Config):
         return self.num_latents or self.d_in * self.expansion_factor
 
 
-def finds(path: Path) -> bool:
+def detect(path: Path) -> bool:
     """A folder with both files."""
     return (path / _CONFIG).is_file() and (path / _WEIGHTS).is_file()
 
 
-def read(path: Path, asked: ImportOptions) -> ImportedCoder:
+def read(path: Path, options: ImportOptions) -> ImportedCoder:
     """See `Format`."""
     config = read_json(path / _CONFIG)
-    stated, asked = _Stated.read(config, repr(str(path / _CONFIG))), with_own(asked, config, path / _CONFIG)
+    stated, options = _Stated.read(config, repr(str(path / _CONFIG))), with_exported(options, config, path / _CONFIG)
     _check_codes(path, stated)
     tensors = read_safetensors(path / _WEIGHTS)
     shapes = {"encoder.weight": "FD", "encoder.bias": "F", "W_dec": "FD", "b_dec": "D"}
@@ -77,12 +84,12 @@ def read(path: Path, asked: ImportOptions) -> ImportedCoder:
         )
     names = {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}
     ours = {names.get(name, name): tensor for name, tensor in tensors.items()}
-    k = whole_k(path, asked.k, stated.k)
-    coder = made(path / _WEIGHTS, "topk", ours, sparsity=k, pre_encoder_bias=not stated.transcode)
-    model = asked.model or _run_model(path)
+    k = resolve_k(path, options.k, stated.k)
+    coder = build_coder(path / _WEIGHTS, "topk", ours, sparsity=k, pre_encoder_bias=not stated.transcode)
+    model = options.model or _run_model(path)
     about = {"format": "sparsify", "source": str(path), "model": model, "hookpoint": _hookpoint(path, stated)}
     about |= {key: getattr(stated, key) for key in _KEPT}
-    return ImportedCoder(WiredCoder(_wiring(path, asked, stated, model), coder), about)
+    return ImportedCoder(WiredCoder(_wiring(path, options, stated, model), coder), about)
 
 
 def _check_codes(path: Path, stated: _Stated) -> None:
@@ -115,13 +122,13 @@ def _run_model(path: Path) -> str | None:
     return None
 
 
-def _wiring(path: Path, asked: ImportOptions, stated: _Stated, model: str | None) -> Wiring:
+def _wiring(path: Path, options: ImportOptions, stated: _Stated, model: str | None) -> Wiring:
     """At its hookpoint's output; a transcoder, from its input to its output."""
-    family, name = family_named(model), _hookpoint(path, stated)
+    family, name = find_family(model), _hookpoint(path, stated)
     output = site_of_hookpoint(name, family)
     if not stated.transcode:
-        return wiring_of(path, asked, output, None, name)
-    wiring = wiring_of(path, asked, site_of_hookpoint(name, family, "input"), output, name)
+        return resolve_wiring(path, options, output, None, name)
+    wiring = resolve_wiring(path, options, site_of_hookpoint(name, family, "input"), output, name)
     if not wiring.kind.predicts_other:
         raise UserError(
             f"{str(path)!r} is a transcoder and does not say which site it predicts: say both by --site and "
@@ -133,12 +140,12 @@ def _wiring(path: Path, asked: ImportOptions, stated: _Stated, model: str | None
 def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
     """See `Format`: TopK at one site, or from the input of a module to its output, of the same width."""
     check_raw(foreign.wired, "sparsify")
-    coder = bare(foreign.wired, "sparsify", ("sae", "transcoder"), skip=True)
+    coder = for_raw_rows(foreign.wired, "sparsify", ("sae", "transcoder"), skip=True)
     config = coder.config
     if not isinstance(config, TopKConfig):
-        raise refuse("sparsify", f"architecture {config.architecture!r}; it has TopK alone")
+        raise unsupported("sparsify", f"architecture {config.architecture!r}; it has TopK alone")
     if config.d_in != config.d_out:
-        raise refuse("sparsify", f"rows of width {config.d_in} that become rows of width {config.d_out}")
+        raise unsupported("sparsify", f"rows of width {config.d_in} that become rows of width {config.d_out}")
     transcodes = foreign.wired.wiring.kind.predicts_other
     tensors = uncentred(coder) if transcodes else centred(coder)
     tensors = {"encoder.weight": tensors.pop("W_enc"), "encoder.bias": tensors.pop("b_enc"), **tensors}
@@ -164,7 +171,7 @@ def _config(foreign: ImportedCoder, config: TopKConfig, W_dec: Tensor, *, transc
         "transcode": transcodes,
         "d_in": config.d_in,
         "hookpoint": _hookpoint_of(foreign),
-        **names_of(foreign),
+        **exported_names(foreign),
     }
 
 
@@ -174,7 +181,7 @@ def _hookpoint_of(foreign: ImportedCoder) -> str | None:
     Where the family is not known, it is the name that the coder came with, if that names the layer and is no other
     site's. None for a site that is no module's output; raises UserError for a transcoder without such a module.
     """
-    wiring, family = foreign.wired.wiring, family_in(foreign.about)
+    wiring, family = foreign.wired.wiring, family_of_source(foreign.about)
     reads, predicts = wiring.reads[0], wiring.predicts[0]
     named = hookpoint(predicts, family) if family else _came_with(foreign, predicts.layer)
     ends = {"output": predicts} | ({"input": reads} if wiring.kind.predicts_other else {})
@@ -184,7 +191,7 @@ def _hookpoint_of(foreign: ImportedCoder) -> str | None:
     if wiring.kind.predicts_other:
         whose = f"of the family {family.name}" if family else "of a model whose family is not known"
         what = f"a transcoder from {reads} to {predicts} {whose}: it knows those from a module's input to its output"
-        raise refuse("sparsify", what, "say the model it belongs to, or export it as saelens")
+        raise unsupported("sparsify", what, "say the model it belongs to, or export it as saelens")
     return None
 
 
@@ -195,11 +202,11 @@ def _came_with(foreign: ImportedCoder, layer: int) -> str | None:
 
 SPARSIFY = Format(
     name="sparsify",
-    says="EleutherAI's sparsify: a folder with cfg.json and sae.safetensors",
+    description="EleutherAI's sparsify: a folder with cfg.json and sae.safetensors",
     imports=("topk",),
     exports=("topk",),
     needs="--site, where the folder is not called by its hookpoint",
-    finds=finds,
+    detect=detect,
     read=read,
     write=write,
 )

@@ -21,16 +21,16 @@ import safetensors
 import torch
 from torch import Tensor
 
-from panscope.formats.archives import LARGEST_LIST, ZIP_ERRORS, archive_at, check_pickle
+from panscope.formats.archives import MAX_INDEX_BYTES, ZIP_ERRORS, archive_at, check_pickle
 from panscope.types import UserError
 
-_DEEPEST = 50
+_MAX_DEPTH = 50
 """How many tables and lists a value of JSON may stand in."""
-_LARGEST_NUMBER = (1 << 63) - 1
+_MAX_INT = (1 << 63) - 1
 _CHUNK = 1 << 20
 """Bytes that are unpacked at a time."""
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_MOST_DIMENSIONS = 8
+_MAX_DIMS = 8
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -46,7 +46,7 @@ _DTYPES = {
 _COPY = "take an undamaged copy"
 
 
-def _everything(name: str) -> bool:
+def _any_name(name: str) -> bool:
     return True
 
 
@@ -55,26 +55,26 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Every whole number in it is of at most 64 bits, and every text can be written as UTF-8.
     """
-    with _refusing(path, "JSON", (ValueError, RecursionError)):
-        if path.stat().st_size > LARGEST_LIST:
+    with _as_user_errors(path, "JSON", (ValueError, RecursionError)):
+        if path.stat().st_size > MAX_INDEX_BYTES:
             raise UserError(f"the file {str(path)!r} is {path.stat().st_size} bytes of JSON: {_COPY}")
-        value = _value(json.loads(path.read_bytes().decode("utf-8")))
+        value = _sanitised(json.loads(path.read_bytes().decode("utf-8")))
     if not isinstance(value, dict):
         raise UserError(f"the file {str(path)!r} holds no table: {_COPY}")
     return value
 
 
-def _value(value: Any, depth: int = 0) -> Any:
+def _sanitised(value: Any, depth: int = 0) -> Any:
     """The same without NaN and infinity; raises ValueError for what no configuration needs and few files can hold."""
-    if depth > _DEEPEST:
-        raise ValueError(f"its tables and lists stand more than {_DEEPEST} deep in each other")
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"its tables and lists stand more than {_MAX_DEPTH} deep in each other")
     if isinstance(value, dict):
-        return {_value(name): _value(item, depth + 1) for name, item in value.items()}
+        return {_sanitised(name): _sanitised(item, depth + 1) for name, item in value.items()}
     if isinstance(value, list):
-        return [_value(item, depth + 1) for item in value]
+        return [_sanitised(item, depth + 1) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
+    if isinstance(value, int) and abs(value) > _MAX_INT:
         raise ValueError(f"it holds a whole number of {value.bit_length()} bits")
     if isinstance(value, str):
         value.encode()  # JSON and pickles can hold half of a surrogate pair, which no file can
@@ -90,7 +90,9 @@ def inside(folder: Path, name: object) -> Path:
     raise UserError(f"{str(folder)!r} names the file {name!r}, which is not in it: {_COPY}")
 
 
-def fit(path: Path, tensors: Mapping[str, Tensor], dims: Mapping[str, str], optional: str = "") -> dict[str, int]:
+def match_shapes(
+    path: Path, tensors: Mapping[str, Tensor], dims: Mapping[str, str], optional: str = ""
+) -> dict[str, int]:
     """The sizes D, F, E ... of tensors whose dimensions are given as letters, `{"W_enc": "DF", "b_enc": "F"}`.
 
     Tensors named in `optional` (names with blanks between) may be missing. Raises UserError unless all others are
@@ -117,10 +119,10 @@ def fit(path: Path, tensors: Mapping[str, Tensor], dims: Mapping[str, str], opti
 
 def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of a safetensors file, from its header alone; raises as `read_safetensors`."""
-    with _refusing(path, "safetensors", (ValueError, RecursionError)), path.open("rb") as file:
+    with _as_user_errors(path, "safetensors", (ValueError, RecursionError)), path.open("rb") as file:
         size = path.stat().st_size
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, LARGEST_LIST):
+        if size < 8 or length > min(size - 8, MAX_INDEX_BYTES):
             raise ValueError(f"its header claims {length} bytes, the file has {size}")
         header = json.loads(file.read(length).decode("utf-8"))
         if not isinstance(header, dict):
@@ -140,8 +142,8 @@ def _entry(name: str, entry: Any, size: int) -> tuple[tuple[int, ...], tuple[int
     """The shape and place of one tensor, which lies in the `size` bytes after the header."""
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str) or entry["dtype"] not in _DTYPES:
         raise ValueError(f"tensor {name!r} has a type that is not read: use one of {', '.join(_DTYPES)}")
-    shape, offsets = _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
-    if shape is None or len(shape) > _MOST_DIMENSIONS or offsets is None or len(offsets) != 2:
+    shape, offsets = _nonnegative_ints(entry.get("shape")), _nonnegative_ints(entry.get("data_offsets"))
+    if shape is None or len(shape) > _MAX_DIMS or offsets is None or len(offsets) != 2:
         raise ValueError(f"tensor {name!r} has no shape and place")
     start, end = offsets
     if not start <= end <= size or end - start != math.prod(shape) * _DTYPES[entry["dtype"]].itemsize:
@@ -149,36 +151,36 @@ def _entry(name: str, entry: Any, size: int) -> tuple[tuple[int, ...], tuple[int
     return tuple(shape), (start, end)
 
 
-def _counts(value: Any) -> list[int] | None:
+def _nonnegative_ints(value: Any) -> list[int] | None:
     """A list of whole numbers from 0 on, which torch can count to, or None."""
     if not isinstance(value, list):
         return None
-    return value if all(type(item) is int and 0 <= item <= _LARGEST_NUMBER for item in value) else None
+    return value if all(type(item) is int and 0 <= item <= _MAX_INT for item in value) else None
 
 
-def read_safetensors(path: Path, wanted: Callable[[str], bool] = _everything) -> dict[str, Tensor]:
+def read_safetensors(path: Path, wanted: Callable[[str], bool] = _any_name) -> dict[str, Tensor]:
     """The tensors of a safetensors file whose names are `wanted`; no other is read.
 
     Raises UserError for a file that is damaged, claims more than it has, or holds NaN or infinity.
     """
     names = [name for name in safetensors_shapes(path) if wanted(name)]
     with (
-        _refusing(path, "safetensors", (ValueError, safetensors.SafetensorError)),
+        _as_user_errors(path, "safetensors", (ValueError, safetensors.SafetensorError)),
         safetensors.safe_open(str(path), framework="pt") as file,
     ):
-        return {name: _ready(path, name, file.get_tensor(name), copy=True) for name in names}
+        return {name: _loaded(path, name, file.get_tensor(name), copy=True) for name in names}
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
     """The arrays of an npz file; objects are refused. Raises UserError as `read_safetensors`."""
-    with _refusing(path, "npz", ZIP_ERRORS), archive_at(path) as archive:
+    with _as_user_errors(path, "npz", ZIP_ERRORS), archive_at(path) as archive:
         arrays: dict[str, Tensor] = {}
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
             if name == member.filename or not re.fullmatch(r"[\w.-]+", name) or name in arrays:
                 raise ValueError(f"its member {member.filename!r} is no array")
             with archive.open(member) as stream:
-                arrays[name] = _ready(path, name, torch.from_numpy(_array(name, stream, member.file_size)))
+                arrays[name] = _loaded(path, name, torch.from_numpy(_array(name, stream, member.file_size)))
         return arrays
 
 
@@ -191,7 +193,7 @@ def _array(name: str, stream: IO[bytes], size: int) -> np.ndarray[Any, Any]:
         shape, fortran, dtype = _NPY_HEADERS[version](stream)
     except Exception as error:  # noqa: BLE001  numpy reads the header as Python, and raises whatever it leads to
         raise ValueError(f"array {name!r} has no header of numpy's: {error}") from None
-    if dtype.kind not in "fiub" or dtype.itemsize > 8 or len(shape) > _MOST_DIMENSIONS or min(shape, default=0) < 0:
+    if dtype.kind not in "fiub" or dtype.itemsize > 8 or len(shape) > _MAX_DIMS or min(shape, default=0) < 0:
         raise ValueError(f"array {name!r} of {dtype} holds no plain numbers")
     claimed = math.prod(shape) * dtype.itemsize
     if claimed + stream.tell() != size:
@@ -213,7 +215,7 @@ def read_pt(path: Path) -> dict[str, Any]:
     Raises UserError as `read_safetensors`, and for a pickle that names anything but tensors, or that is of torch's old
     format, whose claims cannot be compared with the file.
     """
-    with _refusing(path, "what torch.save writes", ZIP_ERRORS):
+    with _as_user_errors(path, "what torch.save writes", ZIP_ERRORS):
         with path.open("rb") as file:
             begins, is_archive = file.read(2), zipfile.is_zipfile(file)
         if not is_archive and begins in (b"PK", b""):
@@ -231,12 +233,12 @@ def read_pt(path: Path) -> dict[str, Any]:
             raise ValueError(said.split("\n")[0][:200] or type(error).__name__) from None
         if not isinstance(value, dict):
             raise UserError(f"the file {str(path)!r} holds no table of tensors: save a state dict")
-        return _plain(path, value)
+        return _plain_values(path, value)
 
 
-def _plain(path: Path, value: dict[Any, Any]) -> dict[str, Any]:
+def _plain_values(path: Path, value: dict[Any, Any]) -> dict[str, Any]:
     """What is read of a .pt file's table, in which views may claim more numbers than the file has."""
-    inner = {_value(key): table for key, table in value.items() if isinstance(key, str) and isinstance(table, dict)}
+    inner = {_sanitised(key): table for key, table in value.items() if isinstance(key, str) and isinstance(table, dict)}
     claimed = sum(
         item.numel() * item.element_size()
         for table in (value, *inner.values())
@@ -252,15 +254,15 @@ def _plain(path: Path, value: dict[Any, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, item in table.items():
             if isinstance(key, str) and isinstance(item, Tensor):
-                found[_value(key)] = _ready(path, key, item, copy=True)
+                found[_sanitised(key)] = _loaded(path, key, item, copy=True)
             elif isinstance(key, str) and (item is None or isinstance(item, bool | int | float | str)):
-                found[_value(key)] = _value(item)
+                found[_sanitised(key)] = _sanitised(item)
         return found
 
     return read(value) | {key: read(table) for key, table in inner.items()}
 
 
-def _ready(path: Path, name: str, tensor: Tensor, *, copy: bool = False) -> Tensor:
+def _loaded(path: Path, name: str, tensor: Tensor, *, copy: bool = False) -> Tensor:
     """The tensor, or a copy of its own: floating point as finite float32; raises UserError otherwise."""
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex():
         raise UserError(f"{str(path)!r}: tensor {name!r} is no plain array of numbers; save it as one")
@@ -273,7 +275,7 @@ def _ready(path: Path, name: str, tensor: Tensor, *, copy: bool = False) -> Tens
 
 
 @contextlib.contextmanager
-def _refusing(path: Path, kind: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+def _as_user_errors(path: Path, kind: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
     """Turn what goes wrong with a file into one sentence that names it."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):

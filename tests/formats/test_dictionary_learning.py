@@ -156,7 +156,7 @@ def test_their_loader_reads_what_we_write(name: str, exported: dict[str, Any]) -
 @pytest.mark.parametrize("number", range(len(NAMES)), ids=NAMES)
 def test_we_read_what_they_train(number: int, trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder = trained[0] / f"trainer_{number}"
-    assert FORMAT.finds(folder)
+    assert FORMAT.detect(folder)
     found = FORMAT.read(folder, ImportOptions())
     codes, y_hat = reconstruct(found, rows())
     theirs = trained[1][folder.name]
@@ -183,7 +183,7 @@ def test_a_checkpoint_of_a_run_is_read_with_the_runs_configuration(
 ) -> None:
     folder = trained[0] / f"trainer_{number}"
     file = folder / "checkpoints" / "ae_20.pt"
-    assert FORMAT.finds(file)
+    assert FORMAT.detect(file)
     last, then = FORMAT.read(folder, ImportOptions()).wired.coder, FORMAT.read(file, ImportOptions()).wired.coder
     assert type(then) is type(last)
     assert not torch.equal(then.W_enc, last.W_enc)

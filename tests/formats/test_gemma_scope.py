@@ -128,7 +128,7 @@ def theirs(published: Path) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
 
 def read(root: Path, place: str) -> ImportedCoder:
     format = TWO if place in TWOS else ONE
-    assert format.finds(root / place)
+    assert format.detect(root / place)
     return format.read(root / place, ImportOptions())
 
 

@@ -107,7 +107,7 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
 def test_the_fold_is_the_formula(name: str, rows: Tensor, tmp_path: Path) -> None:
     changes, d_out = CASES[name]
     folder = publish(tmp_path / name, hyperparams(**changes), d_out)
-    assert LLAMA_SCOPE.finds(folder)
+    assert LLAMA_SCOPE.detect(folder)
     foreign = LLAMA_SCOPE.read(folder, ImportOptions())
     x = 6 * rows
     torch.testing.assert_close(reconstructed(foreign.wired, x).double(), wanted(folder, x), rtol=1e-5, atol=1e-5)

@@ -125,7 +125,7 @@ def test_it_takes_them_for_what_they_are(theirs: Any) -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_import_then_export_gives_the_same_files(name: str, written: Any, tmp_path: Path) -> None:
     root, made = written
-    assert SAELENS.finds(root / name)
+    assert SAELENS.detect(root / name)
     foreign = SAELENS.read(root / name, ImportOptions())
     assert foreign.wired.wiring == made[name].wiring
     assert foreign.wired.normaliser == made[name].normaliser

@@ -113,7 +113,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Ten
 @pytest.mark.parametrize("name", SAVED)
 def test_our_reconstruction_is_theirs(name: str, saved: tuple[Path, dict[str, Tensor]]) -> None:
     root, found = saved
-    assert SAELENS.finds(root / name)
+    assert SAELENS.detect(root / name)
     foreign = SAELENS.read(root / name, ImportOptions())
     torch.testing.assert_close(reconstructed(foreign.wired, found["x"]), found[name], rtol=1e-5, atol=1e-5)
 

@@ -123,7 +123,7 @@ def test_their_loader_reads_what_we_write(name: str, exported: dict[str, Any]) -
 @pytest.mark.parametrize("name", SAVED)
 def test_we_read_what_they_save(name: str, saved: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder = saved[0] / name
-    assert FORMAT.finds(folder)
+    assert FORMAT.detect(folder)
     found = FORMAT.read(folder, ImportOptions())
     codes, y_hat = reconstruct(found, rows())
     limit = 0.02 if name == "layers.6" else 1e-5  # there they compute in bfloat16

@@ -18,7 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from panscope.formats.untrusted import fit, inside, read_json, read_npz, read_pt, read_safetensors, safetensors_shapes
+from panscope.formats.untrusted import (
+    inside,
+    match_shapes,
+    read_json,
+    read_npz,
+    read_pt,
+    read_safetensors,
+    safetensors_shapes,
+)
 from panscope.types import UserError
 from tests.support.hostile import PAIRS_OF_PAIRS, TUPLE_OF_TUPLES
 
@@ -420,7 +428,7 @@ def test_names_that_lead_out_of_the_folder(tmp_path: Path) -> None:
 def test_sizes_must_agree() -> None:
     tensors = {"w": torch.zeros(3, 4), "b": torch.zeros(4)}
     where = Path("file")
-    assert fit(where, tensors, {"w": "DF", "b": "F", "c": "D"}, optional="c") == {"D": 3, "F": 4}
+    assert match_shapes(where, tensors, {"w": "DF", "b": "F", "c": "D"}, optional="c") == {"D": 3, "F": 4}
     for dims, word in (
         ({"w": "DF", "b": "D"}, r"'b' has shape \(4,\), expected \(3\)"),
         ({"w": "DF", "b": "FF"}, "'b' has shape"),
@@ -429,11 +437,11 @@ def test_sizes_must_agree() -> None:
         ({"w": "DF"}, "holds b too"),
     ):
         with pytest.raises(UserError, match=word):
-            fit(where, tensors, dims)
+            match_shapes(where, tensors, dims)
     with pytest.raises(UserError, match=r"holds 'a\\nb' too"):
-        fit(where, {"a\nb": torch.zeros(1)}, {})
+        match_shapes(where, {"a\nb": torch.zeros(1)}, {})
     with pytest.raises(UserError, match="shape"):
-        fit(where, {"w": torch.zeros(0, 4)}, {"w": "DF"})
+        match_shapes(where, {"w": torch.zeros(0, 4)}, {"w": "DF"})
 
 
 def test_what_many_tables_share_is_no_bomb(tmp_path: Path) -> None:
