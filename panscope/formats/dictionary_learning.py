@@ -1,19 +1,18 @@
-"""dictionary_learning: `ae.pt`, a state dict of one of seven classes, with `config.json` beside it.
+"""dictionary_learning: `ae.pt`, a state dict of one of seven classes, with `config.json` in the same folder.
 
-    class                   codes                                       x - b_dec first     our architecture
+    class                   codes                                       encodes x - b_dec   Panscope architecture
     AutoEncoder             ReLU                                        yes                 relu
     AutoEncoderNew          ReLU                                        no                  relu
     GatedAutoEncoder        gated                                       yes                 gated
-    JumpReluAutoEncoder     above a threshold of each latent            no                  jumprelu
+    JumpReluAutoEncoder     above a threshold per latent                no                  jumprelu
     AutoEncoderTopK         the K largest                               yes                 topk
     BatchTopKSAE            above one threshold                         yes                 batchtopk
     MatryoshkaBatchTopKSAE  above one threshold, latents in groups      yes                 matryoshka
 
-A threshold of -1 is one that training never set; it cuts nothing, here too, and is -1 again when it is written. A
-JumpReLU threshold below 0 is written as 0: a ReLU follows it. While training goes on, `ae.pt` may be the backup {step,
-ae, optimizer, config, norm_factor}: its biases are in units of rows divided by norm_factor and are brought to raw rows
-here, as the tool does when it saves for good. TopK and BatchTopK files have the same tensors, so only the configuration
-tells which it is.
+A threshold of -1 was never set by training; it has no effect, and is written as -1 again. A JumpReLU threshold below 0
+is written as 0, since a ReLU follows it. During training, `ae.pt` may be a backup {step, ae, optimizer, config,
+norm_factor}: its biases are for rows divided by norm_factor and are rescaled to raw rows here, as the tool does in its
+final files. TopK and BatchTopK files have the same tensors and are told apart only by the configuration.
 
 Shape letters: F latents, D width, G groups.
 """
@@ -65,7 +64,7 @@ _OURS = {
     "decoder.bias": "b_dec",
     "decoder_bias": "b_dec",
 }
-"""What we call their tensors, where not the same."""
+"""Panscope's tensor names, where they differ."""
 _ARCHITECTURES = {
     "AutoEncoder": "relu",
     "AutoEncoderNew": "relu",
@@ -86,27 +85,27 @@ _TRAINERS = {
     "MatryoshkaBatchTopKSAE": "MatryoshkaBatchTopKTrainer",
 }
 _SIGNED = {"pre_bias", "encoder_bias", "encoder_weights", "decoder_weights"}
-"""The tensors of a TopK coder of others that keeps the signs of its codes; seen under this tool's file names."""
+"""The tensors of another tool's TopK coder with signed codes, which occurs under the same file names."""
 _UNSET = -1.0
 _SUBMODULE = re.compile(rf"({'|'.join(SITE_KINDS)})(?:_layer_(\d{{1,4}}))?")
 
 
 def detect(path: Path) -> bool:
-    """A folder with ae.pt, or a file called ae.pt, ae1.pt, ae_1000.pt."""
+    """Whether this is a folder with ae.pt, or a file with a name such as ae.pt, ae1.pt, ae_1000.pt."""
     if path.is_dir():
         return (path / _WEIGHTS).is_file()
     return path.is_file() and re.fullmatch(r"ae_?\w*\.pt", path.name) is not None
 
 
 def read(path: Path, options: ImportOptions) -> ImportedCoder:
-    """See `Format`; of a run's checkpoints too, whose configuration is one folder up."""
+    """See `Format`. Also reads the checkpoints of a run, whose configuration is in the parent folder."""
     file = path / _WEIGHTS if path.is_dir() else path
     found, trainer = read_pt(file), _trainer(file)
     norm_factor = 1.0
     if found.keys() >= _BACKUP and isinstance(found["ae"], dict):
         norm_factor = _norm_factor(file, found)
-        inside = found["config"] if isinstance(found["config"], dict) else {}
-        trainer, found = {**inside, **trainer}, found["ae"]
+        backup_trainer = found["config"] if isinstance(found["config"], dict) else {}
+        trainer, found = {**backup_trainer, **trainer}, found["ae"]
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     kind = _class(file, tensors, trainer)
     optional = "k threshold" if kind == "AutoEncoderTopK" else "k"
@@ -130,14 +129,14 @@ def read(path: Path, options: ImportOptions) -> ImportedCoder:
 
 
 def _trainer(file: Path) -> dict[str, Any]:
-    """The plain values of config.json's table `trainer`; {} where there is no file."""
+    """The plain values of the object `trainer` in config.json; {} if there is no such file."""
     for folder in (file.absolute().parent, file.absolute().parent.parent):
         if (folder / _CONFIG).is_file() and (folder == file.absolute().parent or file.parent.name == "checkpoints"):
             trainer = read_json(folder / _CONFIG).get("trainer")
             if not isinstance(trainer, dict):
                 raise UserError(
-                    f"the file {str(folder / _CONFIG)!r} has no table 'trainer': it is none of dictionary_learning's; "
-                    "give the folder that its trainSAE wrote"
+                    f"the file {str(folder / _CONFIG)!r} has no object 'trainer', so it is not dictionary_learning's; "
+                    "give a folder that its trainSAE wrote"
                 )
             return {key: value for key, value in trainer.items() if _is_plain(value)}
     return {}
@@ -150,7 +149,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _norm_factor(file: Path, backup: Mapping[str, Any]) -> float:
-    """What a backup's rows were divided by."""
+    """The factor that the rows of a backup were divided by."""
     factor = 1.0 if backup.get("norm_factor") is None else backup["norm_factor"]
     if isinstance(factor, Tensor) and factor.numel() == 1:
         factor = factor.item()
@@ -160,7 +159,7 @@ def _norm_factor(file: Path, backup: Mapping[str, Any]) -> float:
 
 
 def _class(file: Path, tensors: Mapping[str, Tensor], trainer: Mapping[str, Any]) -> str:
-    """The class that the configuration names or, without one, that has these tensors."""
+    """The class named in the configuration or, without one, the class that has these tensors."""
     if tensors.keys() == _SIGNED:
         raise UserError(
             f"{str(file)!r} is a TopK coder that keeps the signs of its codes: Panscope's codes are never negative, so "
@@ -171,32 +170,32 @@ def _class(file: Path, tensors: Mapping[str, Tensor], trainer: Mapping[str, Any]
         if not isinstance(stated, str) or stated not in SHAPES:
             raise UserError(f"{str(file)!r} is of class {stated!r}: use one of {', '.join(SHAPES)}")
         return stated
-    fitting = [kind for kind, shapes in SHAPES.items() if shapes.keys() == tensors.keys()]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
+    matches = [kind for kind, shapes in SHAPES.items() if shapes.keys() == tensors.keys()]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
         raise UserError(
-            f"{str(file)!r} may be {' or '.join(fitting)}: put the config.json beside it that says which (dict_class)"
+            f"{str(file)!r} may be {' or '.join(matches)}: add the config.json that states its dict_class to its folder"
         )
     names = ", ".join(sorted(tensors)[:8]) or "none"
-    raise UserError(f"{str(file)!r} holds the tensors {names}: they are none of dictionary_learning's classes")
+    raise UserError(f"{str(file)!r} contains the tensors {names}, which match no class of dictionary_learning")
 
 
 def _sparsity(
     file: Path, options: ImportOptions, kind: str, tensors: Mapping[str, Tensor], trainer: Mapping[str, Any]
 ) -> float:
-    """K, of which file and configuration must say the same; or 1, for a price that the file does not say."""
+    """K, on which tensors and configuration must agree; or 1 for classes without K, whose penalty is not stated."""
     if "k" not in SHAPES[kind]:
         return 1.0
     stated = [k for k in (tensors.get("k"), trainer.get("k")) if k is not None]
-    every = {resolve_k(file, None, k) for k in stated}
-    if options.k is None and len(every) > 1:
-        raise UserError(f"{str(file)!r}: its tensor k and its config.json say {sorted(every)}; say which by --k")
+    values = {resolve_k(file, None, k) for k in stated}
+    if options.k is None and len(values) > 1:
+        raise UserError(f"{str(file)!r}: its tensor k and its config.json say {sorted(values)}; choose one with --k")
     return resolve_k(file, options.k, *stated)
 
 
 def _prefixes(file: Path, groups: Tensor, width: int) -> list[float]:
-    """The shares of the width at which groups end."""
+    """The ends of the groups, as shares of the width."""
     sizes = groups.tolist() if groups.dtype == torch.int64 else []
     if not sizes or min(sizes) < 1 or sum(sizes) != width:
         raise UserError(f"{str(file)!r}: group_sizes do not add up to its {width} latents; take an undamaged copy")
@@ -204,7 +203,7 @@ def _prefixes(file: Path, groups: Tensor, width: int) -> list[float]:
 
 
 def _scaled(tensors: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """Biases and thresholds in units of raw rows, as the tool's own scale_biases brings them there."""
+    """The tensors with biases and thresholds rescaled for raw rows, as by the tool's own scale_biases."""
     matrices = ("encoder.weight", "decoder.weight", "W_enc", "W_dec", "r_mag", "k", "group_sizes")
     scaled = {name: value if name in matrices else (value.double() * factor).float() for name, value in tensors.items()}
     if "threshold" in tensors and not tensors["threshold"].shape and tensors["threshold"] < 0:
@@ -213,7 +212,7 @@ def _scaled(tensors: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
 
 
 def _our_tensors(kind: str, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Under our names and latent-major."""
+    """The tensors in Panscope's names and layout, with latents as the first dimension."""
     ours = {_OURS.get(name, name): value for name, value in theirs.items() if name not in ("k", "group_sizes")}
     turned = "W_dec" if "decoder.weight" in theirs else "W_enc"
     ours[turned] = transposed(ours, turned)
@@ -225,7 +224,7 @@ def _our_tensors(kind: str, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _site(trainer: Mapping[str, Any]) -> Site | None:
-    """What `submodule_name`, such as resid_post_layer_3, and `layer` say."""
+    """The site given by `submodule_name`, such as resid_post_layer_3, and `layer`; None if they disagree."""
     match, layer = _SUBMODULE.fullmatch(_text(trainer, "submodule_name") or ""), trainer.get("layer")
     if match is None or isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
         return None

@@ -203,7 +203,7 @@ def test_what_it_has_no_place_for(make_coder: MakeCoder, tmp_path: Path) -> None
         (make_coder("jumprelu"), "one threshold"),
         (make_coder("topk"), "'topk'"),
         (make_coder("relu", skip=True), "skip"),
-        (make_coder("relu", predicts=PREDICTS, d_out=D_OUT), "one width"),
+        (make_coder("relu", predicts=PREDICTS, d_out=D_OUT), "single width"),
         (make_coder("relu", normaliser="token_norm"), "'token_norm'"),
     ):
         with pytest.raises(UserError, match=word):

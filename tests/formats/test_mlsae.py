@@ -211,7 +211,7 @@ def test_all_layers_are_one_coder(tmp_path: Path) -> None:
         Site(2, "resid_post"),
     )
     none = save(tmp_path / "none")
-    with pytest.raises(UserError, match="does not say at which site"):
+    with pytest.raises(UserError, match="does not state the site"):
         FORMAT.read(none, ImportOptions())
     sites = tuple(Site(layer, "resid_post") for layer in (0, 1, 4))
     assert FORMAT.read(none, ImportOptions(reads=sites)).wired.wiring == found.wired.wiring
