@@ -54,7 +54,7 @@ SHAPES: dict[str, dict[str, str]] = {
     "MatryoshkaBatchTopKSAE": _PLAIN | {"k": "", "threshold": "", "group_sizes": "G"},
 }
 """The tensors of each class."""
-_OURS = {
+_RENAMED = {
     "encoder.weight": "W_enc",
     "decoder.weight": "W_dec",
     "encoder.bias": "b_enc",
@@ -110,19 +110,19 @@ def read(path: Path, options: ImportOptions) -> ImportedCoder:
     kind = _class(file, tensors, trainer)
     optional = "k threshold" if kind == "AutoEncoderTopK" else "k"
     sizes = weight_sizes(file, tensors, SHAPES[kind], optional=optional, counts="k group_sizes")
-    theirs = _scaled(tensors, norm_factor)
+    scaled = _scaled(tensors, norm_factor)
     fields: dict[str, Any] = {
         "pre_encoder_bias": kind not in _UNCENTRED,
         "sparsity": _sparsity(file, options, kind, tensors, trainer),
     }
     if kind == "MatryoshkaBatchTopKSAE":
         fields["prefixes"] = _prefixes(file, tensors["group_sizes"], sizes["F"])
-    coder = build_coder(file, _ARCHITECTURES[kind], _our_tensors(kind, theirs), **fields)
+    coder = build_coder(file, _ARCHITECTURES[kind], _to_panscope(kind, scaled), **fields)
     model = options.model or _text(trainer, "lm_name")
     about = {"format": "dictionary_learning", "source": str(path), "model": model, "dict_class": kind}
     about |= {"trainer": trainer, "norm_factor": norm_factor}
     if "k" in SHAPES[kind]:
-        about["threshold"] = float(theirs["threshold"]) if "threshold" in theirs else _UNSET
+        about["threshold"] = float(scaled["threshold"]) if "threshold" in scaled else _UNSET
     return ImportedCoder(
         WiredCoder(resolve_wiring(file, options, _site(trainer), None, trainer.get("submodule_name")), coder), about
     )
@@ -211,16 +211,16 @@ def _scaled(tensors: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
     return scaled if factor != 1 else dict(tensors)
 
 
-def _our_tensors(kind: str, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _to_panscope(kind: str, scaled: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors in Panscope's names and layout, with latents as the first dimension."""
-    ours = {_OURS.get(name, name): value for name, value in theirs.items() if name not in ("k", "group_sizes")}
-    turned = "W_dec" if "decoder.weight" in theirs else "W_enc"
-    ours[turned] = transposed(ours, turned)
+    tensors = {_RENAMED.get(name, name): value for name, value in scaled.items() if name not in ("k", "group_sizes")}
+    transposed_name = "W_dec" if "decoder.weight" in scaled else "W_enc"
+    tensors[transposed_name] = transposed(tensors, transposed_name)
     if kind == "AutoEncoderTopK":
-        ours.pop("threshold", None)
+        tensors.pop("threshold", None)
     elif "k" in SHAPES[kind]:
-        ours["threshold"] = ours["threshold"].clamp_min(0)
-    return ours
+        tensors["threshold"] = tensors["threshold"].clamp_min(0)
+    return tensors
 
 
 def _site(trainer: Mapping[str, Any]) -> Site | None:
@@ -237,11 +237,11 @@ def _text(table: Mapping[str, Any], key: str) -> str | None:
 
 
 def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
-    """See `Format`: a coder of one site and any architecture, ready for the tool's load_dictionary."""
+    """See `Format`. Writes a coder of one site and any architecture for the tool's load_dictionary."""
     check_raw(foreign.wired, "dictionary_learning")
     coder = for_raw_rows(foreign.wired, "dictionary_learning")
     kind = _class_of(coder)
-    state = _their_tensors(kind, coder, foreign.about)
+    state = _state_dict(kind, coder, foreign.about)
     with replacing(folder / _WEIGHTS) as temporary, temporary.open("wb") as file:
         torch.save(state, file)
     write_json(folder / _CONFIG, _config(foreign, kind, coder))
@@ -249,33 +249,33 @@ def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
 
 
 def _class_of(coder: Coder) -> str:
-    """A ReLU coder's class depends on whether b_dec is taken off its input."""
+    """The class for a coder; that of a ReLU coder depends on whether b_dec is subtracted from its input."""
     if coder.config.architecture == "relu":
         return "AutoEncoder" if coder.config.pre_encoder_bias else "AutoEncoderNew"
-    classes = {ours: kind for kind, ours in _ARCHITECTURES.items()}
+    classes = {architecture: kind for kind, architecture in _ARCHITECTURES.items()}
     if coder.config.architecture not in classes:
         raise unsupported("dictionary_learning", f"architecture {coder.config.architecture!r}")
     return classes[coder.config.architecture]
 
 
-def _their_tensors(kind: str, coder: Coder, about: Mapping[str, Any]) -> dict[str, Tensor]:
+def _state_dict(kind: str, coder: Coder, about: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state dict, in the tool's order of names and dimensions."""
-    ours = uncentred(coder) if kind in _UNCENTRED else centred(coder)
+    tensors = uncentred(coder) if kind in _UNCENTRED else centred(coder)
     if "k" in SHAPES[kind]:
-        ours["k"] = torch.tensor(int(coder.config.sparsity), dtype=torch.int32)
-        ours["threshold"] = torch.tensor(_threshold(kind, coder, about))
+        tensors["k"] = torch.tensor(int(coder.config.sparsity), dtype=torch.int32)
+        tensors["threshold"] = torch.tensor(_threshold(kind, coder, about))
     if kind == "JumpReluAutoEncoder":
-        ours["threshold"] = threshold_of(coder)
+        tensors["threshold"] = threshold_of(coder)
     if kind == "MatryoshkaBatchTopKSAE":
         ends = [0, *coder.config.prefix_ends()]
-        ours["group_sizes"] = torch.tensor([end - start for start, end in itertools.pairwise(ends)])
-    turned = "W_dec" if "decoder.weight" in SHAPES[kind] else "W_enc"
-    ours[turned] = transposed(ours, turned)
-    return {name: ours[_OURS.get(name, name)] for name in SHAPES[kind]}
+        tensors["group_sizes"] = torch.tensor([end - start for start, end in itertools.pairwise(ends)])
+    transposed_name = "W_dec" if "decoder.weight" in SHAPES[kind] else "W_enc"
+    tensors[transposed_name] = transposed(tensors, transposed_name)
+    return {name: tensors[_RENAMED.get(name, name)] for name in SHAPES[kind]}
 
 
 def _threshold(kind: str, coder: Coder, about: Mapping[str, Any]) -> float:
-    """Of BatchTopK its running threshold; where it cuts nothing, and of TopK, what the file said or else -1."""
+    """The running threshold of BatchTopK; if it has no effect, and for TopK, that of the imported file or else -1."""
     if isinstance(coder, BatchTopKCoder) and coder.threshold > torch.finfo(torch.float32).tiny:
         return float(coder.threshold)
     stated = about.get("threshold") if about.get("dict_class") == kind else None
@@ -283,7 +283,7 @@ def _threshold(kind: str, coder: Coder, about: Mapping[str, Any]) -> float:
 
 
 def _config(foreign: ImportedCoder, kind: str, coder: Coder) -> dict[str, Any]:
-    """config.json; the loader asks for the class and K, people and other tools for the rest."""
+    """The contents of config.json; the loader needs only the class and K, the rest is for users and other tools."""
     about, site = foreign.about, foreign.wired.wiring.reads[0]
     kept = about.get("trainer") if about.get("dict_class") == kind else None
     trainer: dict[str, Any] = {"trainer_class": _TRAINERS[kind], "device": "cpu", "seed": None, "wandb_name": kind}
@@ -307,7 +307,7 @@ DICTIONARY_LEARNING = Format(
     description="dictionary_learning: a folder with ae.pt and config.json, or an ae.pt",
     imports=tuple(dict.fromkeys(_ARCHITECTURES.values())),
     exports=tuple(dict.fromkeys(_ARCHITECTURES.values())),
-    needs="--site, where submodule_name is none; --k of TopK, where no file has it",
+    needs="--site, if submodule_name is not a site; --k for TopK, if no file states it",
     detect=detect,
     read=read,
     write=write,

@@ -1,9 +1,9 @@
 """Gemma Scope 2's params.safetensors: a JumpReLU coder in five tensors, or six with an affine skip, and config.json.
 
-Encoders are [D, F], decoders [F, E], the skip [D, E]. config.json names what is read and predicted by Hugging Face
-module paths; where it is missing, the folder's name says it, `transcoder/layer_12_width_16k_l0_small_affine`, as in the
-published repositories: `attn_out` are the heads' outputs before W_O there, and transcoders read the MLP's norm with its
-gain. A cross-layer transcoder predicts all later layers at once and is refused.
+Encoders are [D, F], decoders [F, E], the skip [D, E]. config.json states the sites as Hugging Face module paths; if it
+is missing, they are inferred from the folder's name, `transcoder/layer_12_width_16k_l0_small_affine`, as in the
+published repositories: there, `attn_out` means the heads' outputs before W_O, and transcoders read the MLP's norm with
+its gain. Cross-layer transcoders, which predict all later layers at once, are rejected.
 
 Shape letters: D input width, E output width, F latents.
 """
@@ -39,7 +39,7 @@ from panscope.types import Site, UserError
 
 _CONFIG, _WEIGHTS, _SKIP = "config.json", "params.safetensors", "affine_skip_connection"
 _DIMS = {"w_enc": "DF", "b_enc": "F", "w_dec": "FE", "b_dec": "E", "threshold": "F", _SKIP: "DE"}
-_OURS = {"w_enc": "W_enc", "w_dec": "W_dec", _SKIP: "W_skip"}
+_RENAMED = {"w_enc": "W_enc", "w_dec": "W_dec", _SKIP: "W_skip"}
 _ARCHITECTURES = ("jump_relu", "jumprelu")
 _FOLDERS = (
     ("clt", None, None),
@@ -48,7 +48,7 @@ _FOLDERS = (
     ("attn_out", "attn_z", None),
     ("mlp_out", "mlp_out", None),
 )
-"""What a folder's name says of the sites."""
+"""Prefixes of folder names, with the kinds of the sites read and predicted."""
 _GEMMAS = (family_of("gemma3_text"), family_of("gemma3"))
 
 
@@ -64,7 +64,7 @@ def _read(path: Path, options: ImportOptions) -> ImportedCoder:
         raise UserError(f"{str(where)!r}: architecture is {config['architecture']!r}, expected 'jump_relu'")
     read = read_safetensors(file)
     weight_sizes(file, read, _DIMS, optional=_SKIP)
-    tensors = {_OURS.get(name, name): tensor for name, tensor in read.items()}
+    tensors = {_RENAMED.get(name, name): tensor for name, tensor in read.items()}
     for name in {"W_enc", "W_skip"} & tensors.keys():
         tensors[name] = tensors[name].T.contiguous()
     options = with_exported(options, config, where)
@@ -75,7 +75,8 @@ def _read(path: Path, options: ImportOptions) -> ImportedCoder:
         reads, predicts = _sites_of_folder(file)
     if points[1] is not None and predicts is None and options.predicts is None:
         raise UserError(
-            f"{str(file)!r} predicts {points[1]!r}, which is no site of ours: name the site it predicts by --predicts"
+            f"{str(file)!r} predicts {points[1]!r}, which is not a Panscope site: name the predicted site with "
+            "--predicts"
         )
     wiring = resolve_wiring(file, options, reads, predicts, points[0])
     about: dict[str, Any] = {"format": "gemma_scope_2", "source": str(file), "model": model}
@@ -85,10 +86,10 @@ def _read(path: Path, options: ImportOptions) -> ImportedCoder:
 
 
 def _site(point: Any, model: str | None) -> Site | None:
-    """By the model's own family, or Gemma 3's where no model is said.
+    """The site of a module path in the model's family, or in Gemma 3 if no model is named.
 
-    Published files name Gemma 3 with images by the paths of Gemma 3 without. A path of a family that we do not know is
-    understood where all families that have such a module agree.
+    For multimodal Gemma 3, published files have the module paths of the text-only model, so both are tried. If the
+    family is unknown, the path is resolved only if all families that have such a module agree.
     """
     if not isinstance(point, str):
         return None
@@ -103,13 +104,13 @@ def _sites_of_folder(file: Path) -> tuple[Site | None, Site | None]:
     for name, reads, predicts in _FOLDERS:
         if any(part.startswith(name) for part in names) and layer:
             if reads is None:
-                raise UserError(f"{str(file)!r} is a cross-layer transcoder, which no coder of ours is")
+                raise UserError(f"{str(file)!r} is a cross-layer transcoder, which Panscope does not support")
             return Site(int(layer[1]), reads), Site(int(layer[1]), predicts) if predicts else None
     return None, None
 
 
 def _model(config: dict[str, Any], file: Path) -> str | None:
-    """The hub id of the model: `gemma-v3-1b-pt` in the published files is google/gemma-3-1b-pt."""
+    """The hub id of the model: published files call google/gemma-3-1b-pt `gemma-v3-1b-pt`."""
     name = config.get("model_name")
     if not isinstance(name, str):
         repository = re.search(r"gemma-scope-2-(\w+)-(pt|it)", str(file))
@@ -123,16 +124,16 @@ def _model(config: dict[str, Any], file: Path) -> str | None:
 def _write(foreign: ImportedCoder, folder: Path) -> list[Path]:
     coder = as_jumprelu(foreign.wired, "gemma_scope_2")
     tensors = coder.tensors() | {"threshold": threshold_of(coder)}
-    theirs = {ours: name for name, ours in _OURS.items()}
+    original = {renamed: name for name, renamed in _RENAMED.items()}
     for name in {"W_enc", "W_skip"} & tensors.keys():
         tensors[name] = tensors[name].T.contiguous()
-    write_tensors(folder / _WEIGHTS, {theirs.get(name, name): tensor for name, tensor in tensors.items()})
+    write_tensors(folder / _WEIGHTS, {original.get(name, name): tensor for name, tensor in tensors.items()})
     write_json(folder / _CONFIG, _config(foreign, coder))
     return [folder / _CONFIG, folder / _WEIGHTS]
 
 
 def _config(foreign: ImportedCoder, coder: Coder) -> dict[str, Any]:
-    """config.json; where the family is not known, its module paths are those of the file it came from, or null."""
+    """The contents of config.json; if the family is unknown, module paths are those of the imported file, or null."""
     wiring, names = foreign.wired.wiring, exported_names(foreign)
     family = family_of_source(foreign.about)
 
@@ -158,7 +159,7 @@ GEMMA_SCOPE_2 = Format(
     description="Gemma Scope 2: params.safetensors, JumpReLU",
     imports=("jumprelu",),
     exports=AS_JUMPRELU,
-    needs="--site, without config.json and outside of the published folders",
+    needs="--site, without config.json except in the published folders",
     detect=_detect,
     read=_read,
     write=_write,

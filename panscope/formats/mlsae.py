@@ -1,8 +1,8 @@
-"""Multi-Layer SAEs (Lawson et al. 2025): `config.json` and `model.safetensors`, as the hub's mixin saves them.
+"""Multi-Layer SAEs (Lawson et al. 2025): `config.json` and `model.safetensors`, as saved by huggingface_hub's mixin.
 
 One TopK coder for the residual streams of all layers, without encoder bias: z = TopK(W_enc (x - b_pre)), y = W_dec^T
-ReLU(z) + b_pre, of rows that are standardised one by one where the file says so (our normaliser `standardise`). A
-"-tfm" repository holds the same under the prefix `autoencoder.`, beside the language model, which is not read.
+ReLU(z) + b_pre, for rows that are standardised one by one if the file says so (Panscope's normaliser `standardise`).
+A "-tfm" repository has the same tensors under the prefix `autoencoder.`, and the language model, which is not read.
 
 Shape letters: F latents, D width.
 """
@@ -36,7 +36,7 @@ _KEPT = ("auxk", "dead_steps_threshold", "dead_threshold")
 
 
 class _Stated(Config):
-    """What is read of config.json."""
+    """The keys of config.json that are used."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -55,12 +55,12 @@ class _Stated(Config):
 
 
 def detect(path: Path) -> bool:
-    """A folder with both files; a language model's folder has them too, and is refused when it is read."""
+    """Whether this is a folder with both files; so is a language model's folder, which `read` rejects."""
     return (path / _CONFIG).is_file() and (path / _WEIGHTS).is_file()
 
 
 def read(path: Path, options: ImportOptions) -> ImportedCoder:
-    """See `Format`; at the sites asked for, or as one coder of all layers that the file names."""
+    """See `Format`. Reads a coder of the user's sites, or else of all layers that the file states."""
     stated = _Stated.read(read_json(path / _CONFIG), repr(str(path / _CONFIG)))
     tensors = _tensors(path / _WEIGHTS, stated)
     sizes = weight_sizes(path / _WEIGHTS, tensors, _SHAPES)
@@ -71,13 +71,13 @@ def read(path: Path, options: ImportOptions) -> ImportedCoder:
             f"of width {sizes['D']}; take an undamaged copy"
         )
     fields = {"sparsity": resolve_k(path, options.k, stated.k), "pre_encoder_bias": True, "encoder_bias": False}
-    ours = {
+    converted = {
         "W_enc": tensors["encoder.weight"],
         "b_enc": torch.zeros(sizes["F"]),
         "W_dec": transposed(tensors, "decoder.weight"),
         "b_dec": tensors["pre_encoder_bias"],
     }
-    coder = build_coder(path / _WEIGHTS, "topk", ours, **fields)
+    coder = build_coder(path / _WEIGHTS, "topk", converted, **fields)
     about = {"format": "mlsae", "source": str(path), "model": options.model or stated.model_name}
     about |= {key: getattr(stated, key) for key in _KEPT}
     wired = WiredCoder(
@@ -87,21 +87,21 @@ def read(path: Path, options: ImportOptions) -> ImportedCoder:
 
 
 def _tensors(file: Path, stated: _Stated) -> dict[str, Tensor]:
-    """The autoencoder's own tensors, without their prefix; the language model's are left."""
+    """The tensors of the autoencoder without their prefix; those of the language model are not read."""
     names = list(safetensors_shapes(file))
     prefix = _PREFIX if any(name.startswith(_PREFIX) for name in names) else ""
     lenses = [name for name in names if name.removeprefix(prefix).startswith(_LENSES)]
     if stated.lens or stated.tuned_lens or lenses:
         raise UserError(
-            f"{str(file)!r} turns the rows of each layer by a lens of its own before it codes them: Panscope has no "
-            "such coder; it is not imported"
+            f"{str(file)!r} transforms the rows of each layer by a lens before encoding them: Panscope has no such "
+            "coder; it is not imported"
         )
     found = read_safetensors(file, lambda name: name.startswith(prefix) if prefix else True)
     return {name.removeprefix(prefix): tensor for name, tensor in found.items() if not name.endswith("last_nonzero")}
 
 
 def _wiring(path: Path, options: ImportOptions, stated: _Stated) -> Wiring:
-    """All layers as one coder; sites that are asked for take their place."""
+    """One coder of the user's sites, or else of all layers that the file states."""
     layers = stated.layers or ()
     if any(layer < 0 for layer in layers):
         raise UserError(f"{str(path)!r}: layers are {list(layers)}, expected numbers from 0; take an undamaged copy")
@@ -111,21 +111,21 @@ def _wiring(path: Path, options: ImportOptions, stated: _Stated) -> Wiring:
 
 
 def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
-    """See `Format`: TopK of residual streams, without encoder bias, raw or standardised row by row."""
+    """See `Format`. Writes TopK of residual streams, without encoder bias, with raw or standardised rows."""
     wired = foreign.wired
     if wired.normaliser.kind == "token_norm":
-        raise unsupported("mlsae", "rows normalised one by one ('token_norm')")
+        raise unsupported("mlsae", "per-row normalisation ('token_norm')")
     coder = for_raw_rows(wired, "mlsae", ("sae", "multilayer"))
     if not isinstance(coder.config, TopKConfig):
-        raise unsupported("mlsae", f"architecture {coder.config.architecture!r}; it has TopK alone")
+        raise unsupported("mlsae", f"architecture {coder.config.architecture!r}; it only has TopK")
     kinds = {site.kind for site in wired.wiring.reads}
     if kinds != {"resid_post"}:
-        raise unsupported("mlsae", f"the site {str(wired.wiring.reads[0])!r}; it has the residual stream alone")
-    ours = _without_bias(coder)
+        raise unsupported("mlsae", f"the site {str(wired.wiring.reads[0])!r}; it only has the residual stream")
+    converted = _without_bias(coder)
     tensors = {
-        "encoder.weight": ours["W_enc"],
-        "decoder.weight": transposed(ours, "W_dec"),
-        "pre_encoder_bias": ours["b_dec"],
+        "encoder.weight": converted["W_enc"],
+        "decoder.weight": transposed(converted, "W_dec"),
+        "pre_encoder_bias": converted["b_dec"],
     }
     write_tensors(folder / _WEIGHTS, tensors, {"format": "pt"})
     write_json(folder / _CONFIG, _config(foreign, coder))
@@ -133,7 +133,7 @@ def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
 
 
 def _without_bias(coder: Coder) -> dict[str, Tensor]:
-    """The tensors for rows from which b_dec is taken; raises UserError where an encoder bias is left then."""
+    """The tensors for a tool that subtracts b_dec from the input; raises UserError if an encoder bias remains."""
     tensors, before = centred(coder), coder.tensors()["b_enc"]
     if not is_rounding_error(
         tensors["b_enc"], before if not coder.config.pre_encoder_bias else torch.zeros_like(before)
@@ -143,7 +143,7 @@ def _without_bias(coder: Coder) -> dict[str, Tensor]:
 
 
 def _config(foreign: ImportedCoder, coder: Coder) -> dict[str, Any]:
-    """config.json: the class's arguments; it ignores the rest."""
+    """The contents of config.json: the arguments of the class, which ignores other keys."""
     config, about = coder.config, foreign.about
     auxk = about.get("auxk")
     return {
@@ -165,7 +165,7 @@ MLSAE = Format(
     description="Multi-Layer SAEs: a folder with config.json and model.safetensors",
     imports=("topk",),
     exports=("topk",),
-    needs="--site, where config.json has no layers",
+    needs="--site, if config.json has no layers",
     detect=detect,
     read=read,
     write=write,

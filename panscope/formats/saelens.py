@@ -294,7 +294,7 @@ def _write(foreign: ImportedCoder, folder: Path) -> list[Path]:
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": coder.config.pre_encoder_bias,
-        "normalize_activations": {ours: name for name, ours in _NORMALISERS.items()}[wired.normaliser.kind],
+        "normalize_activations": {kind: name for name, kind in _NORMALISERS.items()}[wired.normaliser.kind],
         "reshape_activations": "hook_z" if by_heads else "none",
         "metadata": _metadata(foreign),
     }
@@ -344,7 +344,7 @@ def _metadata(foreign: ImportedCoder) -> dict[str, Any]:
 SAELENS = Format(
     name="saelens",
     description="SAELens: cfg.json and sae_weights.safetensors",
-    imports=tuple(dict.fromkeys(ours for ours, _ in _READ.values())),
+    imports=tuple(dict.fromkeys(architecture for architecture, _ in _READ.values())),
     exports=(*_WRITTEN, "batchtopk", "matryoshka"),
     needs="",
     detect=_detect,

@@ -217,7 +217,7 @@ def test_a_k_that_the_file_says_otherwise_is_refused(panscope: Command, tiny: Ti
     assert panscope("export", run / "coders" / TOPK, "--format", format, "--out", "theirs").status == 0
     flags = ("--model", tiny.model, "--site", "L01.resid_post", "--format", format)
     call = panscope("import", "theirs", "--out", "back", *flags, "--k", 3)
-    assert (call.status, "k is 3, but " in call.sentence(), " says 4: leave --k out" in call.sentence()) == (
+    assert (call.status, "k is 3, but " in call.sentence(), " says 4: omit --k" in call.sentence()) == (
         2,
         True,
         True,
@@ -339,7 +339,7 @@ def test_what_a_stranger_says_of_itself_can_always_be_written(panscope: Command,
     for metadata, sentence in (
         ({"deep": deep}, "more than 50 deep"),
         ({"model_name": "\ud800"}, "surrogates not allowed"),
-        ({"l0": 1 << 80}, "whole number of 81 bits"),
+        ({"l0": 1 << 80}, "integer of 81 bits"),
     ):
         file.write_text(json.dumps(fields | {"metadata": fields["metadata"] | metadata}))
         call = panscope("import", "theirs", "--out", "back")

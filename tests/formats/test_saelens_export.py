@@ -163,8 +163,8 @@ def test_what_has_no_place_there_is_refused(make_coder: MakeCoder, tmp_path: Pat
     for wired, word in (
         (make_coder("gated", **crossing), "transcoder"),
         (make_coder("topk", skip=True), "skip"),
-        (make_coder("jumprelu", predicts=PREDICTS, normaliser="standardise"), "undoes none"),
-        (make_coder("jumprelu", skip=True, normaliser="token_norm"), "undoes none"),
+        (make_coder("jumprelu", predicts=PREDICTS, normaliser="standardise"), "does not denormalise"),
+        (make_coder("jumprelu", skip=True, normaliser="token_norm"), "does not denormalise"),
         (several, "crosscoder"),
     ):
         with pytest.raises(UserError, match=word):
