@@ -1,7 +1,7 @@
-"""Foreign formats, both ways: one file a format, and the table of them; other packages add theirs by entry points.
+"""Import from and export to the file formats of other tools: one module per format, and the table of all formats.
 
-`base.py` says what a format is, `site_names.py` what a site is called elsewhere, `untrusted.py` reads files that
-strangers made, and `archives.py` looks at those that are archives before.
+`base.py` defines the interface, `site_names.py` translates site names, `untrusted.py` reads files from untrusted
+sources, and `archives.py` checks zip archives before they are read. Other packages add formats through entry points.
 """
 
 from panscope.extensions import extension, names_of, wrong_kind
@@ -31,11 +31,11 @@ FORMATS: dict[str, Format] = {
         OPENAI,
     )
 }
-"""By the name that the user types; the order in which they are tried on files of unknown make."""
+"""By name as typed on the command line, in the order in which they are tried on files of unknown format."""
 
 
 def format_named(name: str) -> Format:
-    """A format of the table, or of another package's entry point; raises UserError naming those that there are."""
+    """A format from the table or from another package's entry point; an unknown name raises UserError with a list."""
     if name in FORMATS:
         return FORMATS[name]
     found = extension("formats", name)

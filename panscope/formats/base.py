@@ -1,9 +1,9 @@
-"""What a foreign format is: how to tell it, how to read a coder of it, how to write one.
+"""The interface of a foreign format: how to detect it, how to read a coder from it and how to write one.
 
-A coder read from a foreign file is an `ImportedCoder`: a WiredCoder on raw activations, and the provenance that the
-file states. Normalisation is folded into the weights or, where it differs from row to row, kept beside them. What a
-format leaves open (at which site, of which model, with which K) the user states in `ImportOptions`. A writer gets an
-`ImportedCoder` and writes a folder that the other tool's own loader takes.
+A coder read from a foreign file is an `ImportedCoder`: a WiredCoder on raw activations, with the provenance that the
+file states. Normalisation is folded into the weights or, if it differs from row to row, kept as a normaliser. Whatever
+the files leave open (site, model, K) the user states in `ImportOptions`. A writer takes an `ImportedCoder` and writes a
+folder that the other tool's own loader can read.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,20 +17,20 @@ from panscope.types import Site
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What the user says of foreign files that they do not say themselves, or says otherwise."""
+    """What the user states about foreign files; overrides what the files state."""
 
     reads: Site | tuple[Site, ...] | None = None
-    """The site that the coder reads; several for one coder of all of them, where the format has such."""
+    """The site that the coder reads; several for one multi-layer coder, if the format supports them."""
     predicts: Site | None = None
     """The site that it predicts; None for the one it reads."""
     model: str | None = None
     """The language model: a path or hub id."""
     k: int | None = None
-    """K of a TopK coder whose file does not say it."""
+    """K of a TopK coder whose file does not state it."""
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """What the coder reads: none where the file is to say it."""
+        """The sites that the coder reads; empty if they are to be taken from the file."""
         if self.reads is None:
             return ()
         return (self.reads,) if isinstance(self.reads, Site) else self.reads
@@ -38,11 +38,11 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class ImportedCoder:
-    """One coder of another tool."""
+    """One coder from another tool's files."""
 
     wired: WiredCoder
     about: Mapping[str, Any] = field(default_factory=dict)
-    """Where it comes from, as plain values: `format`, `model`, `source` and whatever else the file says of it."""
+    """Provenance as plain values: `format`, `model`, `source` and whatever else the file states."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,18 @@ class Format:
     """One foreign format."""
 
     name: str
-    """What the user types, such as saelens."""
-    says: str
-    """What it is, in one line."""
+    """The name as typed on the command line, such as saelens."""
+    description: str
+    """One line that says what it is."""
     imports: tuple[str, ...]
-    """Our architectures that its files are read as."""
+    """Panscope architectures that its files can be imported as."""
     exports: tuple[str, ...]
-    """Our architectures that it has a place for; batchtopk and matryoshka mostly as the JumpReLU they end as."""
+    """Panscope architectures that it can represent; batchtopk and matryoshka mostly after conversion to JumpReLU."""
     needs: str
-    """What `panscope import` must be told where the files do not say it; empty where they always do."""
-    finds: Callable[[Path], bool]
-    """Whether a file or folder looks like one coder of this format, from names alone: nothing is loaded."""
+    """The options that `panscope import` requires if the files lack the information; empty if they never do."""
+    detect: Callable[[Path], bool]
+    """Whether a file or folder looks like one coder of this format, judged by names alone, without loading anything."""
     read: Callable[[Path, ImportOptions], ImportedCoder]
-    """Raises UserError, one sentence, for whatever cannot be read, is not of this format or cannot be represented."""
+    """Read one coder; raises UserError for files that are unreadable, of another format or not representable."""
     write: Callable[[ImportedCoder, Path], list[Path]]
-    """Write into a new or empty folder; the files written. Raises UserError for a coder the format has no place for."""
+    """Write into a new or empty folder and return the files; raises UserError for a coder it cannot represent."""

@@ -1,19 +1,18 @@
-"""dictionary_learning: `ae.pt`, a state dict of one of seven classes, with `config.json` beside it.
+"""dictionary_learning: `ae.pt`, a state dict of one of seven classes, with `config.json` in the same folder.
 
-    class                   codes                                       x - b_dec first     our architecture
+    class                   codes                                       encodes x - b_dec   Panscope architecture
     AutoEncoder             ReLU                                        yes                 relu
     AutoEncoderNew          ReLU                                        no                  relu
     GatedAutoEncoder        gated                                       yes                 gated
-    JumpReluAutoEncoder     above a threshold of each latent            no                  jumprelu
+    JumpReluAutoEncoder     above a threshold per latent                no                  jumprelu
     AutoEncoderTopK         the K largest                               yes                 topk
     BatchTopKSAE            above one threshold                         yes                 batchtopk
     MatryoshkaBatchTopKSAE  above one threshold, latents in groups      yes                 matryoshka
 
-A threshold of -1 is one that training never set; it cuts nothing, here too, and is -1 again when it is written. A
-JumpReLU threshold below 0 is written as 0: a ReLU follows it. While training goes on, `ae.pt` may be the backup {step,
-ae, optimizer, config, norm_factor}: its biases are in units of rows divided by norm_factor and are brought to raw rows
-here, as the tool does when it saves for good. TopK and BatchTopK files have the same tensors, so only the configuration
-tells which it is.
+A threshold of -1 was never set by training; it has no effect, and is written as -1 again. A JumpReLU threshold below 0
+is written as 0, since a ReLU follows it. During training, `ae.pt` may be a backup {step, ae, optimizer, config,
+norm_factor}: its biases are for rows divided by norm_factor and are rescaled to raw rows here, as the tool does in its
+final files. TopK and BatchTopK files have the same tensors and are told apart only by the configuration.
 
 Shape letters: F latents, D width, G groups.
 """
@@ -33,10 +32,10 @@ from panscope.coders.base import Coder
 from panscope.coders.batchtopk import BatchTopKCoder
 from panscope.coders.wiring import WiredCoder
 from panscope.formats.base import Format, ImportedCoder, ImportOptions
-from panscope.formats.shaping import bare, centred, check_raw, refuse, transposed, uncentred, whole_k
-from panscope.formats.site_names import names_of
+from panscope.formats.shaping import centred, check_raw, for_raw_rows, resolve_k, transposed, uncentred, unsupported
+from panscope.formats.site_names import exported_names
 from panscope.formats.untrusted import read_json, read_pt
-from panscope.formats.weights import made, threshold_of, weight_sizes, wiring_of
+from panscope.formats.weights import build_coder, resolve_wiring, threshold_of, weight_sizes
 from panscope.storage.atomic import replacing
 from panscope.storage.sealed import write_json
 from panscope.types import SITE_KINDS, Site, UserError
@@ -55,7 +54,7 @@ SHAPES: dict[str, dict[str, str]] = {
     "MatryoshkaBatchTopKSAE": _PLAIN | {"k": "", "threshold": "", "group_sizes": "G"},
 }
 """The tensors of each class."""
-_OURS = {
+_RENAMED = {
     "encoder.weight": "W_enc",
     "decoder.weight": "W_dec",
     "encoder.bias": "b_enc",
@@ -65,7 +64,7 @@ _OURS = {
     "decoder.bias": "b_dec",
     "decoder_bias": "b_dec",
 }
-"""What we call their tensors, where not the same."""
+"""Panscope's tensor names, where they differ."""
 _ARCHITECTURES = {
     "AutoEncoder": "relu",
     "AutoEncoderNew": "relu",
@@ -86,58 +85,58 @@ _TRAINERS = {
     "MatryoshkaBatchTopKSAE": "MatryoshkaBatchTopKTrainer",
 }
 _SIGNED = {"pre_bias", "encoder_bias", "encoder_weights", "decoder_weights"}
-"""The tensors of a TopK coder of others that keeps the signs of its codes; seen under this tool's file names."""
+"""The tensors of another tool's TopK coder with signed codes, which occurs under the same file names."""
 _UNSET = -1.0
 _SUBMODULE = re.compile(rf"({'|'.join(SITE_KINDS)})(?:_layer_(\d{{1,4}}))?")
 
 
-def finds(path: Path) -> bool:
-    """A folder with ae.pt, or a file called ae.pt, ae1.pt, ae_1000.pt."""
+def detect(path: Path) -> bool:
+    """Whether this is a folder with ae.pt, or a file with a name such as ae.pt, ae1.pt, ae_1000.pt."""
     if path.is_dir():
         return (path / _WEIGHTS).is_file()
     return path.is_file() and re.fullmatch(r"ae_?\w*\.pt", path.name) is not None
 
 
-def read(path: Path, asked: ImportOptions) -> ImportedCoder:
-    """See `Format`; of a run's checkpoints too, whose configuration is one folder up."""
+def read(path: Path, options: ImportOptions) -> ImportedCoder:
+    """See `Format`. Also reads the checkpoints of a run, whose configuration is in the parent folder."""
     file = path / _WEIGHTS if path.is_dir() else path
     found, trainer = read_pt(file), _trainer(file)
     norm_factor = 1.0
     if found.keys() >= _BACKUP and isinstance(found["ae"], dict):
         norm_factor = _norm_factor(file, found)
-        inside = found["config"] if isinstance(found["config"], dict) else {}
-        trainer, found = {**inside, **trainer}, found["ae"]
+        backup_trainer = found["config"] if isinstance(found["config"], dict) else {}
+        trainer, found = {**backup_trainer, **trainer}, found["ae"]
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     kind = _class(file, tensors, trainer)
     optional = "k threshold" if kind == "AutoEncoderTopK" else "k"
     sizes = weight_sizes(file, tensors, SHAPES[kind], optional=optional, counts="k group_sizes")
-    theirs = _scaled(tensors, norm_factor)
+    scaled = _scaled(tensors, norm_factor)
     fields: dict[str, Any] = {
         "pre_encoder_bias": kind not in _UNCENTRED,
-        "sparsity": _sparsity(file, asked, kind, tensors, trainer),
+        "sparsity": _sparsity(file, options, kind, tensors, trainer),
     }
     if kind == "MatryoshkaBatchTopKSAE":
         fields["prefixes"] = _prefixes(file, tensors["group_sizes"], sizes["F"])
-    coder = made(file, _ARCHITECTURES[kind], _our_tensors(kind, theirs), **fields)
-    model = asked.model or _text(trainer, "lm_name")
+    coder = build_coder(file, _ARCHITECTURES[kind], _to_panscope(kind, scaled), **fields)
+    model = options.model or _text(trainer, "lm_name")
     about = {"format": "dictionary_learning", "source": str(path), "model": model, "dict_class": kind}
     about |= {"trainer": trainer, "norm_factor": norm_factor}
     if "k" in SHAPES[kind]:
-        about["threshold"] = float(theirs["threshold"]) if "threshold" in theirs else _UNSET
+        about["threshold"] = float(scaled["threshold"]) if "threshold" in scaled else _UNSET
     return ImportedCoder(
-        WiredCoder(wiring_of(file, asked, _site(trainer), None, trainer.get("submodule_name")), coder), about
+        WiredCoder(resolve_wiring(file, options, _site(trainer), None, trainer.get("submodule_name")), coder), about
     )
 
 
 def _trainer(file: Path) -> dict[str, Any]:
-    """The plain values of config.json's table `trainer`; {} where there is no file."""
+    """The plain values of the object `trainer` in config.json; {} if there is no such file."""
     for folder in (file.absolute().parent, file.absolute().parent.parent):
         if (folder / _CONFIG).is_file() and (folder == file.absolute().parent or file.parent.name == "checkpoints"):
             trainer = read_json(folder / _CONFIG).get("trainer")
             if not isinstance(trainer, dict):
                 raise UserError(
-                    f"the file {str(folder / _CONFIG)!r} has no table 'trainer': it is none of dictionary_learning's; "
-                    "give the folder that its trainSAE wrote"
+                    f"the file {str(folder / _CONFIG)!r} has no object 'trainer', so it is not dictionary_learning's; "
+                    "give a folder that its trainSAE wrote"
                 )
             return {key: value for key, value in trainer.items() if _is_plain(value)}
     return {}
@@ -150,7 +149,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _norm_factor(file: Path, backup: Mapping[str, Any]) -> float:
-    """What a backup's rows were divided by."""
+    """The factor that the rows of a backup were divided by."""
     factor = 1.0 if backup.get("norm_factor") is None else backup["norm_factor"]
     if isinstance(factor, Tensor) and factor.numel() == 1:
         factor = factor.item()
@@ -160,7 +159,7 @@ def _norm_factor(file: Path, backup: Mapping[str, Any]) -> float:
 
 
 def _class(file: Path, tensors: Mapping[str, Tensor], trainer: Mapping[str, Any]) -> str:
-    """The class that the configuration names or, without one, that has these tensors."""
+    """The class named in the configuration or, without one, the class that has these tensors."""
     if tensors.keys() == _SIGNED:
         raise UserError(
             f"{str(file)!r} is a TopK coder that keeps the signs of its codes: Panscope's codes are never negative, so "
@@ -171,32 +170,32 @@ def _class(file: Path, tensors: Mapping[str, Tensor], trainer: Mapping[str, Any]
         if not isinstance(stated, str) or stated not in SHAPES:
             raise UserError(f"{str(file)!r} is of class {stated!r}: use one of {', '.join(SHAPES)}")
         return stated
-    fitting = [kind for kind, shapes in SHAPES.items() if shapes.keys() == tensors.keys()]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
+    matches = [kind for kind, shapes in SHAPES.items() if shapes.keys() == tensors.keys()]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
         raise UserError(
-            f"{str(file)!r} may be {' or '.join(fitting)}: put the config.json beside it that says which (dict_class)"
+            f"{str(file)!r} may be {' or '.join(matches)}: add the config.json that states its dict_class to its folder"
         )
     names = ", ".join(sorted(tensors)[:8]) or "none"
-    raise UserError(f"{str(file)!r} holds the tensors {names}: they are none of dictionary_learning's classes")
+    raise UserError(f"{str(file)!r} contains the tensors {names}, which match no class of dictionary_learning")
 
 
 def _sparsity(
-    file: Path, asked: ImportOptions, kind: str, tensors: Mapping[str, Tensor], trainer: Mapping[str, Any]
+    file: Path, options: ImportOptions, kind: str, tensors: Mapping[str, Tensor], trainer: Mapping[str, Any]
 ) -> float:
-    """K, of which file and configuration must say the same; or 1, for a price that the file does not say."""
+    """K, on which tensors and configuration must agree; or 1 for classes without K, whose penalty is not stated."""
     if "k" not in SHAPES[kind]:
         return 1.0
     stated = [k for k in (tensors.get("k"), trainer.get("k")) if k is not None]
-    every = {whole_k(file, None, k) for k in stated}
-    if asked.k is None and len(every) > 1:
-        raise UserError(f"{str(file)!r}: its tensor k and its config.json say {sorted(every)}; say which by --k")
-    return whole_k(file, asked.k, *stated)
+    values = {resolve_k(file, None, k) for k in stated}
+    if options.k is None and len(values) > 1:
+        raise UserError(f"{str(file)!r}: its tensor k and its config.json say {sorted(values)}; choose one with --k")
+    return resolve_k(file, options.k, *stated)
 
 
 def _prefixes(file: Path, groups: Tensor, width: int) -> list[float]:
-    """The shares of the width at which groups end."""
+    """The ends of the groups, as shares of the width."""
     sizes = groups.tolist() if groups.dtype == torch.int64 else []
     if not sizes or min(sizes) < 1 or sum(sizes) != width:
         raise UserError(f"{str(file)!r}: group_sizes do not add up to its {width} latents; take an undamaged copy")
@@ -204,7 +203,7 @@ def _prefixes(file: Path, groups: Tensor, width: int) -> list[float]:
 
 
 def _scaled(tensors: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """Biases and thresholds in units of raw rows, as the tool's own scale_biases brings them there."""
+    """The tensors with biases and thresholds rescaled for raw rows, as by the tool's own scale_biases."""
     matrices = ("encoder.weight", "decoder.weight", "W_enc", "W_dec", "r_mag", "k", "group_sizes")
     scaled = {name: value if name in matrices else (value.double() * factor).float() for name, value in tensors.items()}
     if "threshold" in tensors and not tensors["threshold"].shape and tensors["threshold"] < 0:
@@ -212,20 +211,20 @@ def _scaled(tensors: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
     return scaled if factor != 1 else dict(tensors)
 
 
-def _our_tensors(kind: str, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Under our names and latent-major."""
-    ours = {_OURS.get(name, name): value for name, value in theirs.items() if name not in ("k", "group_sizes")}
-    turned = "W_dec" if "decoder.weight" in theirs else "W_enc"
-    ours[turned] = transposed(ours, turned)
+def _to_panscope(kind: str, scaled: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in Panscope's names and layout, with latents as the first dimension."""
+    tensors = {_RENAMED.get(name, name): value for name, value in scaled.items() if name not in ("k", "group_sizes")}
+    transposed_name = "W_dec" if "decoder.weight" in scaled else "W_enc"
+    tensors[transposed_name] = transposed(tensors, transposed_name)
     if kind == "AutoEncoderTopK":
-        ours.pop("threshold", None)
+        tensors.pop("threshold", None)
     elif "k" in SHAPES[kind]:
-        ours["threshold"] = ours["threshold"].clamp_min(0)
-    return ours
+        tensors["threshold"] = tensors["threshold"].clamp_min(0)
+    return tensors
 
 
 def _site(trainer: Mapping[str, Any]) -> Site | None:
-    """What `submodule_name`, such as resid_post_layer_3, and `layer` say."""
+    """The site given by `submodule_name`, such as resid_post_layer_3, and `layer`; None if they disagree."""
     match, layer = _SUBMODULE.fullmatch(_text(trainer, "submodule_name") or ""), trainer.get("layer")
     if match is None or isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
         return None
@@ -238,11 +237,11 @@ def _text(table: Mapping[str, Any], key: str) -> str | None:
 
 
 def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
-    """See `Format`: a coder of one site and any architecture, ready for the tool's load_dictionary."""
+    """See `Format`. Writes a coder of one site and any architecture for the tool's load_dictionary."""
     check_raw(foreign.wired, "dictionary_learning")
-    coder = bare(foreign.wired, "dictionary_learning")
+    coder = for_raw_rows(foreign.wired, "dictionary_learning")
     kind = _class_of(coder)
-    state = _their_tensors(kind, coder, foreign.about)
+    state = _state_dict(kind, coder, foreign.about)
     with replacing(folder / _WEIGHTS) as temporary, temporary.open("wb") as file:
         torch.save(state, file)
     write_json(folder / _CONFIG, _config(foreign, kind, coder))
@@ -250,33 +249,33 @@ def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
 
 
 def _class_of(coder: Coder) -> str:
-    """A ReLU coder's class depends on whether b_dec is taken off its input."""
+    """The class for a coder; that of a ReLU coder depends on whether b_dec is subtracted from its input."""
     if coder.config.architecture == "relu":
         return "AutoEncoder" if coder.config.pre_encoder_bias else "AutoEncoderNew"
-    classes = {ours: kind for kind, ours in _ARCHITECTURES.items()}
+    classes = {architecture: kind for kind, architecture in _ARCHITECTURES.items()}
     if coder.config.architecture not in classes:
-        raise refuse("dictionary_learning", f"architecture {coder.config.architecture!r}")
+        raise unsupported("dictionary_learning", f"architecture {coder.config.architecture!r}")
     return classes[coder.config.architecture]
 
 
-def _their_tensors(kind: str, coder: Coder, about: Mapping[str, Any]) -> dict[str, Tensor]:
+def _state_dict(kind: str, coder: Coder, about: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state dict, in the tool's order of names and dimensions."""
-    ours = uncentred(coder) if kind in _UNCENTRED else centred(coder)
+    tensors = uncentred(coder) if kind in _UNCENTRED else centred(coder)
     if "k" in SHAPES[kind]:
-        ours["k"] = torch.tensor(int(coder.config.sparsity), dtype=torch.int32)
-        ours["threshold"] = torch.tensor(_threshold(kind, coder, about))
+        tensors["k"] = torch.tensor(int(coder.config.sparsity), dtype=torch.int32)
+        tensors["threshold"] = torch.tensor(_threshold(kind, coder, about))
     if kind == "JumpReluAutoEncoder":
-        ours["threshold"] = threshold_of(coder)
+        tensors["threshold"] = threshold_of(coder)
     if kind == "MatryoshkaBatchTopKSAE":
         ends = [0, *coder.config.prefix_ends()]
-        ours["group_sizes"] = torch.tensor([end - start for start, end in itertools.pairwise(ends)])
-    turned = "W_dec" if "decoder.weight" in SHAPES[kind] else "W_enc"
-    ours[turned] = transposed(ours, turned)
-    return {name: ours[_OURS.get(name, name)] for name in SHAPES[kind]}
+        tensors["group_sizes"] = torch.tensor([end - start for start, end in itertools.pairwise(ends)])
+    transposed_name = "W_dec" if "decoder.weight" in SHAPES[kind] else "W_enc"
+    tensors[transposed_name] = transposed(tensors, transposed_name)
+    return {name: tensors[_RENAMED.get(name, name)] for name in SHAPES[kind]}
 
 
 def _threshold(kind: str, coder: Coder, about: Mapping[str, Any]) -> float:
-    """Of BatchTopK its running threshold; where it cuts nothing, and of TopK, what the file said or else -1."""
+    """The running threshold of BatchTopK; if it has no effect, and for TopK, that of the imported file or else -1."""
     if isinstance(coder, BatchTopKCoder) and coder.threshold > torch.finfo(torch.float32).tiny:
         return float(coder.threshold)
     stated = about.get("threshold") if about.get("dict_class") == kind else None
@@ -284,7 +283,7 @@ def _threshold(kind: str, coder: Coder, about: Mapping[str, Any]) -> float:
 
 
 def _config(foreign: ImportedCoder, kind: str, coder: Coder) -> dict[str, Any]:
-    """config.json; the loader asks for the class and K, people and other tools for the rest."""
+    """The contents of config.json; the loader needs only the class and K, the rest is for users and other tools."""
     about, site = foreign.about, foreign.wired.wiring.reads[0]
     kept = about.get("trainer") if about.get("dict_class") == kind else None
     trainer: dict[str, Any] = {"trainer_class": _TRAINERS[kind], "device": "cpu", "seed": None, "wandb_name": kind}
@@ -300,16 +299,16 @@ def _config(foreign: ImportedCoder, kind: str, coder: Coder) -> dict[str, Any]:
     if "k" in SHAPES[kind]:
         trainer["k"] = int(coder.config.sparsity)
     assert json.dumps(trainer)
-    return {"trainer": trainer, **names_of(foreign)}
+    return {"trainer": trainer, **exported_names(foreign)}
 
 
 DICTIONARY_LEARNING = Format(
     name="dictionary_learning",
-    says="dictionary_learning: a folder with ae.pt and config.json, or an ae.pt",
+    description="dictionary_learning: a folder with ae.pt and config.json, or an ae.pt",
     imports=tuple(dict.fromkeys(_ARCHITECTURES.values())),
     exports=tuple(dict.fromkeys(_ARCHITECTURES.values())),
-    needs="--site, where submodule_name is none; --k of TopK, where no file has it",
-    finds=finds,
+    needs="--site, if submodule_name is not a site; --k for TopK, if no file states it",
+    detect=detect,
     read=read,
     write=write,
 )

@@ -1,9 +1,9 @@
-"""Gemma Scope's params.npz: a JumpReLU coder in five arrays, its site in the names of the folders above it.
+"""Gemma Scope's params.npz: a JumpReLU coder in five arrays, with its site in the names of the parent folders.
 
 `<repository>/layer_20/width_16k/average_l0_71/params.npz`, the repository `gemma-scope-2b-pt-res` (`-mlp`, `-att`,
 `-transcoders`). Encoders are [D, F], decoders [F, E]; attention coders read the heads' outputs before W_O; transcoders
-read the MLP's norm before its gain (Lieberum et al. 2024). Files that we wrote say their sites in panscope.json beside
-them. Coders of the embedding are refused: what they read is no site of ours.
+read the MLP's norm before its gain (Lieberum et al. 2024). Exports by Panscope state their sites in panscope.json in
+the same folder. Coders of the embedding are rejected: Panscope has no such site.
 
 Shape letters: D input width, E output width, F latents.
 """
@@ -15,84 +15,92 @@ from typing import Any
 import numpy as np
 
 from panscope.formats.base import Format, ImportedCoder, ImportOptions
-from panscope.formats.site_names import names_of, with_own
+from panscope.formats.site_names import exported_names, with_exported
 from panscope.formats.untrusted import read_json, read_npz
-from panscope.formats.weights import AS_JUMPRELU, as_jumprelu, made, threshold_of, weight_sizes, wired_as, wiring_of
+from panscope.formats.weights import (
+    AS_JUMPRELU,
+    as_jumprelu,
+    build_coder,
+    resolve_wiring,
+    threshold_of,
+    weight_sizes,
+    wired_coder,
+)
 from panscope.storage.atomic import replacing
 from panscope.storage.sealed import write_json
 from panscope.types import Site, UserError
 
-_WEIGHTS, _BESIDE = "params.npz", "panscope.json"
+_WEIGHTS, _SITES_FILE = "params.npz", "panscope.json"
 _DIMS = {"W_enc": "DF", "b_enc": "F", "W_dec": "FE", "b_dec": "E", "threshold": "F"}
 _REPOSITORY = re.compile(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att|transcoders)")
 _KINDS = {"res": "resid_post", "mlp": "mlp_out", "att": "attn_z", "transcoders": "mlp_in_no_gain"}
 
 
-def _finds(path: Path) -> bool:
+def _detect(path: Path) -> bool:
     return path.name == _WEIGHTS or (path / _WEIGHTS).is_file()
 
 
-def _read(path: Path, asked: ImportOptions) -> ImportedCoder:
+def _read(path: Path, options: ImportOptions) -> ImportedCoder:
     file = path if path.name == _WEIGHTS else path / _WEIGHTS
     arrays = read_npz(file)
     tensors = {re.sub("^w_", "W_", name): array for name, array in arrays.items()}
     scaling = tensors.pop("scaling_factor", None)
     if scaling is not None and not scaling.eq(1).all():
-        raise UserError(f"{str(file)!r} holds a scaling_factor other than 1, which no coder of Gemma Scope has")
+        raise UserError(f"{str(file)!r} contains a scaling_factor other than 1, which no coder of Gemma Scope has")
     weight_sizes(file, tensors, _DIMS)
     tensors["W_enc"] = tensors["W_enc"].T.contiguous()
-    beside = file.with_name(_BESIDE)
-    asked = with_own(asked, read_json(beside), beside) if beside.is_file() else asked
-    said = _said_by_names(file.absolute())
-    wiring = wiring_of(file, asked, *said["sites"])
-    about = {"format": "gemma_scope", "source": str(file), "model": asked.model or said.get("model")}
-    about |= {name: said[name] for name in ("l0",) if name in said}
-    l0 = said.get("l0")
+    sites_file = file.with_name(_SITES_FILE)
+    options = with_exported(options, read_json(sites_file), sites_file) if sites_file.is_file() else options
+    stated = _from_folder_names(file.absolute())
+    wiring = resolve_wiring(file, options, *stated["sites"])
+    about = {"format": "gemma_scope", "source": str(file), "model": options.model or stated.get("model")}
+    about |= {name: stated[name] for name in ("l0",) if name in stated}
+    l0 = stated.get("l0")
     fields = {"target_l0": l0} if l0 and l0 < len(tensors["b_enc"]) else {}
-    return ImportedCoder(wired_as(file, wiring, made(file, "jumprelu", tensors, **fields)), about)
+    return ImportedCoder(wired_coder(file, wiring, build_coder(file, "jumprelu", tensors, **fields)), about)
 
 
-def _said_by_names(file: Path) -> dict[str, Any]:
-    """What the folders above the file are called: model, L0 and the sites, each as far as they say it."""
+def _from_folder_names(file: Path) -> dict[str, Any]:
+    """The model, the L0 and the sites, as far as the names of the parent folders state them."""
     names = str(file.parent).replace("\\", "/")
-    said: dict[str, Any] = {"sites": (None, None)}
+    stated: dict[str, Any] = {"sites": (None, None)}
     if l0 := re.search(r"average_l0_(\d+)", names):
-        said["l0"] = float(l0[1])
+        stated["l0"] = float(l0[1])
     repositories = _REPOSITORY.findall(names)
     if not repositories:
-        return said
-    size, kind, place = repositories[-1]
-    said["model"] = f"google/gemma-2-{size}" + ("-it" if kind == "it" else "")
+        return stated
+    size, kind, location = repositories[-1]
+    stated["model"] = f"google/gemma-2-{size}" + ("-it" if kind == "it" else "")
     layers = re.findall(r"layer_(\d{1,4})(?!\d)", names)
     if "embedding" in names.rsplit("gemma-scope-", 1)[1]:
-        raise UserError(f"{str(file)!r} is a coder of the embedding, which is no site of ours: take one of a layer")
+        raise UserError(f"{str(file)!r} is a coder of the embedding, which is not a Panscope site: use one of a layer")
     if layers:
         layer = int(layers[-1])
-        predicts = Site(layer, "mlp_out") if place == "transcoders" else None
-        said["sites"] = (Site(layer, _KINDS[place]), predicts)
-    return said
+        predicts = Site(layer, "mlp_out") if location == "transcoders" else None
+        stated["sites"] = (Site(layer, _KINDS[location]), predicts)
+    return stated
 
 
 def _write(foreign: ImportedCoder, folder: Path) -> list[Path]:
     coder = as_jumprelu(foreign.wired, "gemma_scope")
     if coder.config.skip:
-        raise UserError("gemma_scope has no place for a skip connection: write gemma_scope_2 or saelens instead")
+        raise UserError("gemma_scope cannot represent a skip connection: write gemma_scope_2 or saelens instead")
     tensors = coder.tensors() | {"threshold": threshold_of(coder)}
     tensors["W_enc"] = tensors["W_enc"].T.contiguous()
     arrays: dict[str, Any] = {name: tensors[name].cpu().numpy() for name in _DIMS}
     with replacing(folder / _WEIGHTS) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
-    write_json(folder / _BESIDE, names_of(foreign))
-    return [folder / _WEIGHTS, folder / _BESIDE]
+    write_json(folder / _SITES_FILE, exported_names(foreign))
+    return [folder / _WEIGHTS, folder / _SITES_FILE]
 
 
 GEMMA_SCOPE = Format(
     name="gemma_scope",
-    says="Gemma Scope: params.npz, JumpReLU",
+    description="Gemma Scope: params.npz, JumpReLU",
     imports=("jumprelu",),
     exports=AS_JUMPRELU,
-    needs="--site, outside of the published folders",
-    finds=_finds,
+    needs="--site, except in the published folders",
+    detect=_detect,
     read=_read,
     write=_write,
 )

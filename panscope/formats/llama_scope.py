@@ -1,11 +1,11 @@
 """Llama Scope v1: hyperparams.json and checkpoints/final.safetensors, in the units of normalised activations.
 
-Its weights are those of training: activations are multiplied by s_in = sqrt(D) / (their mean norm) before the encoder
-and predictions divided by s_out after the decoder. The threshold, one number for all latents, is one of raw units, and
-meets the pre-activation times the decoder vector's norm where `sparsity_include_decoder_norm` is true. Read here, all
-of that is folded in, as the authors' own loader did and SAELens' does not: b_enc / s_in, b_dec / s_out,
-W_dec s_in / s_out, then unit decoder vectors (He et al. 2024, section 3.3). Written, both norms are sqrt(D): nothing is
-left to fold, and SAELens' loader is right too.
+The stored weights are those of training: activations are multiplied by s_in = sqrt(D) / (their mean norm) before the
+encoder, and predictions are divided by s_out after the decoder. The single threshold of all latents is in raw units,
+and is compared with the pre-activation times the norm of the decoder vector if `sparsity_include_decoder_norm` is true.
+The reader folds all of this into the weights, as the authors' loader did and SAELens' does not: b_enc / s_in,
+b_dec / s_out, W_dec s_in / s_out, then unit decoder vectors (He et al. 2024, section 3.3). The writer sets both norms
+to sqrt(D), so that nothing remains to be folded and SAELens' loader is also correct.
 
 Shape letters: D input width, E output width, F latents.
 """
@@ -20,10 +20,18 @@ from torch import Tensor
 from panscope.coders.base import Coder
 from panscope.coders.wiring import Wiring
 from panscope.formats.base import Format, ImportedCoder, ImportOptions
-from panscope.formats.shaping import whole_k
-from panscope.formats.site_names import lens_name, names_of, site_of_lens_name
+from panscope.formats.shaping import resolve_k
+from panscope.formats.site_names import exported_names, lens_name, site_of_lens_name
 from panscope.formats.untrusted import read_json, read_safetensors
-from panscope.formats.weights import AS_JUMPRELU, as_jumprelu, made, threshold_of, weight_sizes, wired_as, wiring_of
+from panscope.formats.weights import (
+    AS_JUMPRELU,
+    as_jumprelu,
+    build_coder,
+    resolve_wiring,
+    threshold_of,
+    weight_sizes,
+    wired_coder,
+)
 from panscope.storage.sealed import write_json
 from panscope.storage.tensors import write_tensors
 from panscope.types import UserError
@@ -32,15 +40,15 @@ _CONFIG, _MODEL, _WEIGHTS = "hyperparams.json", "lm_config.json", Path("checkpoi
 _DIMS = {"encoder.weight": "FD", "encoder.bias": "F", "decoder.weight": "EF", "decoder.bias": "E"}
 _NORM = "dataset_average_activation_norm"
 _LLAMA = "meta-llama/Llama-3.1-8B"
-_SAME = 1e-6
-"""Thresholds that differ by less than this share are one."""
+_TOLERANCE = 1e-6
+"""Thresholds with a smaller relative difference than this count as equal."""
 
 
-def _finds(path: Path) -> bool:
+def _detect(path: Path) -> bool:
     return (path / _CONFIG).is_file() and (path / _WEIGHTS).is_file()
 
 
-def _read(path: Path, asked: ImportOptions) -> ImportedCoder:
+def _read(path: Path, options: ImportOptions) -> ImportedCoder:
     where = path / _CONFIG
     config = read_json(where)
     _check(where, config)
@@ -59,43 +67,45 @@ def _read(path: Path, asked: ImportOptions) -> ImportedCoder:
     s_in, s_out = _factors(where, config, sizes)
     if config.get("apply_decoder_bias_to_pre_encoder") and (s_in != s_out or sizes["D"] != sizes["E"]):
         raise UserError(
-            f"{str(where)!r}: apply_decoder_bias_to_pre_encoder is true, but inputs and outputs are of different norms"
+            f"{str(where)!r}: apply_decoder_bias_to_pre_encoder is true, but inputs and outputs have different norms"
         )
     _fold(tensors, s_in, s_out, config)
-    wiring = _wiring(where, asked, config)
-    model = asked.model or config.get("model_name") or _model(path)
+    wiring = _wiring(where, options, config)
+    model = options.model or config.get("model_name") or _model(path)
     about = {"format": "llama_scope", "source": str(path), "model": model, "hyperparams": config}
-    return ImportedCoder(wired_as(where, wiring, _coder(where, tensors, config, asked)), about)
+    return ImportedCoder(wired_coder(where, wiring, _coder(where, tensors, config, options)), about)
 
 
 def _check(where: Path, config: dict[str, Any]) -> None:
-    """Raise for what v1 files may say and no coder of ours computes."""
+    """Raise UserError for settings of v1 files that Panscope does not support, and for invalid ones."""
     if config.get("use_glu_encoder"):
-        raise UserError(f"{str(where)!r}: use_glu_encoder is true, which no encoder of ours is")
+        raise UserError(f"{str(where)!r}: use_glu_encoder is true, but Panscope has no such encoder")
     if config.get("norm_activation", "dataset-wise") not in ("dataset-wise", "inference", "no-norm"):
         raise UserError(
-            f"{str(where)!r}: norm_activation is {config['norm_activation']!r}, expected 'dataset-wise', which folds"
+            f"{str(where)!r}: norm_activation is {config['norm_activation']!r}, expected 'dataset-wise', "
+            "'inference' or 'no-norm', which can be folded into the weights"
         )
     for name in ("sparsity_include_decoder_norm", "use_decoder_bias", "apply_decoder_bias_to_pre_encoder"):
         if not isinstance(config.get(name, False), bool):
             raise UserError(f"{str(where)!r}: {name} is {config[name]!r}: expected true or false")
 
 
-def _wiring(where: Path, asked: ImportOptions, config: dict[str, Any]) -> Wiring:
-    """An SAE's two points are one, so that a site that is asked for takes the place of both."""
+def _wiring(where: Path, options: ImportOptions, config: dict[str, Any]) -> Wiring:
+    """The wiring; an SAE states the same hook point twice, so that a site from the user's options replaces both."""
     points = [config.get("hook_point_in"), config.get("hook_point_out")]
     if points[1] == points[0]:
         points[1] = None
     reads, predicts = (site_of_lens_name(point) if isinstance(point, str) else None for point in points)
-    if points[1] is not None and predicts is None and asked.predicts is None:
+    if points[1] is not None and predicts is None and options.predicts is None:
         raise UserError(
-            f"{str(where)!r} predicts {points[1]!r}, which is no site of ours: name the site it predicts by --predicts"
+            f"{str(where)!r} predicts {points[1]!r}, which is not a Panscope site: name the predicted site with "
+            "--predicts"
         )
-    return wiring_of(where, asked, reads, predicts, points[0])
+    return resolve_wiring(where, options, reads, predicts, points[0])
 
 
 def _model(path: Path) -> str | None:
-    """What lm_config.json says; the published files' repositories say it by their name."""
+    """The model in lm_config.json, or else in the name of the published repository."""
     found = read_json(path / _MODEL).get("model_name") if (path / _MODEL).is_file() else None
     if isinstance(found, str):
         return found
@@ -103,19 +113,19 @@ def _model(path: Path) -> str | None:
 
 
 def _factors(where: Path, config: dict[str, Any], sizes: dict[str, int]) -> tuple[float, float]:
-    """What rows are multiplied by before the encoder, and predictions divided by: s_in and s_out."""
+    """The factor that rows are multiplied by before the encoder, and the divisor of predictions: s_in and s_out."""
     if config.get("norm_activation", "dataset-wise") != "dataset-wise":
         return 1.0, 1.0
     norms = config.get(_NORM)
     found = [norms.get(end) for end in ("in", "out")] if isinstance(norms, dict) else []
-    fine = [float(norm) for norm in found if isinstance(norm, int | float) and 0 < norm < math.inf]
-    if len(fine) != 2:
+    valid = [float(norm) for norm in found if isinstance(norm, int | float) and 0 < norm < math.inf]
+    if len(valid) != 2:
         raise UserError(f"{str(where)!r}: {_NORM} is {norms!r}: expected two numbers above 0, 'in' and 'out'")
-    return math.sqrt(sizes["D"]) / fine[0], math.sqrt(sizes["E"]) / fine[1]
+    return math.sqrt(sizes["D"]) / valid[0], math.sqrt(sizes["E"]) / valid[1]
 
 
 def _fold(w: dict[str, Tensor], s_in: float, s_out: float, config: dict[str, Any]) -> None:
-    """Raw activations in, raw predictions out, codes of raw units."""
+    """Fold the factors into the weights `w`, so that inputs, predictions and codes are in raw units."""
     if config.get("apply_decoder_bias_to_pre_encoder"):
         w["b_enc"] -= w["W_enc"] @ w["b_dec"]
     w["b_enc"] /= s_in
@@ -128,8 +138,8 @@ def _fold(w: dict[str, Tensor], s_in: float, s_out: float, config: dict[str, Any
         w["b_enc"] *= norms
 
 
-def _coder(where: Path, w: dict[str, Tensor], config: dict[str, Any], asked: ImportOptions) -> Coder:
-    """JumpReLU at the one threshold; where there is none, what `act_fn` says."""
+def _coder(where: Path, w: dict[str, Tensor], config: dict[str, Any], options: ImportOptions) -> Coder:
+    """JumpReLU with the single threshold; if that is 0, the architecture named by `act_fn`."""
     tensors = {name: tensor.float() for name, tensor in w.items()}
     threshold, act = config.get("jump_relu_threshold", 0), config.get("act_fn", "jumprelu")
     if not isinstance(threshold, int | float) or not 0 <= threshold < math.inf:
@@ -137,21 +147,21 @@ def _coder(where: Path, w: dict[str, Tensor], config: dict[str, Any], asked: Imp
     if act not in ("jumprelu", "topk", "relu"):
         raise UserError(f"{str(where)!r}: act_fn is {act!r}: expected 'jumprelu', 'topk' or 'relu'")
     if act == "topk" and threshold == 0:
-        return made(where, "topk", tensors, sparsity=whole_k(where, asked.k, config.get("top_k")))
+        return build_coder(where, "topk", tensors, sparsity=resolve_k(where, options.k, config.get("top_k")))
     if act == "relu":
-        return made(where, "relu", tensors)
+        return build_coder(where, "relu", tensors)
     tensors["threshold"] = torch.full_like(tensors["b_enc"], threshold)
-    return made(where, "jumprelu", tensors)
+    return build_coder(where, "jumprelu", tensors)
 
 
 def _write(foreign: ImportedCoder, folder: Path) -> list[Path]:
     coder = as_jumprelu(foreign.wired, "llama_scope")
     if coder.config.skip:
-        raise UserError("llama_scope has no place for a skip connection: write saelens instead")
+        raise UserError("llama_scope cannot represent a skip connection: write saelens instead")
     if coder.config.d_in != coder.config.d_out:
-        raise UserError("llama_scope has one width for what is read and predicted: write saelens instead")
+        raise UserError("llama_scope has a single width for inputs and outputs: write saelens instead")
     thresholds = threshold_of(coder)
-    if thresholds.max() - thresholds.min() > _SAME * thresholds.max():
+    if thresholds.max() - thresholds.min() > _TOLERANCE * thresholds.max():
         raise UserError("llama_scope has one threshold for all latents, this coder has many: write saelens instead")
     w, wiring = coder.tensors(), foreign.wired.wiring
     tensors = {
@@ -176,7 +186,7 @@ def _write(foreign: ImportedCoder, folder: Path) -> list[Path]:
         "apply_decoder_bias_to_pre_encoder": False,
         "use_glu_encoder": False,
         "strict_loading": True,
-        **names_of(foreign),
+        **exported_names(foreign),
     }
     write_tensors(folder / _WEIGHTS, tensors)
     write_json(folder / _CONFIG, config)
@@ -186,11 +196,11 @@ def _write(foreign: ImportedCoder, folder: Path) -> list[Path]:
 
 LLAMA_SCOPE = Format(
     name="llama_scope",
-    says="Llama Scope v1: hyperparams.json and checkpoints",
+    description="Llama Scope v1: hyperparams.json and checkpoints",
     imports=("jumprelu", "topk", "relu"),
     exports=AS_JUMPRELU,
     needs="",
-    finds=_finds,
+    detect=_detect,
     read=_read,
     write=_write,
 )

@@ -1,8 +1,8 @@
-"""Multi-Layer SAEs (Lawson et al. 2025): `config.json` and `model.safetensors`, as the hub's mixin saves them.
+"""Multi-Layer SAEs (Lawson et al. 2025): `config.json` and `model.safetensors`, as saved by huggingface_hub's mixin.
 
 One TopK coder for the residual streams of all layers, without encoder bias: z = TopK(W_enc (x - b_pre)), y = W_dec^T
-ReLU(z) + b_pre, of rows that are standardised one by one where the file says so (our normaliser `standardise`). A
-"-tfm" repository holds the same under the prefix `autoencoder.`, beside the language model, which is not read.
+ReLU(z) + b_pre, for rows that are standardised one by one if the file says so (Panscope's normaliser `standardise`).
+A "-tfm" repository has the same tensors under the prefix `autoencoder.`, and the language model, which is not read.
 
 Shape letters: F latents, D width.
 """
@@ -20,10 +20,10 @@ from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.config import Config
 from panscope.formats.base import Format, ImportedCoder, ImportOptions
-from panscope.formats.shaping import bare, centred, is_zero, refuse, transposed, whole_k
-from panscope.formats.site_names import names_of
+from panscope.formats.shaping import centred, for_raw_rows, is_rounding_error, resolve_k, transposed, unsupported
+from panscope.formats.site_names import exported_names
 from panscope.formats.untrusted import read_json, read_safetensors, safetensors_shapes
-from panscope.formats.weights import made, per_row, weight_sizes, wiring_of
+from panscope.formats.weights import build_coder, per_row_normaliser, resolve_wiring, weight_sizes
 from panscope.storage.sealed import write_json
 from panscope.storage.tensors import write_tensors
 from panscope.types import Site, UserError
@@ -36,7 +36,7 @@ _KEPT = ("auxk", "dead_steps_threshold", "dead_threshold")
 
 
 class _Stated(Config):
-    """What is read of config.json."""
+    """The keys of config.json that are used."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -54,13 +54,13 @@ class _Stated(Config):
     dead_threshold: float = 1e-3
 
 
-def finds(path: Path) -> bool:
-    """A folder with both files; a language model's folder has them too, and is refused when it is read."""
+def detect(path: Path) -> bool:
+    """Whether this is a folder with both files; so is a language model's folder, which `read` rejects."""
     return (path / _CONFIG).is_file() and (path / _WEIGHTS).is_file()
 
 
-def read(path: Path, asked: ImportOptions) -> ImportedCoder:
-    """See `Format`; at the sites asked for, or as one coder of all layers that the file names."""
+def read(path: Path, options: ImportOptions) -> ImportedCoder:
+    """See `Format`. Reads a coder of the user's sites, or else of all layers that the file states."""
     stated = _Stated.read(read_json(path / _CONFIG), repr(str(path / _CONFIG)))
     tensors = _tensors(path / _WEIGHTS, stated)
     sizes = weight_sizes(path / _WEIGHTS, tensors, _SHAPES)
@@ -70,60 +70,62 @@ def read(path: Path, asked: ImportOptions) -> ImportedCoder:
             f"{str(path)!r}: {_CONFIG} says {width} latents of width {stated.n_inputs}, the weights have {sizes['F']} "
             f"of width {sizes['D']}; take an undamaged copy"
         )
-    fields = {"sparsity": whole_k(path, asked.k, stated.k), "pre_encoder_bias": True, "encoder_bias": False}
-    ours = {
+    fields = {"sparsity": resolve_k(path, options.k, stated.k), "pre_encoder_bias": True, "encoder_bias": False}
+    converted = {
         "W_enc": tensors["encoder.weight"],
         "b_enc": torch.zeros(sizes["F"]),
         "W_dec": transposed(tensors, "decoder.weight"),
         "b_dec": tensors["pre_encoder_bias"],
     }
-    coder = made(path / _WEIGHTS, "topk", ours, **fields)
-    about = {"format": "mlsae", "source": str(path), "model": asked.model or stated.model_name}
+    coder = build_coder(path / _WEIGHTS, "topk", converted, **fields)
+    about = {"format": "mlsae", "source": str(path), "model": options.model or stated.model_name}
     about |= {key: getattr(stated, key) for key in _KEPT}
-    wired = WiredCoder(_wiring(path, asked, stated), coder, per_row("standardise" if stated.standardize else "none"))
+    wired = WiredCoder(
+        _wiring(path, options, stated), coder, per_row_normaliser("standardise" if stated.standardize else "none")
+    )
     return ImportedCoder(wired, about)
 
 
 def _tensors(file: Path, stated: _Stated) -> dict[str, Tensor]:
-    """The autoencoder's own tensors, without their prefix; the language model's are left."""
+    """The tensors of the autoencoder without their prefix; those of the language model are not read."""
     names = list(safetensors_shapes(file))
     prefix = _PREFIX if any(name.startswith(_PREFIX) for name in names) else ""
     lenses = [name for name in names if name.removeprefix(prefix).startswith(_LENSES)]
     if stated.lens or stated.tuned_lens or lenses:
         raise UserError(
-            f"{str(file)!r} turns the rows of each layer by a lens of its own before it codes them: Panscope has no "
-            "such coder; it is not imported"
+            f"{str(file)!r} transforms the rows of each layer by a lens before encoding them: Panscope has no such "
+            "coder; it is not imported"
         )
     found = read_safetensors(file, lambda name: name.startswith(prefix) if prefix else True)
     return {name.removeprefix(prefix): tensor for name, tensor in found.items() if not name.endswith("last_nonzero")}
 
 
-def _wiring(path: Path, asked: ImportOptions, stated: _Stated) -> Wiring:
-    """All layers as one coder; sites that are asked for take their place."""
+def _wiring(path: Path, options: ImportOptions, stated: _Stated) -> Wiring:
+    """One coder of the user's sites, or else of all layers that the file states."""
     layers = stated.layers or ()
     if any(layer < 0 for layer in layers):
         raise UserError(f"{str(path)!r}: layers are {list(layers)}, expected numbers from 0; take an undamaged copy")
     sites = tuple(Site(layer, "resid_post") for layer in layers)
-    asked = replace(asked, reads=asked.sites or sites)
-    return wiring_of(path / _CONFIG, asked, None, None, several=True)
+    options = replace(options, reads=options.sites or sites)
+    return resolve_wiring(path / _CONFIG, options, None, None, several=True)
 
 
 def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
-    """See `Format`: TopK of residual streams, without encoder bias, raw or standardised row by row."""
+    """See `Format`. Writes TopK of residual streams, without encoder bias, with raw or standardised rows."""
     wired = foreign.wired
     if wired.normaliser.kind == "token_norm":
-        raise refuse("mlsae", "rows normalised one by one ('token_norm')")
-    coder = bare(wired, "mlsae", ("sae", "multilayer"))
+        raise unsupported("mlsae", "per-row normalisation ('token_norm')")
+    coder = for_raw_rows(wired, "mlsae", ("sae", "multilayer"))
     if not isinstance(coder.config, TopKConfig):
-        raise refuse("mlsae", f"architecture {coder.config.architecture!r}; it has TopK alone")
+        raise unsupported("mlsae", f"architecture {coder.config.architecture!r}; it only has TopK")
     kinds = {site.kind for site in wired.wiring.reads}
     if kinds != {"resid_post"}:
-        raise refuse("mlsae", f"the site {str(wired.wiring.reads[0])!r}; it has the residual stream alone")
-    ours = _without_bias(coder)
+        raise unsupported("mlsae", f"the site {str(wired.wiring.reads[0])!r}; it only has the residual stream")
+    converted = _without_bias(coder)
     tensors = {
-        "encoder.weight": ours["W_enc"],
-        "decoder.weight": transposed(ours, "W_dec"),
-        "pre_encoder_bias": ours["b_dec"],
+        "encoder.weight": converted["W_enc"],
+        "decoder.weight": transposed(converted, "W_dec"),
+        "pre_encoder_bias": converted["b_dec"],
     }
     write_tensors(folder / _WEIGHTS, tensors, {"format": "pt"})
     write_json(folder / _CONFIG, _config(foreign, coder))
@@ -131,15 +133,17 @@ def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
 
 
 def _without_bias(coder: Coder) -> dict[str, Tensor]:
-    """The tensors for rows from which b_dec is taken; raises UserError where an encoder bias is left then."""
+    """The tensors for a tool that subtracts b_dec from the input; raises UserError if an encoder bias remains."""
     tensors, before = centred(coder), coder.tensors()["b_enc"]
-    if not is_zero(tensors["b_enc"], before if not coder.config.pre_encoder_bias else torch.zeros_like(before)):
-        raise refuse("mlsae", "an encoder bias", "train with encoder_bias = false, or export it as saelens")
+    if not is_rounding_error(
+        tensors["b_enc"], before if not coder.config.pre_encoder_bias else torch.zeros_like(before)
+    ):
+        raise unsupported("mlsae", "an encoder bias", "train with encoder_bias = false, or export it as saelens")
     return tensors
 
 
 def _config(foreign: ImportedCoder, coder: Coder) -> dict[str, Any]:
-    """config.json: the class's arguments; it ignores the rest."""
+    """The contents of config.json: the arguments of the class, which ignores other keys."""
     config, about = coder.config, foreign.about
     auxk = about.get("auxk")
     return {
@@ -152,17 +156,17 @@ def _config(foreign: ImportedCoder, coder: Coder) -> dict[str, Any]:
         "auxk": auxk if isinstance(auxk, int) else min(256, config.width),
         "standardize": foreign.wired.normaliser.kind == "standardise",
         "lens": False,
-        **names_of(foreign),
+        **exported_names(foreign),
     }
 
 
 MLSAE = Format(
     name="mlsae",
-    says="Multi-Layer SAEs: a folder with config.json and model.safetensors",
+    description="Multi-Layer SAEs: a folder with config.json and model.safetensors",
     imports=("topk",),
     exports=("topk",),
-    needs="--site, where config.json has no layers",
-    finds=finds,
+    needs="--site, if config.json has no layers",
+    detect=detect,
     read=read,
     write=write,
 )

@@ -1,11 +1,12 @@
-"""Neuronpedia's bulk layout: the lines that its importer takes, key for key, and the files they stand in.
+"""Neuronpedia's bulk import format: the JSON lines that its importer reads, key for key, and the files they are in.
 
     <model>/<source>/release.jsonl, model.jsonl, sourceset.jsonl, source.jsonl       one line each
     <model>/<source>/features/batch-0.jsonl.gz, activations/batch-0.jsonl.gz, explanations/batch-0.jsonl.gz ...
 
 Keys, their order and their defaults are those of `neuronpedia_utils/db_models` and of SAEDashboard's exporter. The
 importer takes a file's columns from its first line, so all lines of a file have the same keys: only an explanation's
-`embedding` may be left out, in every line or in none. What the numbers mean and how they are found is not said here.
+`embedding` may be omitted, either in all lines or in none. This module defines the layout only, not how the values are
+computed.
 """
 
 import gzip
@@ -25,11 +26,11 @@ from panscope.storage.atomic import replacing, write_text
 from panscope.types import UserError
 
 Id = Annotated[str, StringConstraints(pattern=r"^c[a-z0-9]{24}$")]
-"""A row's id as the database makes them (cuid): `c` and 24 lower-case letters and digits; see `row_id`."""
+"""A row's id in the form used by the database (cuid): `c` and 24 lower-case letters and digits; see `row_id`."""
 Folder = Literal["features", "activations", "explanations"]
 Visibility = Literal["PUBLIC", "UNLISTED", "PRIVATE"]
 EMBEDDING = 256
-"""Numbers in an explanation's embedding."""
+"""Dimension of an explanation's embedding."""
 ExplanationType = Literal[
     "oai_token-act-pair",
     "oai_attention-head",
@@ -39,7 +40,7 @@ ExplanationType = Literal[
     "python-code",
     "eleuther_acts_top20",
 ]
-"""How an explanation was made: the names that the database knows."""
+"""The methods of explanation that the database accepts."""
 _NAME = re.compile(r"\w[\w.-]*")
 
 
@@ -52,7 +53,7 @@ class Line(Config):
 
 
 class Release(Line):
-    """release.jsonl: what belongs together, such as all coders of a paper."""
+    """release.jsonl: a collection of sources, such as all coders of a paper."""
 
     name: str
     description: str
@@ -220,7 +221,9 @@ class Activation(Line):
     @model_validator(mode="after")
     def _fits_its_tokens(self) -> Self:
         if not self.tokens or len(self.tokens) != len(self.values):
-            raise ValueError(f"there are {len(self.tokens)} tokens and {len(self.values)} values: give one for each")
+            raise ValueError(
+                f"there are {len(self.tokens)} tokens and {len(self.values)} values: give one value per token"
+            )
         if self.maxValueTokenIndex >= len(self.tokens):
             raise ValueError(
                 f"maxValueTokenIndex is {self.maxValueTokenIndex}, but there are {len(self.tokens)} tokens"
@@ -229,7 +232,7 @@ class Activation(Line):
 
 
 class Explanation(Line):
-    """What a latent stands for, in words."""
+    """A description of a latent in natural language."""
 
     id: Id
     modelId: str
@@ -247,31 +250,31 @@ class Explanation(Line):
     @model_validator(mode="after")
     def _embedding_fits(self) -> Self:
         if self.embedding is not None and len(self.embedding) != EMBEDDING:
-            raise ValueError(f"embedding has {len(self.embedding)} numbers, expected {EMBEDDING}; or leave it out")
+            raise ValueError(f"embedding has {len(self.embedding)} numbers, expected {EMBEDDING}; or omit it")
         return self
 
     def row(self) -> dict[str, Any]:
-        """As every line, without `embedding` where there is none: the importer takes no null for it."""
+        """The line's keys and values, without `embedding` if there is none: the importer does not accept null."""
         values = super().row()
         return values if self.embedding is not None else {key: values[key] for key in values if key != "embedding"}
 
 
 LINES: dict[Folder, type[Line]] = {"features": Feature, "activations": Activation, "explanations": Explanation}
-"""What stands in which folder."""
+"""The type of the lines in each folder."""
 
 
 def source_id(layer: int, source_set: str, suffix: str = "") -> str:
-    """The id of a coder: its layer, its source set and, where two would be equal, a suffix."""
+    """The id of a coder: its layer, its source set and, to tell apart two of the same, a suffix."""
     return f"{layer}-{source_set}" + (f"__{suffix}" if suffix else "")
 
 
 def row_id(*names: object) -> str:
-    """An id as the database makes them, always the same for the same `names`: importing twice adds nothing."""
+    """An id in the form used by the database, determined by `names`, so that importing twice adds no rows."""
     return "c" + hashlib.sha256(json.dumps([str(name) for name in names]).encode()).hexdigest()[:24]
 
 
 def source_folder(folder: Path, source: NeuronpediaSource) -> Path:
-    """Where a source's files stand; raises UserError where its names cannot be folders'."""
+    """The folder of a source's files; raises UserError if its names are not valid folder names."""
     for what, name in (("model", source.modelId), ("source", source.id)):
         if not _NAME.fullmatch(name):
             raise UserError(f"the {what} {name!r} cannot be a folder's name: use letters, digits, '.', '_' and '-'")
@@ -281,7 +284,7 @@ def source_folder(folder: Path, source: NeuronpediaSource) -> Path:
 def write_source(
     folder: Path, release: Release, model: Model, source_set: SourceSet, source: NeuronpediaSource
 ) -> list[Path]:
-    """Write the four lines that say what the batches belong to; the files written."""
+    """Write the four files that describe a source, one line each; returns their paths."""
     inside = source_folder(folder, source)
     lines: dict[str, Line] = {"release": release, "model": model, "sourceset": source_set, "source": source}
     for name, line in lines.items():
@@ -290,7 +293,7 @@ def write_source(
 
 
 def write_batch(folder: Path, source: NeuronpediaSource, kind: Folder, number: int, lines: Iterable[Line]) -> Path:
-    """Write one batch of `kind`, its lines one after another and never all in memory; the file written.
+    """Write one batch of `kind`, streaming its lines; returns the path of the file.
 
     The same lines give the same bytes. Raises UserError for a line of another kind, or with other keys than the first.
     """
@@ -301,17 +304,17 @@ def write_batch(folder: Path, source: NeuronpediaSource, kind: Folder, number: i
         gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as packed,
         io.TextIOWrapper(packed, "utf-8", newline="\n") as file,
     ):
-        for row in _alike(kind, lines):
+        for row in _checked_rows(kind, lines):
             file.write(_text(row))
     return path
 
 
-def _alike(kind: Folder, lines: Iterable[Line]) -> Iterator[dict[str, Any]]:
-    """The rows of `lines`, all of `kind` and with the same keys; raises UserError otherwise."""
+def _checked_rows(kind: Folder, lines: Iterable[Line]) -> Iterator[dict[str, Any]]:
+    """The rows of `lines`; raises UserError unless all are of `kind` and have the same keys."""
     keys: list[str] | None = None
     for line in lines:
         if not isinstance(line, LINES[kind]):
-            raise UserError(f"a {type(line).__name__} cannot stand under {kind}: write it in a batch of its own")
+            raise UserError(f"a {type(line).__name__} cannot be in a batch of {kind}: write it to a separate batch")
         row = line.row()
         keys = keys or list(row)
         if list(row) != keys:
@@ -320,6 +323,6 @@ def _alike(kind: Folder, lines: Iterable[Line]) -> Iterator[dict[str, Any]]:
 
 
 def _text(values: dict[str, Any]) -> str:
-    """A line; halves of surrogate pairs, which neither UTF-8 nor the database has, become U+FFFD, pairs a character."""
+    """A line of JSON; surrogate pairs become one character, and lone surrogates, which UTF-8 cannot encode, U+FFFD."""
     line = json.dumps(values, ensure_ascii=False, separators=(",", ":")) + "\n"
     return line.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,33 +1,33 @@
-"""The results of an SAE as SAEBench's `core` evaluation writes them (Karvonen et al. 2025), for its tools to read.
+"""Results in the format of SAEBench's `core` evaluation (Karvonen et al. 2025), readable by SAEBench's tools.
 
-The document has the fields of `CoreEvalOutput` (sae_bench/evals/core), which neuronpedia.org/sae-bench shows. Its
-numbers follow that code, also where it is odd, and not the numbers of Panscope that have the same name. Below, a row is
-a content token: neither BOS, EOS nor padding; y is a row, h its reconstruction, E their width; a batch is the sequences
-that go through the model together. SAEBench name <- Panscope number: definition, a mean over rows unless said.
+The document has the fields of `CoreEvalOutput` (sae_bench/evals/core), as shown on neuronpedia.org/sae-bench. Its
+metrics follow SAEBench's code, including its peculiarities, rather than Panscope's metrics of the same name. Below, a
+row is a content token: neither BOS, EOS nor padding; y is a row, h its reconstruction, E their width; a batch is a set
+of sequences in one forward pass. SAEBench name <- Panscope name: definition, a mean over rows unless stated otherwise.
 
-- `kl_div_with_sae` <- `saebench_kl`: KL(clean || spliced) at every row, the last place of a sequence too.
-- `kl_div_with_ablation` <- `saebench_kl_zero_ablated`: KL(clean || zero-ablated) at the same places.
+- `kl_div_with_sae` <- `saebench_kl`: KL(clean || spliced) at every row, including the last position of a sequence.
+- `kl_div_with_ablation` <- `saebench_kl_zero_ablated`: KL(clean || zero-ablated) at the same positions.
 - `kl_div_score`: (kl_div_with_ablation - kl_div_with_sae) / kl_div_with_ablation.
 - `ce_loss_without_sae` <- `saebench_ce_clean`: -log p(next token) at every row that has a next token, which may be
-  special: the mask is of the token that is read and not, as in `ce_clean`, of the one that is predicted.
+  special: the mask is that of the input token and not, as in `ce_clean`, that of the predicted token.
 - `ce_loss_with_sae` <- `saebench_ce_spliced`, `ce_loss_with_ablation` <- `saebench_ce_zero_ablated`: the same.
 - `ce_loss_score`: (ce_loss_with_ablation - ce_loss_with_sae) / (ce_loss_with_ablation - ce_loss_without_sae).
 - `explained_variance` <- `saebench_explained_variance`: 1 - R / (S - (S / E)^2), R and S the means over batches of the
-  batch's mean |y - h|^2 and mean |y|^2; the square is meant to be of the mean, but is of the mean square.
+  batch's mean |y - h|^2 and mean |y|^2; SAEBench squares the mean square where the mean itself was intended.
 - `explained_variance_legacy` <- `saebench_explained_variance_legacy`: 1 - |y - h|^2 / |y - batch's mean|^2. The numbers
   published in January 2025 are these, under the name explained_variance.
-- `mse` <- `saebench_mse`: |y - h|^2 / rows of the batch, so it falls as batches grow.
+- `mse` <- `saebench_mse`: |y - h|^2 / rows of the batch, so it decreases with the batch size.
 - `cossim` <- `cosine`. `l2_norm_in`, `l2_norm_out` <- `saebench_l2_norm_in`, `saebench_l2_norm_out`: |y|, |h|.
 - `l2_ratio` <- `saebench_l2_ratio`: |h| / |y|, with 1 for |y| where it is below 0.0001.
 - `relative_reconstruction_bias` <- `saebench_relative_reconstruction_bias`: mean over batches of the batch's mean |h|^2
   / mean y.h (Rajamanoharan et al. 2024, Eq. 10).
-- `l0`, `l1` <- `l0`, `l1`. `total_tokens_*`: `sequences` times the context, special tokens too.
-- `frac_alive`, `freq_over_*_percent`: share of latents with density above 0, 0.01, 0.1; `normalized_freq_over_*`: what
-  those latents' densities add up to, over what all do; `average_max_*_cosine_sim`: means over latents. A latent's
+- `l0`, `l1` <- `l0`, `l1`. `total_tokens_*`: `sequences` times the context, including special tokens.
+- `frac_alive`, `freq_over_*_percent`: share of latents with density above 0, 0.01, 0.1; `normalized_freq_over_*`: the
+  sum of those latents' densities over the sum of all; `average_max_*_cosine_sim`: means over latents. A latent's
   `feature_density` is `firings` / `tokens`; `consistent_activation_heuristic` is `firings` / `sequences` it fires in.
 
-Spliced and zero-ablated is the site at every place, special tokens too, unless `exclude_special_tokens` says that the
-splice leaves those as they are. `CoreRows` sums what rows give. A number that is undefined is -1, as it is there.
+The site is spliced and zero-ablated at every position, including special tokens, unless `exclude_special_tokens` says
+that special tokens keep their activations. An undefined metric is -1, as in SAEBench.
 
 Shape letters: B rows, E width, F latents.
 """
@@ -47,7 +47,7 @@ from panscope.evals.saebench import ratio
 from panscope.storage.sealed import write_json
 
 Columns = Mapping[str, Tensor]
-"""[F] each: the columns of latents.parquet, and the three others that `DETAILS` and `_densities` name."""
+"""Columns [F]: those of latents.parquet, and the three others used by `DETAILS` and `_densities`."""
 
 CATEGORIES: dict[str, dict[str, str]] = {
     "model_behavior_preservation": {
@@ -73,7 +73,7 @@ CATEGORIES: dict[str, dict[str, str]] = {
     },
     "sparsity": {"l0": "l0", "l1": "l1"},
 }
-"""SAEBench's categories: its name for each number that is taken over, and Panscope's."""
+"""SAEBench's categories, each with a mapping from SAEBench's to Panscope's metric names."""
 
 DETAILS = {
     "encoder_bias": "encoder_bias",
@@ -82,15 +82,15 @@ DETAILS = {
     "max_decoder_cosine_sim": "decoder_cosine",
     "max_encoder_cosine_sim": "encoder_cosine",
 }
-"""What SAEBench says of each latent, and the column it is taken from."""
+"""SAEBench's per-latent metrics, by name, and the column that each is taken from."""
 
 UNDEFINED = -1.0
 DECIMALS = 10
-"""How many decimals SAEBench keeps of what it says of a latent."""
+"""Decimals that SAEBench keeps of per-latent metrics."""
 
 
 class CoreAbout(Config):
-    """What was evaluated, on what and when."""
+    """The SAE, model, data and time of an evaluation."""
 
     release: str
     """SAEBench's `sae_lens_release_id`: the suite that the SAE belongs to."""
@@ -101,23 +101,23 @@ class CoreAbout(Config):
     dtype: str = "float32"
     """The language model's precision."""
     dataset: str
-    """The text."""
+    """The text dataset."""
     context: int = pydantic.Field(gt=0)
-    """Tokens of a sequence."""
+    """Tokens per sequence."""
     batch: int = pydantic.Field(gt=0)
-    """Sequences of a batch."""
+    """Sequences per batch."""
     exclude_special_tokens: bool = False
-    """Whether the splice left special tokens as they are."""
+    """Whether special tokens kept their activations."""
     eval_id: str
     """A UUID of this evaluation."""
     milliseconds: int = pydantic.Field(ge=0, le=9_999_999_999_999)
-    """When, since 1970."""
+    """Time of the evaluation, in milliseconds since 1970."""
     sae: dict[str, Any]
-    """The SAE's configuration in SAELens' words: `architecture`, `hook_name`, `d_in`, `d_sae` and so on."""
+    """The SAE's configuration with SAELens' keys: `architecture`, `hook_name`, `d_in`, `d_sae` and so on."""
 
 
 def core_output(numbers: Mapping[str, float | None], latents: Columns, about: CoreAbout) -> dict[str, Any]:
-    """The whole document: `numbers` by Panscope's names, the columns [F] of its `latents`, and what it is `about`."""
+    """The whole document, from `numbers` by Panscope's metric names and the columns [F] of the `latents`."""
     columns = {name: torch.as_tensor(column).double() for name, column in latents.items()}
     columns |= _densities(columns, numbers)
     return {
@@ -137,12 +137,12 @@ def core_output(numbers: Mapping[str, float | None], latents: Columns, about: Co
 
 
 def core_file_name(about: CoreAbout) -> str:
-    """How SAEBench names the file of one SAE in the folder `core`."""
+    """SAEBench's name for the file of one SAE in the folder `core`."""
     return f"{about.release}_{about.coder}_eval_results.json".replace("/", "_")
 
 
 def write_core(path: Path, document: dict[str, Any]) -> None:
-    """Write what `core_output` made, in one piece and without a checksum, which SAEBench's schema has no place for."""
+    """Write a document of `core_output` atomically, without a checksum, which SAEBench's schema does not allow."""
     write_json(path, document)
 
 
@@ -169,29 +169,29 @@ def _config(numbers: Mapping[str, float | None], about: CoreAbout) -> dict[str, 
 
 
 def _metrics(numbers: Mapping[str, float | None], columns: Columns, about: CoreAbout) -> dict[str, Any]:
-    """Every category, each flat."""
-    taken = {
+    """The metrics of all categories."""
+    metrics = {
         category: {name: _defined(numbers[source]) for name, source in names.items()}
         for category, names in CATEGORIES.items()
     }
     kl = [numbers["saebench_kl_zero_ablated"], numbers["saebench_kl"], 0.0]
     ce = [numbers["saebench_ce_zero_ablated"], numbers["saebench_ce_spliced"], numbers["saebench_ce_clean"]]
-    taken["model_behavior_preservation"]["kl_div_score"] = _score(*kl)
-    taken["model_performance_preservation"]["ce_loss_score"] = _score(*ce)
+    metrics["model_behavior_preservation"]["kl_div_score"] = _score(*kl)
+    metrics["model_performance_preservation"]["ce_loss_score"] = _score(*ce)
     tokens = int(numbers["sequences"] or 0) * about.context
     counts = {"total_tokens_eval_reconstruction": tokens, "total_tokens_eval_sparsity_variance": tokens}
-    return {**taken, "token_stats": counts, "misc_metrics": _misc(columns)}
+    return {**metrics, "token_stats": counts, "misc_metrics": _misc(columns)}
 
 
 def _score(ablated: float | None, spliced: float | None, clean: float | None) -> float:
-    """How much of what ablation costs the SAE saves: 1 for all of it."""
+    """The share of the ablation's loss increase that the SAE recovers: 1 for all of it."""
     if ablated is None or spliced is None or clean is None:
         return UNDEFINED
     return _defined(ratio(ablated - spliced, ablated - clean))
 
 
 def _densities(columns: Columns, numbers: Mapping[str, float | None]) -> dict[str, Tensor]:
-    """[F] how often each latent fires: of all rows, and a sequence in which it does."""
+    """[F] the firing rate of each latent over all rows, and its firings per sequence in which it fires."""
     return {
         "feature_density": columns["firings"] / (numbers["tokens"] or math.nan),
         "consistent_activation_heuristic": columns["firings"] / columns["sequences"],
@@ -206,15 +206,15 @@ def _misc(columns: Columns) -> dict[str, float]:
         "frac_alive": (density > 0).double().mean(),
     }
     for percent in (1, 10):
-        often = density > percent / 100
-        misc[f"freq_over_{percent}_percent"] = often.double().mean()
-        share = density[often].sum() / density.sum() if density.sum() > 0 else torch.tensor(0.0)
+        frequent = density > percent / 100
+        misc[f"freq_over_{percent}_percent"] = frequent.double().mean()
+        share = density[frequent].sum() / density.sum() if density.sum() > 0 else torch.tensor(0.0)
         misc[f"normalized_freq_over_{percent}_percent"] = share
     return {name: _defined(float(value)) for name, value in misc.items()}
 
 
 def _details(columns: Columns) -> list[dict[str, float | int]]:
-    """One entry a latent."""
+    """One entry per latent."""
     sources = {name: name for name in ("feature_density", "consistent_activation_heuristic")} | DETAILS
     lists = [[round(_defined(x), DECIMALS) for x in columns[source].tolist()] for source in sources.values()]
     return [

@@ -1,11 +1,11 @@
-"""SAELens' folders: cfg.json and sae_weights.safetensors (read: versions 3 to 6; written: as 6.54 reads them).
+"""SAELens folders: cfg.json and sae_weights.safetensors (versions 3 to 6 can be read; files are written for 6.54).
 
-Its encoders are [D, F] and its decoders [F, E]. What its loader ignores is refused here: a scale factor for activations
-that was never folded in (`expected_average_only_in`), and whitening. Its checkpoints of BatchTopK have a running
-threshold in place of thresholds; they are read as SAELens itself publishes them, as JumpReLU.
+Encoders are stored as [D, F] and decoders as [F, E]. An activation scale that was never folded into the weights
+(`expected_average_only_in`), which SAELens' loader ignores, is folded in here; whitening is rejected. BatchTopK
+checkpoints have a running threshold instead of thresholds; they are read as JumpReLU, as SAELens publishes them.
 
-`layer_norm` is our `standardise`, `constant_norm_rescale` our `token_norm`. Its transcoders never undo a normaliser,
-which ours would, so those are refused.
+SAELens' `layer_norm` corresponds to Panscope's `standardise`, and `constant_norm_rescale` to `token_norm`. SAELens
+transcoders with a normaliser are rejected: SAELens does not denormalise their outputs, whereas Panscope would.
 
 Shape letters: D input width, E output width, F latents.
 """
@@ -21,17 +21,17 @@ from panscope.coders.normaliser import PER_ROW
 from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.formats.base import Format, ImportedCoder, ImportOptions
-from panscope.formats.shaping import whole_k
-from panscope.formats.site_names import names_of, paths_said, sites_named, with_own
+from panscope.formats.shaping import resolve_k
+from panscope.formats.site_names import exported_names, stated_module_paths, stated_sites, with_exported
 from panscope.formats.untrusted import read_json, read_safetensors
 from panscope.formats.weights import (
-    finished,
-    made,
+    build_coder,
+    folded,
+    jumprelu_advice,
+    resolve_wiring,
     threshold_of,
-    way_to_jumprelu,
     weight_sizes,
-    wired_as,
-    wiring_of,
+    wired_coder,
     without_pre_bias,
 )
 from panscope.storage.sealed import write_json
@@ -40,7 +40,7 @@ from panscope.types import UserError
 
 _CONFIG, _WEIGHTS, _SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 _VERSION = "6.54.12"
-"""The version whose reader the written files are proven with."""
+"""The version whose reader the exported files are tested with."""
 
 _FOUR = {"W_enc": "DF", "b_enc": "F", "W_dec": "FE", "b_dec": "E"}
 _SQUARE = {"W_enc": "DF", "b_enc": "F", "W_dec": "FD", "b_dec": "D"}
@@ -61,57 +61,59 @@ _READ: dict[str, tuple[str, dict[str, str]]] = {
     "jumprelu_transcoder": ("jumprelu", _FOUR | _JUMP),
     "jumprelu_skip_transcoder": ("jumprelu", _FOUR | _JUMP | _SKIP),
 }
-"""Our architecture for each of theirs, and the shapes of its tensors."""
+"""By SAELens architecture: the Panscope architecture and the shapes of its tensors."""
 _WRITTEN = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
 _NORMALISERS = {"none": "none", "layer_norm": "standardise", "constant_norm_rescale": "token_norm"}
 _SCALED = "expected_average_only_in"
 _RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
 _TRAINING = ("batchtopk", "matryoshka_batchtopk")
-_CROSSING = {"relu": "", "jumprelu": "jumprelu_"}
-"""Our architectures that it has transcoders of, and what their names begin with."""
-_LEAST_NORM = 1e-8
-_CARRIED = ("context_size", "prepend_bos", "dataset_path", "neuronpedia_id", "l0")
-"""What SAELens asks of `metadata` beside the names, where it is known."""
+_TRANSCODERS = {"relu": "", "jumprelu": "jumprelu_"}
+"""Panscope architectures for which SAELens has transcoders, with the prefix of their names."""
+_MIN_NORM = 1e-8
+_METADATA = ("context_size", "prepend_bos", "dataset_path", "neuronpedia_id", "l0")
+"""Further entries of SAELens' `metadata`, written if known."""
 
 
-def _finds(path: Path) -> bool:
+def _detect(path: Path) -> bool:
     folder = path.parent if path.name in (_CONFIG, _WEIGHTS) else path
     return (folder / _CONFIG).is_file() and (folder / _WEIGHTS).is_file()
 
 
-def _read(path: Path, asked: ImportOptions) -> ImportedCoder:
+def _read(path: Path, options: ImportOptions) -> ImportedCoder:
     folder = path.parent if path.name in (_CONFIG, _WEIGHTS) else path
     where = folder / _CONFIG
-    config = _modern(where, read_json(where))
-    theirs = config.get("architecture")
-    if not isinstance(theirs, str) or theirs not in _READ:
-        raise UserError(f"{str(where)!r}: architecture {theirs!r} is not read: it must be one of {', '.join(_READ)}")
-    normaliser = _normaliser(where, config, theirs)
-    tensors = _tensors(folder / _WEIGHTS, theirs, config)
+    config = _upgraded(where, read_json(where))
+    saelens_arch = config.get("architecture")
+    if not isinstance(saelens_arch, str) or saelens_arch not in _READ:
+        raise UserError(
+            f"{str(where)!r}: architecture {saelens_arch!r} is unsupported: it must be one of {', '.join(_READ)}"
+        )
+    normaliser = _normaliser(where, config, saelens_arch)
+    tensors = _tensors(folder / _WEIGHTS, saelens_arch, config)
     if config.get("normalize_activations") == _SCALED:
         _fold_scale(tensors, _scale(folder))
-    if theirs in _TRAINING:
-        _fold_running(where, tensors, config)
-    fields: dict[str, Any] = {"pre_encoder_bias": _takes_bias_off(where, config, theirs)}
-    ours = _READ[theirs][0]
-    if ours == "topk":
+    if saelens_arch in _TRAINING:
+        _fold_running_threshold(where, tensors, config)
+    fields: dict[str, Any] = {"pre_encoder_bias": _subtracts_bias(where, config, saelens_arch)}
+    architecture = _READ[saelens_arch][0]
+    if architecture == "topk":
         by_norm = _flag(where, config, "rescale_acts_by_decoder_norm", default=False)
         fields |= {
-            "sparsity": whole_k(where, asked.k, config.get("k")),
+            "sparsity": resolve_k(where, options.k, config.get("k")),
             "selection": "decoder_norm" if by_norm else "value",
         }
     metadata = config["metadata"]
-    asked = with_own(asked, metadata, where)
-    wiring, paths = _wiring(where, asked, metadata, theirs)
+    options = with_exported(options, metadata, where)
+    wiring, paths = _wiring(where, options, metadata, saelens_arch)
     _check_heads(where, config, wiring)
-    wired = wired_as(folder, wiring, made(folder / _WEIGHTS, ours, tensors, **fields), normaliser)
-    return ImportedCoder(wired, _about(folder, asked, metadata, theirs) | paths)
+    wired = wired_coder(folder, wiring, build_coder(folder / _WEIGHTS, architecture, tensors, **fields), normaliser)
+    return ImportedCoder(wired, _about(folder, options, metadata, saelens_arch) | paths)
 
 
-def _modern(where: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration as version 6 writes it: before, everything stood side by side.
+def _upgraded(where: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration in the layout of version 6; earlier versions have no `metadata` table.
 
-    Raises UserError for an activation that SAELens 6 would read as ReLU.
+    Raises UserError for an activation function that SAELens 6 would silently replace by ReLU.
     """
     metadata = config.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
@@ -120,44 +122,48 @@ def _modern(where: Path, config: dict[str, Any]) -> dict[str, Any]:
         return config | {"metadata": metadata}
     old = {_RENAMED.get(key, key): value for key, value in config.items()}
     old = {"architecture": "standard", "apply_b_dec_to_input": True} | old | {"metadata": old}
-    activation, options = old.get("activation_fn") or "relu", old.get("activation_fn_kwargs")
+    activation, arguments = old.get("activation_fn") or "relu", old.get("activation_fn_kwargs")
     if activation not in ("relu", "topk"):
-        raise UserError(f"{str(where)!r}: the activation is {activation!r}, which is not read: it must be relu or topk")
+        raise UserError(
+            f"{str(where)!r}: the activation is {activation!r}, which is unsupported: it must be relu or topk"
+        )
     if activation == "topk":
-        old |= {"architecture": "topk"} | ({"k": options["k"]} if isinstance(options, dict) and "k" in options else {})
+        old |= {"architecture": "topk"} | (
+            {"k": arguments["k"]} if isinstance(arguments, dict) and "k" in arguments else {}
+        )
     normalises = old.get("normalize_activations")
     if isinstance(normalises, bool):
         old["normalize_activations"] = _SCALED if normalises else "none"
     return old
 
 
-def _normaliser(where: Path, config: dict[str, Any], theirs: str) -> str:
-    """Our kind of normaliser for what the configuration asks; raises UserError where there is none."""
-    asked = config.get("normalize_activations") or "none"
-    if asked == _SCALED:
+def _normaliser(where: Path, config: dict[str, Any], saelens_arch: str) -> str:
+    """The kind of normaliser that corresponds to the configuration; raises UserError if there is none."""
+    stated = config.get("normalize_activations") or "none"
+    if stated == _SCALED:
         return "none"
-    if not isinstance(asked, str) or asked not in _NORMALISERS:
+    if not isinstance(stated, str) or stated not in _NORMALISERS:
         raise UserError(
-            f"{str(where)!r}: normalize_activations is {asked!r}, which is not read: use {', '.join(_NORMALISERS)}; "
+            f"{str(where)!r}: normalize_activations is {stated!r}, expected one of {', '.join(_NORMALISERS)}; "
             "fold it into the weights with SAELens and save again"
         )
-    if asked != "none" and "transcoder" in theirs:
+    if stated != "none" and "transcoder" in saelens_arch:
         raise UserError(
-            f"{str(where)!r}: normalize_activations is {asked!r} and the architecture {theirs!r}: SAELens normalises "
-            "what a transcoder reads and not what it predicts, which no normaliser of ours does"
+            f"{str(where)!r}: normalize_activations is {stated!r} and the architecture {saelens_arch!r}: SAELens "
+            "normalises the inputs of a transcoder but not its outputs, which Panscope does not support"
         )
-    return _NORMALISERS[asked]
+    return _NORMALISERS[stated]
 
 
-def _tensors(path: Path, theirs: str, config: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights, laid out as ours."""
+def _tensors(path: Path, saelens_arch: str, config: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights, in Panscope's layout."""
     tensors = read_safetensors(path)
     scaling = tensors.pop("scaling_factor", None)
     if scaling is not None and not scaling.eq(1).all():
-        raise UserError(f"{str(path)!r} holds a scaling_factor other than 1: save it with SAELens 6 first")
+        raise UserError(f"{str(path)!r} contains a scaling_factor other than 1: save it with SAELens 6 first")
     if "log_threshold" in tensors:
         tensors["threshold"] = tensors.pop("log_threshold").exp()
-    sizes = weight_sizes(path, tensors, _READ[theirs][1])
+    sizes = weight_sizes(path, tensors, _READ[saelens_arch][1])
     for name, letter in (("d_in", "D"), ("d_sae", "F"), ("d_out", "E")):
         if letter in sizes and config.get(name, sizes[letter]) != sizes[letter]:
             raise UserError(
@@ -171,30 +177,30 @@ def _tensors(path: Path, theirs: str, config: dict[str, Any]) -> dict[str, Tenso
 
 
 def _scale(folder: Path) -> float:
-    """The factor that activations are to be multiplied by, which a checkpoint has beside it."""
+    """The factor to multiply activations by, from a separate file in the folder of a checkpoint."""
     path = folder / _SCALER
     scale = read_json(path).get("scaling_factor") if path.is_file() else None
     if not isinstance(scale, int | float) or not 0 < scale < float("inf"):
         raise UserError(
-            f"{str(folder / _CONFIG)!r}: normalize_activations is {_SCALED!r}, but no file beside it says by which "
-            f"factor: put {_SCALER} there, or fold the factor into the weights with SAELens and save again"
+            f"{str(folder / _CONFIG)!r}: normalize_activations is {_SCALED!r}, but its folder has no {_SCALER} with a "
+            "valid scaling_factor: add that file, or fold the factor into the weights with SAELens and save again"
         )
     return float(scale)
 
 
 def _fold_scale(tensors: dict[str, Tensor], scale: float) -> None:
-    """As SAELens folds it: codes stay those of scaled activations."""
+    """Fold the scale into the weights as SAELens does: codes remain those of the scaled activations."""
     for name in ("W_dec", "b_dec"):
         tensors[name] /= scale
     tensors["W_enc"] *= scale
 
 
-def _fold_running(where: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
-    """A checkpoint's running threshold as thresholds [F], its decoder norms folded in, as SAELens publishes it."""
+def _fold_running_threshold(where: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """Replace a checkpoint's running threshold by thresholds [F] and fold in decoder norms, as SAELens publishes it."""
     running = tensors.pop("topk_threshold")
     by_norm = _flag(where, config, "rescale_acts_by_decoder_norm", default=True)
     if by_norm:
-        norms = tensors["W_dec"].norm(dim=1).clamp_min(_LEAST_NORM)
+        norms = tensors["W_dec"].norm(dim=1).clamp_min(_MIN_NORM)
         tensors["W_dec"] /= norms[:, None]
         tensors["W_enc"] *= norms[:, None]
         tensors["b_enc"] *= norms
@@ -210,84 +216,89 @@ def _flag(where: Path, config: dict[str, Any], name: str, *, default: bool) -> b
     return value
 
 
-def _takes_bias_off(where: Path, config: dict[str, Any], theirs: str) -> bool:
-    """Whether b_dec is taken off the input; raises UserError for a transcoder that says so, as SAELens does."""
+def _subtracts_bias(where: Path, config: dict[str, Any], saelens_arch: str) -> bool:
+    """Whether b_dec is subtracted from the input; raises UserError, as SAELens does, if that is set in a transcoder."""
     found = _flag(where, config, "apply_b_dec_to_input", default=True)
-    if found and "transcoder" in theirs:
+    if found and "transcoder" in saelens_arch:
         raise UserError(
-            f"{str(where)!r}: apply_b_dec_to_input is true, or missing, which is the same, but the architecture "
-            f"{theirs!r} takes no bias off its input: set it to false if the coder was trained so"
+            f"{str(where)!r}: apply_b_dec_to_input is true, or missing, which means true, but the architecture "
+            f"{saelens_arch!r} subtracts no bias from its input: set it to false if the coder was trained that way"
         )
     return found
 
 
 def _check_heads(where: Path, config: dict[str, Any], wiring: Wiring) -> None:
-    """Raise UserError where the file says that rows are heads side by side and the sites' are not."""
+    """Raise UserError if the file says that rows are concatenated heads but the site's rows are not."""
     reshape = config.get("reshape_activations") or "none"
     if reshape not in ("none", "hook_z"):
         raise UserError(f"{str(where)!r}: reshape_activations is {reshape!r}: expected 'none' or 'hook_z'")
     if reshape == "hook_z" and {site.kind for site in wiring.reads} != {"attn_z"}:
         sites = " ".join(map(str, wiring.reads))
         raise UserError(
-            f"{str(where)!r}: reshape_activations is 'hook_z', for rows of heads, but the coder reads {sites}: "
-            "name the right site, such as L03.attn_z"
+            f"{str(where)!r}: reshape_activations is 'hook_z', for concatenated heads, but the coder reads {sites}: "
+            "name the correct site, such as L03.attn_z"
         )
 
 
-def _wiring(where: Path, asked: ImportOptions, metadata: dict[str, Any], theirs: str) -> tuple[Wiring, dict[str, Any]]:
-    """The sites: what the user says, or we ourselves, else the hooks' names; and the file's own module paths."""
+def _wiring(
+    where: Path, options: ImportOptions, metadata: dict[str, Any], saelens_arch: str
+) -> tuple[Wiring, dict[str, Any]]:
+    """The sites from the user's options, a Panscope export or the hook names; and the module paths in the file."""
     if metadata.get("hook_head_index") is not None:
-        raise UserError(f"{str(where)!r}: hook_head_index is set, but single heads are no sites of ours")
-    reads, predicts = sites_named(metadata, asked.model)
+        raise UserError(f"{str(where)!r}: hook_head_index is set, but Panscope does not support single heads as sites")
+    reads, predicts = stated_sites(metadata, options.model)
     out = metadata.get("hook_name_out")
-    if out is not None and predicts is None and asked.predicts is None:
+    if out is not None and predicts is None and options.predicts is None:
         raise UserError(
-            f"{str(where)!r} predicts {out!r}, which is no site of ours: name the site it predicts by --predicts"
+            f"{str(where)!r} predicts {out!r}, which is not a Panscope site: name the predicted site with --predicts"
         )
-    if "transcoder" in theirs and not (predicts or asked.predicts or isinstance(metadata.get("panscope"), dict)):
-        raise UserError(f"{str(where)!r} does not say what it predicts: name that site, such as L03.mlp_out")
-    wiring = wiring_of(where, asked, reads, predicts, metadata.get("hook_name"), several=True)
+    if "transcoder" in saelens_arch and not (
+        predicts or options.predicts or isinstance(metadata.get("panscope"), dict)
+    ):
+        raise UserError(
+            f"{str(where)!r} does not state which site it predicts: name it with --predicts, such as L03.mlp_out"
+        )
+    wiring = resolve_wiring(where, options, reads, predicts, metadata.get("hook_name"), several=True)
     paths = metadata.get("hf_hook_name"), metadata.get("hf_hook_name_out")
-    return wiring, paths_said(wiring, (reads, paths[0]), (predicts, paths[1]))
+    return wiring, stated_module_paths(wiring, (reads, paths[0]), (predicts, paths[1]))
 
 
-def _about(folder: Path, asked: ImportOptions, metadata: dict[str, Any], theirs: str) -> dict[str, Any]:
-    """Where it comes from: what we once wrote of that, and all that SAELens wrote."""
-    own = metadata.get("panscope")
-    own = own.get("about") if isinstance(own, dict) else None
-    said = {key: value for key, value in metadata.items() if key != "panscope"}
+def _about(folder: Path, options: ImportOptions, metadata: dict[str, Any], saelens_arch: str) -> dict[str, Any]:
+    """The provenance: that of an earlier Panscope export, and all metadata written by SAELens."""
+    exported = metadata.get("panscope")
+    exported_about = exported.get("about") if isinstance(exported, dict) else None
     return {
-        **(own if isinstance(own, dict) else {}),
+        **(exported_about if isinstance(exported_about, dict) else {}),
         "format": "saelens",
         "source": str(folder),
-        "model": asked.model or metadata.get("model_name"),
-        "architecture": theirs,
-        "metadata": said,
+        "model": options.model or metadata.get("model_name"),
+        "architecture": saelens_arch,
+        "metadata": {key: value for key, value in metadata.items() if key != "panscope"},
     }
 
 
 def _write(foreign: ImportedCoder, folder: Path) -> list[Path]:
-    wired = finished(foreign.wired, "saelens", ("sae", "transcoder", "multilayer"))
-    theirs, coder = _as_theirs(wired)
+    wired = folded(foreign.wired, "saelens", ("sae", "transcoder", "multilayer"))
+    saelens_arch, coder = _to_saelens(wired)
     tensors = coder.tensors()
     tensors["W_enc"] = tensors["W_enc"].T.contiguous()
     if "threshold" in tensors:
         tensors["threshold"] = threshold_of(coder)
-    if theirs == "gated":
+    if saelens_arch == "gated":
         tensors["b_gate"] = tensors.pop("b_enc")
-    by_heads = wired.wiring.reads[0].kind == "attn_z" and "transcoder" not in theirs
+    by_heads = wired.wiring.reads[0].kind == "attn_z" and "transcoder" not in saelens_arch
     config: dict[str, Any] = {
-        "architecture": theirs,
+        "architecture": saelens_arch,
         "d_in": coder.config.d_in,
         "d_sae": coder.config.width,
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": coder.config.pre_encoder_bias,
-        "normalize_activations": {ours: name for name, ours in _NORMALISERS.items()}[wired.normaliser.kind],
+        "normalize_activations": {kind: name for name, kind in _NORMALISERS.items()}[wired.normaliser.kind],
         "reshape_activations": "hook_z" if by_heads else "none",
         "metadata": _metadata(foreign),
     }
-    if "transcoder" in theirs:
+    if "transcoder" in saelens_arch:
         config["d_out"] = coder.config.d_out
     if isinstance(coder.config, TopKConfig):
         config |= {"k": int(coder.config.sparsity), "rescale_acts_by_decoder_norm": coder.config.by_norm}
@@ -296,35 +307,35 @@ def _write(foreign: ImportedCoder, folder: Path) -> list[Path]:
     return [folder / _CONFIG, folder / _WEIGHTS]
 
 
-def _as_theirs(wired: WiredCoder) -> tuple[str, Coder]:
-    """Their architecture for a finished coder, and the coder as that holds it."""
+def _to_saelens(wired: WiredCoder) -> tuple[str, Coder]:
+    """The SAELens architecture for a folded coder, and the coder in the form that this architecture can represent."""
     coder, architecture = wired.coder, wired.coder.config.architecture
     is_transcoder = wired.wiring.kind.predicts_other
     if wired.normaliser.kind in PER_ROW and (is_transcoder or coder.config.skip):
         raise UserError(
-            f"the normaliser is {wired.normaliser.kind!r}, but SAELens undoes none after a transcoder or a skip: "
-            "train with a normaliser that folds into the weights, such as 'sqrt_d'"
+            f"the normaliser is {wired.normaliser.kind!r}, but SAELens does not denormalise the outputs of a "
+            "transcoder or a skip: train with a normaliser that folds into the weights, such as 'sqrt_d'"
         )
-    if coder.config.skip or coder.config.d_in != coder.config.d_out or (is_transcoder and architecture in _CROSSING):
-        if architecture not in _CROSSING:
+    if coder.config.skip or coder.config.d_in != coder.config.d_out or (is_transcoder and architecture in _TRANSCODERS):
+        if architecture not in _TRANSCODERS:
             raise UserError(
-                f"SAELens has no {architecture!r} transcoder between widths that differ or with a skip: "
-                f"{way_to_jumprelu(architecture)}train it as jumprelu or relu"
+                f"SAELens has no {architecture!r} transcoder, skip connection or output of another width: "
+                f"{jumprelu_advice(architecture)}train it as jumprelu or relu"
             )
         skip = "skip_" if coder.config.skip else ""
-        return f"{_CROSSING[architecture]}{skip}transcoder", without_pre_bias(coder)
+        return f"{_TRANSCODERS[architecture]}{skip}transcoder", without_pre_bias(coder)
     return _WRITTEN[architecture], coder
 
 
 def _metadata(foreign: ImportedCoder) -> dict[str, Any]:
-    """What SAELens knew of the coder, the names of its sites, and where it comes from."""
+    """The metadata of an imported SAELens file, the names of the sites, and the provenance."""
     about = dict(foreign.about)
-    before = about.get("metadata")
-    known = {name: about[name] for name in _CARRIED if name in about}
+    imported = about.get("metadata")
+    known = {name: about[name] for name in _METADATA if name in about}
     return {
-        **(before if isinstance(before, dict) else {}),
+        **(imported if isinstance(imported, dict) else {}),
         **known,
-        **names_of(foreign),
+        **exported_names(foreign),
         "sae_lens_version": _VERSION,
         "sae_lens_training_version": None,
     }
@@ -332,11 +343,11 @@ def _metadata(foreign: ImportedCoder) -> dict[str, Any]:
 
 SAELENS = Format(
     name="saelens",
-    says="SAELens: cfg.json and sae_weights.safetensors",
-    imports=tuple(dict.fromkeys(ours for ours, _ in _READ.values())),
+    description="SAELens: cfg.json and sae_weights.safetensors",
+    imports=tuple(dict.fromkeys(architecture for architecture, _ in _READ.values())),
     exports=(*_WRITTEN, "batchtopk", "matryoshka"),
     needs="",
-    finds=_finds,
+    detect=_detect,
     read=_read,
     write=_write,
 )

@@ -1,8 +1,9 @@
-"""EleutherAI's sparsify: TopK autoencoders and transcoders, `cfg.json` and `sae.safetensors` in a folder a hookpoint.
+"""EleutherAI's sparsify: TopK autoencoders and transcoders, `cfg.json` and `sae.safetensors` in a folder per hookpoint.
 
-z = TopK(ReLU(W_enc x + b_enc)), of x - b_dec where it is no transcoder; y = W_dec^T z + b_dec (+ W_skip x). The file
-says neither model nor site: the folder's name is the hookpoint (`layers.3.mlp`), a transcoder reads its input. What a
-module's output is depends on the model's family, so where families differ, the model must be named.
+z = TopK(ReLU(W_enc x + b_enc)), with x - b_dec in place of x unless it is a transcoder; y = W_dec^T z + b_dec
+(+ W_skip x). The files state neither model nor site: the folder's name is the hookpoint (`layers.3.mlp`), whose output
+is predicted and whose input a transcoder reads. Which site a module's output is depends on the model family, so if
+families differ, the user must name the model.
 
 Shape letters: F latents, D width, of input and output.
 """
@@ -19,21 +20,28 @@ from panscope.coders.topk import TopKConfig
 from panscope.coders.wiring import WiredCoder, Wiring
 from panscope.config import Config
 from panscope.formats.base import Format, ImportedCoder, ImportOptions
-from panscope.formats.shaping import bare, centred, check_raw, refuse, uncentred, whole_k
-from panscope.formats.site_names import family_in, family_named, hookpoint, names_of, site_of_hookpoint, with_own
+from panscope.formats.shaping import centred, check_raw, for_raw_rows, resolve_k, uncentred, unsupported
+from panscope.formats.site_names import (
+    exported_names,
+    family_of_source,
+    find_family,
+    hookpoint,
+    site_of_hookpoint,
+    with_exported,
+)
 from panscope.formats.untrusted import read_json, read_safetensors
-from panscope.formats.weights import made, weight_sizes, wiring_of
+from panscope.formats.weights import build_coder, resolve_wiring, weight_sizes
 from panscope.storage.sealed import write_json
 from panscope.storage.tensors import write_tensors
 from panscope.types import UserError
 
 _CONFIG, _WEIGHTS, _RUN = "cfg.json", "sae.safetensors", "config.json"
 _KEPT = ("expansion_factor", "normalize_decoder", "multi_topk")
-"""What the file says of the training, kept in `about` so that it can be written again."""
+"""Training settings in the file, kept in `about` so that they can be exported again."""
 
 
 class _Stated(Config):
-    """What is read of cfg.json; older files have keys that are gone, and newer ones will have others."""
+    """The keys of cfg.json that are used; other versions have further keys, which are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -55,15 +63,15 @@ class _Stated(Config):
         return self.num_latents or self.d_in * self.expansion_factor
 
 
-def finds(path: Path) -> bool:
-    """A folder with both files."""
+def detect(path: Path) -> bool:
+    """Whether this is a folder with both files."""
     return (path / _CONFIG).is_file() and (path / _WEIGHTS).is_file()
 
 
-def read(path: Path, asked: ImportOptions) -> ImportedCoder:
+def read(path: Path, options: ImportOptions) -> ImportedCoder:
     """See `Format`."""
     config = read_json(path / _CONFIG)
-    stated, asked = _Stated.read(config, repr(str(path / _CONFIG))), with_own(asked, config, path / _CONFIG)
+    stated, options = _Stated.read(config, repr(str(path / _CONFIG))), with_exported(options, config, path / _CONFIG)
     _check_codes(path, stated)
     tensors = read_safetensors(path / _WEIGHTS)
     shapes = {"encoder.weight": "FD", "encoder.bias": "F", "W_dec": "FD", "b_dec": "D"}
@@ -76,17 +84,17 @@ def read(path: Path, asked: ImportOptions) -> ImportedCoder:
             f"{sizes['F']} of width {sizes['D']}; take an undamaged copy"
         )
     names = {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}
-    ours = {names.get(name, name): tensor for name, tensor in tensors.items()}
-    k = whole_k(path, asked.k, stated.k)
-    coder = made(path / _WEIGHTS, "topk", ours, sparsity=k, pre_encoder_bias=not stated.transcode)
-    model = asked.model or _run_model(path)
+    converted = {names.get(name, name): tensor for name, tensor in tensors.items()}
+    k = resolve_k(path, options.k, stated.k)
+    coder = build_coder(path / _WEIGHTS, "topk", converted, sparsity=k, pre_encoder_bias=not stated.transcode)
+    model = options.model or _run_model(path)
     about = {"format": "sparsify", "source": str(path), "model": model, "hookpoint": _hookpoint(path, stated)}
     about |= {key: getattr(stated, key) for key in _KEPT}
-    return ImportedCoder(WiredCoder(_wiring(path, asked, stated, model), coder), about)
+    return ImportedCoder(WiredCoder(_wiring(path, options, stated, model), coder), about)
 
 
 def _check_codes(path: Path, stated: _Stated) -> None:
-    """Raise UserError for codes that ours cannot be."""
+    """Raise UserError for codes that Panscope does not support."""
     if stated.signed:
         raise UserError(
             f"{str(path)!r} keeps the signs of its codes (signed: true): Panscope's codes are never negative, so it "
@@ -94,20 +102,19 @@ def _check_codes(path: Path, stated: _Stated) -> None:
         )
     if stated.activation != "topk":
         raise UserError(
-            f"{str(path)!r} has the activation {stated.activation!r}, expected 'topk': Panscope has no such coder"
+            f"{str(path)!r} has the activation {stated.activation!r}, expected 'topk': Panscope has no coder for it"
         )
 
 
 def _hookpoint(path: Path, stated: _Stated) -> str:
-    """What the folder is called; with several seeds, each has a folder in it."""
-    place = path.absolute()
-    return stated.hookpoint or (place.parent if re.fullmatch(r"seed\d+", place.name) else place).name
+    """The hookpoint: the name of the folder, or of its parent if there is a folder per seed."""
+    folder = path.absolute()
+    return stated.hookpoint or (folder.parent if re.fullmatch(r"seed\d+", folder.name) else folder).name
 
 
 def _run_model(path: Path) -> str | None:
-    """The language model, from the configuration of the whole run one or two folders up."""
-    place = path.absolute()
-    for folder in (place.parent, place.parent.parent):
+    """The language model, from the configuration of the run in the parent folder or the one above."""
+    for folder in (path.absolute().parent, path.absolute().parent.parent):
         if (folder / _RUN).is_file():
             found = read_json(folder / _RUN)
             if isinstance(found.get("sae"), dict):
@@ -115,30 +122,30 @@ def _run_model(path: Path) -> str | None:
     return None
 
 
-def _wiring(path: Path, asked: ImportOptions, stated: _Stated, model: str | None) -> Wiring:
-    """At its hookpoint's output; a transcoder, from its input to its output."""
-    family, name = family_named(model), _hookpoint(path, stated)
+def _wiring(path: Path, options: ImportOptions, stated: _Stated, model: str | None) -> Wiring:
+    """An SAE at the output of the hookpoint, or a transcoder from its input to its output."""
+    family, name = find_family(model), _hookpoint(path, stated)
     output = site_of_hookpoint(name, family)
     if not stated.transcode:
-        return wiring_of(path, asked, output, None, name)
-    wiring = wiring_of(path, asked, site_of_hookpoint(name, family, "input"), output, name)
+        return resolve_wiring(path, options, output, None, name)
+    wiring = resolve_wiring(path, options, site_of_hookpoint(name, family, "input"), output, name)
     if not wiring.kind.predicts_other:
         raise UserError(
-            f"{str(path)!r} is a transcoder and does not say which site it predicts: say both by --site and "
-            "--predicts, such as --site L03.mlp_in --predicts L03.mlp_out"
+            f"{str(path)!r} is a transcoder and does not state which site it predicts: name both sites, such as "
+            "--site L03.mlp_in --predicts L03.mlp_out"
         )
     return wiring
 
 
 def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
-    """See `Format`: TopK at one site, or from the input of a module to its output, of the same width."""
+    """See `Format`. Writes TopK at one site, or from the input of a module to its output, with one width."""
     check_raw(foreign.wired, "sparsify")
-    coder = bare(foreign.wired, "sparsify", ("sae", "transcoder"), skip=True)
+    coder = for_raw_rows(foreign.wired, "sparsify", ("sae", "transcoder"), skip=True)
     config = coder.config
     if not isinstance(config, TopKConfig):
-        raise refuse("sparsify", f"architecture {config.architecture!r}; it has TopK alone")
+        raise unsupported("sparsify", f"architecture {config.architecture!r}; it only has TopK")
     if config.d_in != config.d_out:
-        raise refuse("sparsify", f"rows of width {config.d_in} that become rows of width {config.d_out}")
+        raise unsupported("sparsify", f"inputs of width {config.d_in} with outputs of width {config.d_out}")
     transcodes = foreign.wired.wiring.kind.predicts_other
     tensors = uncentred(coder) if transcodes else centred(coder)
     tensors = {"encoder.weight": tensors.pop("W_enc"), "encoder.bias": tensors.pop("b_enc"), **tensors}
@@ -149,7 +156,7 @@ def write(foreign: ImportedCoder, folder: Path) -> list[Path]:
 
 
 def _config(foreign: ImportedCoder, config: TopKConfig, W_dec: Tensor, *, transcodes: bool) -> dict[str, Any]:
-    """cfg.json; its loader drops the keys that it does not know."""
+    """The contents of cfg.json; its loader drops unknown keys."""
     about = foreign.about
     norms = W_dec.double().norm(dim=1)
     unit = bool(torch.allclose(norms, torch.ones_like(norms), atol=1e-4))
@@ -164,42 +171,45 @@ def _config(foreign: ImportedCoder, config: TopKConfig, W_dec: Tensor, *, transc
         "transcode": transcodes,
         "d_in": config.d_in,
         "hookpoint": _hookpoint_of(foreign),
-        **names_of(foreign),
+        **exported_names(foreign),
     }
 
 
 def _hookpoint_of(foreign: ImportedCoder) -> str | None:
-    """The folder's name: the module whose output is predicted, and whose input a transcoder reads.
+    """The hookpoint: the module whose output is predicted, and whose input a transcoder reads.
 
-    Where the family is not known, it is the name that the coder came with, if that names the layer and is no other
-    site's. None for a site that is no module's output; raises UserError for a transcoder without such a module.
+    If the model family is unknown, it is the hookpoint of the imported file, provided that it names the layer and does
+    not denote another site. None for a site that is not a module's output; raises UserError for a transcoder whose
+    sites are not the input and output of one module.
     """
-    wiring, family = foreign.wired.wiring, family_in(foreign.about)
+    wiring, family = foreign.wired.wiring, family_of_source(foreign.about)
     reads, predicts = wiring.reads[0], wiring.predicts[0]
-    named = hookpoint(predicts, family) if family else _came_with(foreign, predicts.layer)
+    name = hookpoint(predicts, family) if family else _imported_hookpoint(foreign, predicts.layer)
     ends = {"output": predicts} | ({"input": reads} if wiring.kind.predicts_other else {})
-    unsaid = () if family else (None,)
-    if named and all(site_of_hookpoint(named, family, end) in (site, *unsaid) for end, site in ends.items()):
-        return named
+    unknown = () if family else (None,)
+    if name and all(site_of_hookpoint(name, family, end) in (site, *unknown) for end, site in ends.items()):
+        return name
     if wiring.kind.predicts_other:
-        whose = f"of the family {family.name}" if family else "of a model whose family is not known"
-        what = f"a transcoder from {reads} to {predicts} {whose}: it knows those from a module's input to its output"
-        raise refuse("sparsify", what, "say the model it belongs to, or export it as saelens")
+        model = f"of the family {family.name}" if family else "of a model of unknown family"
+        what = (
+            f"a transcoder from {reads} to {predicts} {model}, where no module is known to have this input and output"
+        )
+        raise unsupported("sparsify", what, "name the model it belongs to, or export it as saelens")
     return None
 
 
-def _came_with(foreign: ImportedCoder, layer: int) -> str | None:
-    named = foreign.about.get("hookpoint")
-    return named if isinstance(named, str) and str(layer) in named.split(".") else None
+def _imported_hookpoint(foreign: ImportedCoder, layer: int) -> str | None:
+    name = foreign.about.get("hookpoint")
+    return name if isinstance(name, str) and str(layer) in name.split(".") else None
 
 
 SPARSIFY = Format(
     name="sparsify",
-    says="EleutherAI's sparsify: a folder with cfg.json and sae.safetensors",
+    description="EleutherAI's sparsify: a folder with cfg.json and sae.safetensors",
     imports=("topk",),
     exports=("topk",),
-    needs="--site, where the folder is not called by its hookpoint",
-    finds=finds,
+    needs="--site, if the folder is not named after its hookpoint",
+    detect=detect,
     read=read,
     write=write,
 )

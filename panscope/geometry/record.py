@@ -18,7 +18,7 @@ from panscope.storage.atomic import checksum, replacing
 from panscope.storage.sealed import read_sealed, write_sealed
 
 SUMMARY = "summary.json"
-_AGAIN = "delete it, and make it again by `panscope geometry`"
+_ADVICE = "delete it, then compute it again with `panscope geometry`"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class GeometryFolder:
 
     def read(self) -> list[dict[str, Any]]:
         """The analyses of the summary; none where there is no summary; raises UserError if it was damaged."""
-        return read_sealed(self.summary, then=_AGAIN)["analyses"] if self.summary.exists() else []
+        return read_sealed(self.summary, advice=_ADVICE)["analyses"] if self.summary.exists() else []
 
     def forget_outdated(self, weights: Mapping[str, str]) -> int:
         """Take out what was made of other weights than the run's coders have now; how many analyses that were.

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import huggingface_hub
 from huggingface_hub.hf_api import RepoFolder
 
-from panscope.formats.hub import TROUBLE, words
+from panscope.formats.hub import HUB_ERRORS, safe_message
 from panscope.types import UserError
 
 _MOST_SHOWN = 30
@@ -40,8 +40,8 @@ def fetch(address: str, revision: str | None = None) -> Path:
         copy = huggingface_hub.snapshot_download(
             match["repo"], revision=revision, allow_patterns=allow, ignore_patterns=ignore
         )
-    except TROUBLE as error:
-        reason = words(error)
+    except HUB_ERRORS as error:
+        reason = safe_message(error)
     if copy is None:
         raise UserError(f"{address!r} is no folder here, and cannot be fetched from the hub: {reason}")
     found = Path(copy) / folder
@@ -53,7 +53,7 @@ def fetch(address: str, revision: str | None = None) -> Path:
 def folders(repo: str, revision: str | None = None) -> str:
     """What can be named of a repository, as the end of a sentence."""
     names: list[str] = []
-    with contextlib.suppress(*TROUBLE):
+    with contextlib.suppress(*HUB_ERRORS):
         entries = huggingface_hub.HfApi().list_repo_tree(repo, revision=revision)
         names = sorted(entry.path for entry in entries if isinstance(entry, RepoFolder))
     shown = ", ".join(names[:_MOST_SHOWN]) + (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from panscope.config import expanded
 from panscope.formats import Format, format_named
-from panscope.formats.site_names import names_of
+from panscope.formats.site_names import exported_names
 from panscope.publishing.provenance import load_for_export
 from panscope.runs.finished_coder import FinishedCoder
 from panscope.runs.run import Run
@@ -74,4 +74,4 @@ def _write(coder: FinishedCoder, format: Format, out: Path) -> None:
         format.write(foreign, out)
     except UserError as error:
         raise UserError(f"{coder.name}: {error}") from None
-    write_json(out / ABOUT, names_of(foreign))
+    write_json(out / ABOUT, exported_names(foreign))

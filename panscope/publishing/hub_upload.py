@@ -34,7 +34,7 @@ from huggingface_hub.utils import (
 )
 
 from panscope.events import Reporter
-from panscope.formats.hub import TROUBLE, causes, words
+from panscope.formats.hub import HUB_ERRORS, causes, safe_message
 from panscope.publishing.card import README, is_ours
 from panscope.types import UserError
 
@@ -180,8 +180,8 @@ class _Repository:
                 time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
             try:
                 return job(attempt)
-            except TROUBLE as error:
-                sentence, then, passing = words(error), _then(error), _may_pass(error)
+            except HUB_ERRORS as error:
+                sentence, then, passing = safe_message(error), _then(error), _may_pass(error)
             if not passing:
                 raise UserError(f"publishing to {self.name!r} failed: {sentence}; {then}")
         raise UserError(f"publishing to {self.name!r} failed {ATTEMPTS} times: {sentence}; {_AGAIN}")

@@ -93,7 +93,7 @@ def _search(source: Path, formats: list[Format]) -> Iterator[FoundCoder]:
                 raise UserError(
                     f"{str(source)!r} holds more than {MOST_ENTRIES:,} files and folders: give a part of it"
                 )
-            format = next((one for one in formats if one.finds(path)), None)
+            format = next((one for one in formats if one.detect(path)), None)
             if format is not None:
                 yield FoundCoder(path, format)
             elif path.is_dir():

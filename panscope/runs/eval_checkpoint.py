@@ -68,7 +68,7 @@ class EvalCheckpoint:
         """What progress.json says; None if there is none, or it is of another evaluation."""
         if not self._progress_file.exists():
             return None
-        found = read_sealed(self._progress_file, then=self._then)
+        found = read_sealed(self._progress_file, advice=self._then)
         return found if found["key"] == self._key else None
 
     def save(self, state: State, progress: TextProgress, *, complete: bool) -> None:

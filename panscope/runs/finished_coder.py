@@ -118,7 +118,7 @@ class FinishedCoder:
         if not path.is_file():
             return None
         again = f"measure again by `panscope eval {self.folder.parents[1]}`"
-        content = self._cache.get(path, lambda path: read_sealed(path, then=again))
+        content = self._cache.get(path, lambda path: read_sealed(path, advice=again))
         if content.get("coder") != self.name:
             raise UserError(f"the file {str(path)!r} is not of this coder; {again}")
         if content.get("weights", self.weights) != self.weights:

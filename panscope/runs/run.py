@@ -174,7 +174,7 @@ class Run:
         """What `panscope geometry` wrote, or None; raises UserError if it is damaged."""
         path = self.geometry_folder / "summary.json"
         again = f"make it again by `panscope geometry {self.path}`"
-        return self._cache.get(path, lambda path: read_sealed(path, then=again)) if path.exists() else None
+        return self._cache.get(path, lambda path: read_sealed(path, advice=again)) if path.exists() else None
 
     def _check_has(self, what: str, name: str, names: list[str]) -> None:
         if name not in names:
@@ -191,7 +191,7 @@ class Run:
         if not os.path.lexists(self.status_file):
             return {}
         then = f"delete it, and `panscope train --resume {self.path}` finds out how far the run is"
-        status = read_sealed(self.status_file, then=then)
+        status = read_sealed(self.status_file, advice=then)
         if "stage" not in status:
             raise UserError(f"the file {str(self.status_file)!r} is not the status of a run: {then}")
         return status

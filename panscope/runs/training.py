@@ -86,7 +86,7 @@ class TrainingRun:
             trainer.load_state_dict(parts[coder.name])
             self.trainers.append(trainer)
         self.source.rows.load_state_dict(parts["source"])
-        self._log.take_back(parts["run"])
+        self._log.roll_back(parts["run"])
         self.step = steps[-1]
         self.reporter.say(f"resuming from the checkpoint of step {self.step}")
 

@@ -1,1 +1,1 @@
-"""Files that survive a crash and detect damage: atomic writes, checksums, JSON lines, locks, tensors."""
+"""Crash-safe files with damage detection: atomic writes, checksums, JSON lines, locks and tensors."""

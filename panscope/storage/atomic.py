@@ -1,7 +1,7 @@
-"""Files written in one piece: under a temporary name in the same folder, flushed to disk, then renamed.
+"""Atomic file writes: to a temporary name in the same folder, flushed to disk, then renamed.
 
-A reader never sees half a file and a crash loses nothing that was there before. What the operating system refuses to
-read or write is reported in one sentence.
+A reader never sees a partial file, and a crash never loses the previous version. Errors of the operating system become
+UserErrors that name the file.
 """
 
 import contextlib
@@ -19,23 +19,23 @@ import xxhash
 from panscope.types import UserError
 
 UNDAMAGED_COPY = "take an undamaged copy"
-"""What to do about a damaged file, where nothing more specific helps."""
+"""The default advice for a damaged file."""
 
 
 class WriteError(UserError, OSError):
-    """What the system refused to write, and why; `errno` is the system's."""
+    """A file that cannot be written, with the reason; `errno` is that of the operating system."""
 
     def __init__(self, path: Path, error: OSError) -> None:
         self.reason: str = error.reason if isinstance(error, WriteError) else error.strerror or str(error)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        then = "make room there" if full else "make it writable, or choose another place"
-        super().__init__(f"{str(path)!r} cannot be written: {self.reason}; what was saved before is untouched: {then}")
+        advice = "free some disk space" if full else "make it writable, or choose another path"
+        super().__init__(f"{str(path)!r} cannot be written: {self.reason}; earlier files are unchanged: {advice}")
         self.errno = error.errno
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says of a refused write into one sentence that names `path`."""
+    """Turn system errors of a write into a WriteError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -45,25 +45,25 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _system_error(error: safetensors.SafetensorError) -> OSError:
-    """What the system said, which safetensors tells in words alone."""
+    """The underlying system error, which safetensors reports only in the text of its message."""
     number = re.search(r"os error (\d+)", str(error))
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
 
 
 @contextlib.contextmanager
-def reading(path: Path, then: str = UNDAMAGED_COPY) -> Iterator[None]:
-    """Turn what the system says of a file that cannot be read into one sentence that ends with what to do `then`."""
+def reading(path: Path, advice: str = UNDAMAGED_COPY) -> Iterator[None]:
+    """Turn system errors of a read into a UserError that names `path` and ends with `advice`."""
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"the file {str(path)!r} is missing; {then}") from None
+        raise UserError(f"the file {str(path)!r} is missing; {advice}") from None
     except OSError as error:
-        raise UserError(f"the file {str(path)!r} cannot be read: {error.strerror or error}; {then}") from None
+        raise UserError(f"the file {str(path)!r} cannot be read: {error.strerror or error}; {advice}") from None
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; on leaving it is flushed to disk and takes the place of `path`."""
+    """Yield a temporary path in the same folder; on success it is flushed to disk and renamed to `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
         try:
@@ -79,9 +79,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill; on leaving without an exception it is renamed to `path`, which must not exist.
+    """Yield a temporary folder; on success it is flushed to disk and renamed to `path`, which must not exist.
 
-    Where the system refuses a write, the temporary folder is removed, as it may be what fills the disk.
+    If a write fails, the temporary folder is removed, as it may be what fills the disk.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path):
@@ -99,7 +99,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until a file or folder is on disk."""
+    """Flush a file or folder to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -108,7 +108,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one piece."""
+    """Write a text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 

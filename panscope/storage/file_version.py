@@ -1,4 +1,4 @@
-"""What tells one state of a file from another without reading it, so that a file is read again only once it changed."""
+"""Detecting changes of a file without reading it, and a cache that reads a file again only after it has changed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class FileVersion:
-    """A file as it is now: once it is changed, it compares as another."""
+    """The identity of a file's current content: versions compare unequal once the file has changed."""
 
     path: Path
     device: int
@@ -20,19 +20,19 @@ class FileVersion:
 
     @classmethod
     def of(cls, path: Path) -> "FileVersion":
-        """The present version of the file; raises OSError if there is none."""
+        """The current version of the file; raises OSError if it does not exist."""
         found = path.stat()
         return cls(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 class ReadOnce:
-    """The values of files, each read again only where the file has changed since."""
+    """A cache of values read from files; a file is read again only if it has changed."""
 
     def __init__(self) -> None:
         self._values: dict[Path, tuple[FileVersion, object]] = {}
 
     def get(self, path: Path, read: Callable[[Path], T]) -> T:
-        """What `read(path)` gave for this version of the file; a file that is missing is left to `read`."""
+        """The value of `read(path)` for the current version of the file; a missing file is passed to `read`."""
         if not path.is_file():
             return read(path)
         version = FileVersion.of(path)

@@ -1,4 +1,4 @@
-"""One process at a time per folder, by a lock that the operating system frees when its owner ends."""
+"""Exclusive access to a folder, by a lock that the operating system releases when its owner ends."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ from panscope.storage.atomic import writing
 from panscope.types import UserError
 
 LOCK = ".lock"
-"""The file by which a process holds a folder."""
+"""The name of the lock file."""
 
 
 @contextlib.contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the folder for this process alone; raises UserError if another one holds it, unless it is to `wait`.
+    """Lock the folder for this process; if another process has locked it, `wait` or raise UserError.
 
-    The system lets go of the lock when its owner ends, however it ends.
+    The operating system releases the lock when its owner ends, for whatever reason.
     """
     lock = filelock.FileLock(folder / LOCK)
     with writing(folder / LOCK):

@@ -1,4 +1,4 @@
-"""JSON and TOML files that carry a checksum of themselves, so that damage is an error and never a wrong number."""
+"""JSON and TOML files that include a checksum of their content, so that damage raises an error."""
 
 import json
 import math
@@ -18,54 +18,54 @@ _TOML_SEAL = "# xxh3 {} of all lines below; to change this file on purpose, dele
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one piece; NaN and infinity become null, as JSON has neither."""
+    """Write a JSON file atomically; NaN and infinity become null, as JSON has neither."""
     write_text(path, json.dumps(finite(value), indent=2) + "\n")
 
 
-def read_json(path: Path, then: str = UNDAMAGED_COPY) -> Any:
-    """The value of a JSON file; raises UserError, with what to do `then`, if it is missing or broken."""
-    with reading(path, then):
+def read_json(path: Path, advice: str = UNDAMAGED_COPY) -> Any:
+    """The value of a JSON file; raises UserError, ending with `advice`, if it is missing or damaged."""
+    with reading(path, advice):
         raw = path.read_bytes()
     try:
         return json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"the file {str(path)!r} is damaged and is not JSON: {error}; {then}") from None
+        raise UserError(f"the file {str(path)!r} is damaged and is not JSON: {error}; {advice}") from None
 
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file that carries a checksum of itself, for `read_sealed`."""
+    """Write a JSON file with a checksum of its content, for `read_sealed`."""
     value = finite(value)
     assert _SEAL not in value
     write_json(path, value | {_SEAL: _seal(value)})
 
 
-def read_sealed(path: Path, then: str = UNDAMAGED_COPY) -> dict[str, Any]:
-    """What `write_sealed` wrote; raises UserError, with what to do `then`, if it is missing or was changed."""
-    return unsealed(path, read_json(path, then), then)
+def read_sealed(path: Path, advice: str = UNDAMAGED_COPY) -> dict[str, Any]:
+    """The value from `write_sealed`; raises UserError, ending with `advice`, if the file is missing or was changed."""
+    return unsealed(path, read_json(path, advice), advice)
 
 
-def unsealed(path: Path, value: Any, then: str = UNDAMAGED_COPY) -> dict[str, Any]:
-    """The value of the sealed JSON file `path` without its seal; raises UserError, with what to do `then`."""
+def unsealed(path: Path, value: Any, advice: str = UNDAMAGED_COPY) -> dict[str, Any]:
+    """The `value` read from the file `path` without its checksum; raises UserError, ending with `advice`, if wrong."""
     if not isinstance(value, dict) or _SEAL not in value:
         raise UserError(
-            f"the file {str(path)!r} carries no checksum of itself: it is damaged, or of an older version; {then}"
+            f"the file {str(path)!r} has no checksum of its content: it is damaged, or from an older version; {advice}"
         )
     content = {key: item for key, item in value.items() if key != _SEAL}
     if value[_SEAL] != _seal(content):
-        raise UserError(f"the file {str(path)!r} is damaged: it does not match its own checksum; {then}")
+        raise UserError(f"the file {str(path)!r} is damaged: it does not match its own checksum; {advice}")
     return content
 
 
 def write_sealed_toml(path: Path, tables: dict[str, Any]) -> None:
-    """Write a TOML file whose first line, a comment, is a checksum of all the others."""
+    """Write a TOML file whose first line is a comment with the checksum of all other lines."""
     text = f"\n{write_toml(tables)}"
     write_text(path, _TOML_SEAL.format(xxhash.xxh3_64_hexdigest(text.encode())) + text)
 
 
 def read_sealed_toml(path: Path) -> dict[str, Any]:
-    """The tables of what `write_sealed_toml` wrote; raises UserError if it was changed and its first line left there.
+    """The tables from `write_sealed_toml`; raises UserError if the file was changed but its first line was kept.
 
-    A file that begins with no comment is taken as it is: deleting the first line means that the change is on purpose.
+    A file that does not begin with a comment is not checked: users delete the first line to make a change on purpose.
     """
     tables = read_toml(path)
     with reading(path):

@@ -1,4 +1,4 @@
-"""Tensors on disk: safetensors files, written in one piece and checked against a checksum when they are read."""
+"""Tensors on disk: safetensors files, written atomically and verified against a checksum when they are read."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from panscope.types import UserError
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file in one piece."""
+    """Write a safetensors file atomically."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         safetensors.torch.save_file(contiguous, temporary, metadata)
 
 
 def read_tensors(path: Path, xxh3: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU; raises UserError if it is missing, broken or not of `xxh3`."""
+    """The tensors of a safetensors file, on the CPU; raises UserError if missing, damaged or not of checksum `xxh3`."""
     if xxh3 is not None and checksum(path) != xxh3:
         raise UserError(f"the file {str(path)!r} is damaged: it does not match its checksum; {UNDAMAGED_COPY}")
     try:

@@ -57,7 +57,7 @@ def test_formats_lists_every_one(panscope: Command):
     assert call.status == 0
     for format in FORMATS.values():
         whole = " ".join(call.out.split())
-        assert f"{format.name} {format.says} imports {' '.join(format.imports)} exports" in whole
+        assert f"{format.name} {format.description} imports {' '.join(format.imports)} exports" in whole
         assert not format.needs or f"import needs {format.needs}" in whole
 
 
@@ -187,7 +187,7 @@ def test_a_site_may_be_said_by_the_hooks_name(panscope: Command, tiny: Tiny, run
     Path("theirs/panscope.json").unlink()
     Path("theirs/config.json").write_text(json.dumps({"trainer": {"dict_class": "AutoEncoderTopK", "k": 4}}))
     call = panscope("import", "theirs", "--out", "back", "--model", tiny.model)
-    assert "name the site that it reads (--site, or asked= in Python), such as L03.resid_post" in call.sentence()
+    assert "name the site that it reads (--site, or options= in Python), such as L03.resid_post" in call.sentence()
     for site in ("L01.resid_post", "blocks.1.hook_resid_post"):
         call = panscope("import", "theirs", "--out", f"back-{site}", "--model", tiny.model, "--site", site)
         assert (call.status, only(Path(f"back-{site}"))) == (0, TOPK), call.err
@@ -217,7 +217,7 @@ def test_a_k_that_the_file_says_otherwise_is_refused(panscope: Command, tiny: Ti
     assert panscope("export", run / "coders" / TOPK, "--format", format, "--out", "theirs").status == 0
     flags = ("--model", tiny.model, "--site", "L01.resid_post", "--format", format)
     call = panscope("import", "theirs", "--out", "back", *flags, "--k", 3)
-    assert (call.status, "k is 3, but " in call.sentence(), " says 4: leave --k out" in call.sentence()) == (
+    assert (call.status, "k is 3, but " in call.sentence(), " says 4: omit --k" in call.sentence()) == (
         2,
         True,
         True,
@@ -339,7 +339,7 @@ def test_what_a_stranger_says_of_itself_can_always_be_written(panscope: Command,
     for metadata, sentence in (
         ({"deep": deep}, "more than 50 deep"),
         ({"model_name": "\ud800"}, "surrogates not allowed"),
-        ({"l0": 1 << 80}, "whole number of 81 bits"),
+        ({"l0": 1 << 80}, "integer of 81 bits"),
     ):
         file.write_text(json.dumps(fields | {"metadata": fields["metadata"] | metadata}))
         call = panscope("import", "theirs", "--out", "back")

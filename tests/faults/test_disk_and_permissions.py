@@ -35,8 +35,8 @@ from panscope.types import UserError
 from tests.support.small_runs import CALIBRATION_ROWS, same, seen, small_suite, timeless, write_text
 
 ANSWERS = {
-    errno.ENOSPC: ("No space left on device", "make room there"),
-    errno.EDQUOT: ("Disk quota exceeded", "make room there"),
+    errno.ENOSPC: ("No space left on device", "free some disk space"),
+    errno.EDQUOT: ("Disk quota exceeded", "free some disk space"),
     errno.EROFS: ("Read-only file system", "make it writable"),
     errno.EACCES: ("Permission denied", "make it writable"),
 }
@@ -110,7 +110,7 @@ def refuse_and_go_on(suite: SuiteConfig, folder: Path, undisturbed: dict[str, An
             begin_or_go_on(suite, folder)
     sentence = str(caught.value)
     assert str(folder) in sentence
-    assert f"cannot be written: {why}; what was saved before is untouched: {then}" in sentence
+    assert f"cannot be written: {why}; earlier files are unchanged: {then}" in sentence
     assert "\n" not in sentence
     assert not list(folder.rglob(".*.tmp"))
     begin_or_go_on(suite, folder)
@@ -159,7 +159,7 @@ def test_the_command_says_how_to_go_on(
     assert left.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("Error: ")
-    assert said.endswith(f"make room there, then go on with: panscope train --resume {run}\n")
+    assert said.endswith(f"free some disk space, then continue by: panscope train --resume {run}\n")
     assert said.count("\n") == 1
 
 

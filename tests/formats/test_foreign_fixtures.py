@@ -16,7 +16,7 @@ from tests.support.making import AT_RESID, assert_equal, assert_near
 @pytest.mark.parametrize(("name", "d", "f"), [("ae1.pt", 48, 192), ("ae2.pt", 120, 1920)])
 def test_a_published_autoencoder_loads(shared: Path, name: str, d: int, f: int, tmp_path: Path) -> None:
     file = shared / "foreign_saes" / "dictionary_learning_autoencoder" / name
-    finding = [format.name for format in FORMATS.values() if format.finds(file)]
+    finding = [format.name for format in FORMATS.values() if format.detect(file)]
     assert finding == ["dictionary_learning"]
     found = FORMATS["dictionary_learning"].read(file, AT_RESID)
     coder = found.wired.coder

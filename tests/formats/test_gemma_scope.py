@@ -128,7 +128,7 @@ def theirs(published: Path) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
 
 def read(root: Path, place: str) -> ImportedCoder:
     format = TWO if place in TWOS else ONE
-    assert format.finds(root / place)
+    assert format.detect(root / place)
     return format.read(root / place, ImportOptions())
 
 
@@ -201,7 +201,7 @@ def test_a_module_path_is_one_of_the_models_own_family(published: Path, tmp_path
     assert site(norm, None) == site(norm, None, "gemma-v3-4b-pt") == Site(3, "attn_out")
     assert site(norm, "meta-llama/Llama-3.1-8B") == site(norm, None, "Qwen/Qwen3-8B") == Site(3, "mlp_in")
     assert site(resid, "someone/unknown") == Site(3, "resid_post")
-    with pytest.raises(UserError, match="no site of ours: name"):
+    with pytest.raises(UserError, match="not a Panscope site: name"):
         site(norm, "someone/unknown")
 
 
@@ -269,7 +269,7 @@ def test_what_they_have_no_place_for(make_coder: MakeCoder, tmp_path: Path) -> N
 
 def test_a_site_that_no_name_says_is_asked_for(published: Path, tmp_path: Path) -> None:
     (tmp_path / "params.npz").write_bytes((published / next(iter(ONES)) / "params.npz").read_bytes())
-    with pytest.raises(UserError, match="which site"):
+    with pytest.raises(UserError, match="does not state the site"):
         ONE.read(tmp_path, ImportOptions())
     found = ONE.read(tmp_path / "params.npz", ImportOptions(reads=Site(1, "mlp_out"), model="mine"))
     assert found.wired.wiring.reads == (Site(1, "mlp_out"),)
@@ -297,7 +297,7 @@ def test_coders_of_the_embedding_and_of_several_layers_are_refused(published: Pa
     ("config", "word"),
     [
         ({"architecture": "topk"}, "'topk'"),
-        ({"hf_hook_point_in": "model.layers.3.other.output"}, "no site of ours"),
+        ({"hf_hook_point_in": "model.layers.3.other.output"}, "not a Panscope site"),
         ({"hf_hook_point_in": "model.layers.3.output", "hf_hook_point_out": "lm_head.output"}, "predicts"),
     ],
 )

@@ -8,15 +8,15 @@ import pytest
 from panscope.config import read_toml
 from panscope.formats import ImportedCoder
 from panscope.formats.site_names import (
-    family_named,
+    exported_names,
+    find_family,
     hookpoint,
     lens_name,
     module_path,
-    names_of,
     site_of_hookpoint,
     site_of_lens_name,
     site_of_module_path,
-    sites_named,
+    stated_sites,
 )
 from panscope.lms.facts import TABLE
 from panscope.lms.families import FAMILIES, ModelFamily, family_of
@@ -127,7 +127,7 @@ def test_a_path_on_which_families_differ_needs_the_family() -> None:
     ],
 )
 def test_the_family_by_a_name(model: str | None, family: str | None) -> None:
-    found = family_named(model)
+    found = find_family(model)
     assert (found.name if found else None) == family
 
 
@@ -137,24 +137,26 @@ def test_the_family_of_every_model_in_our_table() -> None:
         shape = table[fields.get("same_as", name)]
         is_text = shape["family"] == "gemma3" and "vision" not in shape
         wanted = "gemma3_text" if is_text else shape["family"]
-        assert family_named(name) == family_of(wanted), name
+        assert find_family(name) == family_of(wanted), name
 
 
 def test_the_family_by_a_folder_or_a_type(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    assert family_named(str(tmp_path)) == GPT2
-    assert family_named("gpt2", "llama") == LLAMA
-    assert family_named("gpt2", "bert") is None
+    assert find_family(str(tmp_path)) == GPT2
+    assert find_family("gpt2", "llama") == LLAMA
+    assert find_family("gpt2", "bert") is None
 
 
 def test_what_everything_exported_carries(make_coder: MakeCoder) -> None:
     about = {"model": "gpt2", "source": "runs/mine"}
-    names = names_of(ImportedCoder(make_coder("relu", predicts=Site(3, "mlp_out")), about))
+    names = exported_names(ImportedCoder(make_coder("relu", predicts=Site(3, "mlp_out")), about))
     assert names["hook_name"] == "blocks.3.mlp.hook_in"
     assert names["hf_hook_name_out"] == "transformer.h.3.mlp.output"
     assert names["panscope"]["about"] == about
-    assert sites_named(names) == (Site(3, "mlp_in"), Site(3, "mlp_out"))
-    several = names_of(ImportedCoder(make_coder("relu", sites=(Site(0, "resid_post"), Site(1, "resid_post"))), {}))
+    assert stated_sites(names) == (Site(3, "mlp_in"), Site(3, "mlp_out"))
+    several = exported_names(
+        ImportedCoder(make_coder("relu", sites=(Site(0, "resid_post"), Site(1, "resid_post"))), {})
+    )
     assert [entry["hook_name"] for entry in several["panscope"]["reads"]] == [
         "blocks.0.hook_resid_post",
         "blocks.1.hook_resid_post",

@@ -112,5 +112,5 @@ def test_tensors_that_do_not_fit_are_refused(name: str, folders: Path, tmp_path:
         np.savez(path, **{other: value.numpy() for other, value in extra.items()})  # type: ignore[arg-type]
     else:
         save_file(extra, path)
-    with pytest.raises(UserError, match="holds more too"):
+    with pytest.raises(UserError, match="also contains more"):
         format.read(tmp_path, ImportOptions())

@@ -107,7 +107,7 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
 def test_the_fold_is_the_formula(name: str, rows: Tensor, tmp_path: Path) -> None:
     changes, d_out = CASES[name]
     folder = publish(tmp_path / name, hyperparams(**changes), d_out)
-    assert LLAMA_SCOPE.finds(folder)
+    assert LLAMA_SCOPE.detect(folder)
     foreign = LLAMA_SCOPE.read(folder, ImportOptions())
     x = 6 * rows
     torch.testing.assert_close(reconstructed(foreign.wired, x).double(), wanted(folder, x), rtol=1e-5, atol=1e-5)
@@ -203,7 +203,7 @@ def test_what_it_has_no_place_for(make_coder: MakeCoder, tmp_path: Path) -> None
         (make_coder("jumprelu"), "one threshold"),
         (make_coder("topk"), "'topk'"),
         (make_coder("relu", skip=True), "skip"),
-        (make_coder("relu", predicts=PREDICTS, d_out=D_OUT), "one width"),
+        (make_coder("relu", predicts=PREDICTS, d_out=D_OUT), "single width"),
         (make_coder("relu", normaliser="token_norm"), "'token_norm'"),
     ):
         with pytest.raises(UserError, match=word):

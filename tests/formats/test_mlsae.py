@@ -132,7 +132,7 @@ def test_the_hubs_mixin_reads_what_we_write(name: str, exported: dict[str, Tenso
 @pytest.mark.parametrize("name", ["raw", "rows", "one"])
 def test_we_read_what_the_hubs_mixin_saves(name: str, saved: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
     folder = saved[0] / name
-    assert FORMAT.finds(folder)
+    assert FORMAT.detect(folder)
     found = FORMAT.read(folder, ImportOptions())
     assert_near(reconstruct(found, rows())[1], saved[1][name])
     FORMAT.write(found, tmp_path / "again")
@@ -211,7 +211,7 @@ def test_all_layers_are_one_coder(tmp_path: Path) -> None:
         Site(2, "resid_post"),
     )
     none = save(tmp_path / "none")
-    with pytest.raises(UserError, match="does not say at which site"):
+    with pytest.raises(UserError, match="does not state the site"):
         FORMAT.read(none, ImportOptions())
     sites = tuple(Site(layer, "resid_post") for layer in (0, 1, 4))
     assert FORMAT.read(none, ImportOptions(reads=sites)).wired.wiring == found.wired.wiring

@@ -133,7 +133,7 @@ def test_lines_of_a_batch_have_the_same_keys(tmp_path: Path) -> None:
     mixed = [explanation(), explanation(embedding=(0.0,) * np.EMBEDDING)]
     with pytest.raises(UserError, match="same keys"):
         np.write_batch(tmp_path, SOURCE, "explanations", 0, mixed)
-    with pytest.raises(UserError, match="Feature cannot stand under activations"):
+    with pytest.raises(UserError, match="Feature cannot be in a batch of activations"):
         np.write_batch(tmp_path, SOURCE, "activations", 0, [feature()])
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 

@@ -118,7 +118,7 @@ def test_in_float64_and_back(activation: dict[str, Any], tmp_path: Path) -> None
 )
 def test_the_published_layout_says_the_site(place: str, site: str | None, tmp_path: Path) -> None:
     file = save(tmp_path / place, state())
-    assert FORMAT.finds(file) == FORMAT.finds(file.parent) == file.stem.isdigit()
+    assert FORMAT.detect(file) == FORMAT.detect(file.parent) == file.stem.isdigit()
     if site is None:
         with pytest.raises(UserError, match="site"):
             FORMAT.read(file, ImportOptions())
@@ -154,8 +154,8 @@ def test_a_training_folder_of_sparsify_is_not_ours(tmp_path: Path) -> None:
     states = ("state", "optimizer_0", "lr_scheduler_0", "rank_0_state")
     for name in states:
         file = save(tmp_path / "run" / f"{name}.pt", state())
-        assert not FORMAT.finds(file)
-    assert not FORMAT.finds(tmp_path / "run")
+        assert not FORMAT.detect(file)
+    assert not FORMAT.detect(tmp_path / "run")
     one = foreign(random_coder("topk"))
     FORMATS["sparsify"].write(one, tmp_path / "run" / "layers.3")
     assert [found.format.name for found in find(tmp_path / "run")] == ["sparsify"]
@@ -165,7 +165,7 @@ def test_a_training_folder_of_sparsify_is_not_ours(tmp_path: Path) -> None:
 def test_several_files_are_not_one_coder(tmp_path: Path) -> None:
     for layer in range(2):
         save(tmp_path / f"{layer}.pt", state())
-    assert not FORMAT.finds(tmp_path)
+    assert not FORMAT.detect(tmp_path)
     with pytest.raises(UserError, match="exactly one"):
         FORMAT.read(tmp_path, AT_RESID)
 

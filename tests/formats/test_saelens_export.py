@@ -125,7 +125,7 @@ def test_it_takes_them_for_what_they_are(theirs: Any) -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_import_then_export_gives_the_same_files(name: str, written: Any, tmp_path: Path) -> None:
     root, made = written
-    assert SAELENS.finds(root / name)
+    assert SAELENS.detect(root / name)
     foreign = SAELENS.read(root / name, ImportOptions())
     assert foreign.wired.wiring == made[name].wiring
     assert foreign.wired.normaliser == made[name].normaliser
@@ -163,8 +163,8 @@ def test_what_has_no_place_there_is_refused(make_coder: MakeCoder, tmp_path: Pat
     for wired, word in (
         (make_coder("gated", **crossing), "transcoder"),
         (make_coder("topk", skip=True), "skip"),
-        (make_coder("jumprelu", predicts=PREDICTS, normaliser="standardise"), "undoes none"),
-        (make_coder("jumprelu", skip=True, normaliser="token_norm"), "undoes none"),
+        (make_coder("jumprelu", predicts=PREDICTS, normaliser="standardise"), "does not denormalise"),
+        (make_coder("jumprelu", skip=True, normaliser="token_norm"), "does not denormalise"),
         (several, "crosscoder"),
     ):
         with pytest.raises(UserError, match=word):

@@ -113,7 +113,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Ten
 @pytest.mark.parametrize("name", SAVED)
 def test_our_reconstruction_is_theirs(name: str, saved: tuple[Path, dict[str, Tensor]]) -> None:
     root, found = saved
-    assert SAELENS.finds(root / name)
+    assert SAELENS.detect(root / name)
     foreign = SAELENS.read(root / name, ImportOptions())
     torch.testing.assert_close(reconstructed(foreign.wired, found["x"]), found[name], rtol=1e-5, atol=1e-5)
 
@@ -198,17 +198,17 @@ def folder_of(make_coder: MakeCoder, path: Path, changes: dict[str, Any], archit
         ({"architecture": "jumprelu"}, "lacks threshold"),
         ({"architecture": "transcoder", "normalize_activations": "layer_norm"}, "transcoder"),
         ({"normalize_activations": "covariance_whitening"}, "covariance_whitening"),
-        ({"normalize_activations": "expected_average_only_in"}, "by which factor"),
+        ({"normalize_activations": "expected_average_only_in"}, "activation_scaler.json"),
         ({"apply_b_dec_to_input": "yes"}, "apply_b_dec_to_input"),
         ({"reshape_activations": "nonsense"}, "'nonsense'"),
         ({"reshape_activations": "hook_z"}, "reads L03.mlp_in"),
         ({"metadata": {}, "hook_name": "blocks.3.hook_mlp_out", "activation_fn_str": "tanh-relu"}, "tanh-relu"),
-        ({"metadata": {}, "hook_name": "blocks.3.hook_mlp_out", "activation_fn_str": "topk"}, "by --k"),
+        ({"metadata": {}, "hook_name": "blocks.3.hook_mlp_out", "activation_fn_str": "topk"}, "give --k"),
         ({"metadata": {"sae_lens_version": "6.0.0", "panscope": {"wiring": "multilayer", "reads": 3}}}, "reads is 3"),
         ({"metadata": {"sae_lens_version": "6.0.0", "panscope": {"wiring": "sae", "reads": [{}]}}}, "reads.0"),
         ({"d_sae": 10**12}, "d_sae"),
         ({"metadata": {"sae_lens_version": "6.0.0", "hook_name": "blocks.0.hook_mlp_in"}}, "hook_mlp_in"),
-        ({"metadata": {"sae_lens_version": "6.0.0"}}, "which site"),
+        ({"metadata": {"sae_lens_version": "6.0.0"}}, "does not state the site"),
         (
             {"metadata": {"sae_lens_version": "6.0.0", "hook_name": "blocks.0.attn.hook_z", "hook_head_index": 3}},
             "head",
@@ -253,7 +253,7 @@ def test_a_transcoder_that_takes_a_bias_off_its_input_is_refused_as_they_do(
             if applies is False:
                 assert not SAELENS.read(folder, ImportOptions()).wired.coder.config.pre_encoder_bias
             else:
-                with pytest.raises(UserError, match=f"'{name}' takes no bias off its input"):
+                with pytest.raises(UserError, match=f"'{name}' subtracts no bias from its input"):
                     SAELENS.read(folder, ImportOptions())
     assert run_in_peers(REFUSED, *folders).split() == ["loaded", *["apply_b_dec_to_input"] * 2] * len(TRANSCODERS)
 

@@ -123,7 +123,7 @@ def test_their_loader_reads_what_we_write(name: str, exported: dict[str, Any]) -
 @pytest.mark.parametrize("name", SAVED)
 def test_we_read_what_they_save(name: str, saved: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder = saved[0] / name
-    assert FORMAT.finds(folder)
+    assert FORMAT.detect(folder)
     found = FORMAT.read(folder, ImportOptions())
     codes, y_hat = reconstruct(found, rows())
     limit = 0.02 if name == "layers.6" else 1e-5  # there they compute in bfloat16
@@ -262,8 +262,8 @@ def test_a_skip_that_is_not_announced_is_refused(tmp_path: Path) -> None:
         (foreign(random_coder("topk"), RESID, Site(7, "mlp_out")), "from L03.resid_post to L07.mlp_out"),
         (foreign(random_coder("topk"), Site(2, "attn_z"), Site(3, "attn_out")), "from L02.attn_z to L03.attn_out"),
         (foreign(random_coder("topk"), MLP_IN, MLP_OUT, model="google/gemma-2-2b"), "Gemma 2"),
-        (foreign(random_coder("topk"), MLP_IN, MLP_OUT, model="someone/unknown"), "family is not known"),
-        (foreign(random_coder("topk"), MLP_IN, MLP_OUT, model="someone/unknown", hookpoint="L03M"), "not known"),
+        (foreign(random_coder("topk"), MLP_IN, MLP_OUT, model="someone/unknown"), "unknown family"),
+        (foreign(random_coder("topk"), MLP_IN, MLP_OUT, model="someone/unknown", hookpoint="L03M"), "unknown family"),
     ],
 )
 def test_what_there_is_no_place_for_is_refused(one: ImportedCoder, words: str, tmp_path: Path) -> None:

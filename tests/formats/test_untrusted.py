@@ -18,7 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from panscope.formats.untrusted import fit, inside, read_json, read_npz, read_pt, read_safetensors, safetensors_shapes
+from panscope.formats.untrusted import (
+    inside,
+    match_shapes,
+    read_json,
+    read_npz,
+    read_pt,
+    read_safetensors,
+    safetensors_shapes,
+)
 from panscope.types import UserError
 from tests.support.hostile import PAIRS_OF_PAIRS, TUPLE_OF_TUPLES
 
@@ -86,20 +94,20 @@ TERABYTES = 10**13
         (b"{}", TERABYTES, "claims"),
         (b"{}", 2**63, "claims"),
         (b"{", None, "not safetensors"),
-        (b"[]", None, "no table"),
+        (b"[]", None, "not a JSON object"),
         (b"[" * 100_000, None, "not safetensors"),
         (b"\xff\xfe", None, "not safetensors"),
         ({"w": entry([TERABYTES], 4 * TERABYTES)}, None, "claims"),
         ({"w": entry([5], 16)}, None, "claims"),
         ({"w": entry([4], 32, start=16)}, None, "claims"),
         ({"w": entry([4], 16), "v": entry([4], 16)}, None, "overlap"),
-        ({"w": entry([-4], -16)}, None, "no shape"),
-        ({"w": entry([(1 << 64) - 1, 0], 0)}, None, "no shape"),
-        ({"w": entry([True, 4], 16)}, None, "no shape"),
-        ({"w": entry([4.0], 16)}, None, "no shape"),
-        ({"w": entry([1] * 30 + [4], 16)}, None, "no shape"),
+        ({"w": entry([-4], -16)}, None, "no valid shape"),
+        ({"w": entry([(1 << 64) - 1, 0], 0)}, None, "no valid shape"),
+        ({"w": entry([True, 4], 16)}, None, "no valid shape"),
+        ({"w": entry([4.0], 16)}, None, "no valid shape"),
+        ({"w": entry([1] * 30 + [4], 16)}, None, "no valid shape"),
         ({"w": entry([4], 16, dtype="F4")}, None, "type"),
-        ({"w": {"dtype": "F32"}}, None, "no shape"),
+        ({"w": {"dtype": "F32"}}, None, "no valid shape"),
         ({"w": 3}, None, "type"),
         ({"w": entry([4], 16, dtype=["F32"])}, None, "type"),  # type: ignore[arg-type]
     ],
@@ -122,7 +130,7 @@ def test_numbers_that_are_none(value: float, tmp_path: Path) -> None:
         (read_pt, "x.pt"),
         (read_pt, "y.pt"),
     ):
-        refused(reader, tmp_path / name, "'w' holds NaN or infinity")
+        refused(reader, tmp_path / name, "'w' contains NaN or infinity")
 
 
 def test_float64_beyond_float32_is_refused(tmp_path: Path) -> None:
@@ -162,12 +170,12 @@ def archive(path: Path, members: dict[str, bytes], compression: int = zipfile.ZI
         ({"w.npy": npy("(-4,)", b"\0" * 16)}, "not npz|plain numbers"),
         ({"w.npy": npy("(2,)", b"\0" * 16, "'|O'")}, "plain numbers"),
         ({"w.npy": npy("(2,)", b"\0" * 16, "[('a', '<f4'), ('b', '<f4')]")}, "plain numbers"),
-        ({"w.npy": npy("(__import__('os').getcwd(),)", b"\0" * 16)}, "no header"),
+        ({"w.npy": npy("(__import__('os').getcwd(),)", b"\0" * 16)}, "no valid npy header"),
         ({"w.npy": b"nothing"}, "not npz"),
         ({"w.npy": b"\x93NUMPY\x03\x00" + b"\0" * 20}, "version"),
-        ({"../../w.npy": npy("(4,)", b"\0" * 16)}, "is no array"),
-        ({"/etc/w.npy": npy("(4,)", b"\0" * 16)}, "is no array"),
-        ({"w.txt": b"x"}, "is no array"),
+        ({"../../w.npy": npy("(4,)", b"\0" * 16)}, "is not an array"),
+        ({"/etc/w.npy": npy("(4,)", b"\0" * 16)}, "is not an array"),
+        ({"w.txt": b"x"}, "is not an array"),
     ],
 )
 def test_an_npz_that_lies(members: dict[str, bytes], word: str, tmp_path: Path) -> None:
@@ -188,12 +196,12 @@ def test_an_npz_takes_no_second_copy_of_its_bytes(tmp_path: Path) -> None:
 
 def test_an_archive_whose_list_is_long_or_not_at_its_end_is_not_read(tmp_path: Path) -> None:
     path = archive(tmp_path / "x.npz", {f"{number}.npy": b"" for number in range(20_000)})
-    refused(read_npz, path, "its list of members claims")
+    refused(read_npz, path, "its central directory claims")
     archive(path, {"w.npy": npy("(4,)", b"\0" * 16)})
     assert read_npz(path)["w"].tolist() == [0] * 4
     raw = path.read_bytes()
     path.write_bytes(b"PK\3\4" + raw)
-    refused(read_npz, path, "its list of members claims")
+    refused(read_npz, path, "its central directory claims")
     with zipfile.ZipFile(path, "a") as file:
         file.comment = b"more"
     refused(read_npz, path, "something follows it")
@@ -257,9 +265,9 @@ def test_a_pickle_that_needs_code_is_never_run(tmp_path: Path, monkeypatch: pyte
     Path("plain.pt").write_bytes(pickle.dumps(Evil()))
     torch.save({"w": MATRIX, "evil": Evil()}, "four.pt", pickle_protocol=4)
     for name in ("new.pt", "four.pt"):
-        refused(read_pt, Path(name), "runs no code")
+        refused(read_pt, Path(name), "never runs code")
     for name in ("old.pt", "plain.pt"):
-        refused(read_pt, Path(name), "runs no code of a file")
+        refused(read_pt, Path(name), "never runs code from a file")
     assert not Path("was_here").exists()
 
 
@@ -274,7 +282,7 @@ def test_a_pickle_that_needs_code_is_never_run(tmp_path: Path, monkeypatch: pyte
         (b"\x80\x02cbuiltins\nbytearray\nI100000000000\n\x85R.", "bytearray"),
         (b"\x80\x02ctorch._utils\n_rebuild_sparse_tensor\n)R.", "rebuild_sparse"),
         (b"\x80\x02cposix\nsystem\nX\x02\x00\x00\x00ls\x85R.", "posix.system"),
-        (b"\x80\x02]q\x00.", "no table"),
+        (b"\x80\x02]q\x00.", "not contain a dict"),
         (b"\x80\x02" + b"]" * 200_000, "damaged"),
         (b"", "damaged"),
         (b"\x80\x02X\xff\xff\xff\x7fw.", "damaged"),
@@ -310,7 +318,7 @@ def test_names_that_are_no_text_and_numbers_beyond_any(tmp_path: Path) -> None:
     torch.save({"w": MATRIX, 10**500: 1, "state": {0: MATRIX}}, tmp_path / "x.pt")
     assert read_pt(tmp_path / "x.pt").keys() == {"w", "state"}
     torch.save({"k": 1 << 70}, tmp_path / "x.pt")
-    refused(read_pt, tmp_path / "x.pt", "whole number of 71 bits")
+    refused(read_pt, tmp_path / "x.pt", "integer of 71 bits")
     torch.save({"half": "\ud800"}, tmp_path / "x.pt")
     refused(read_pt, tmp_path / "x.pt", "surrogates not allowed")
 
@@ -326,25 +334,25 @@ def test_names_that_are_no_text_and_numbers_beyond_any(tmp_path: Path) -> None:
     ],
 )
 def test_a_pickle_of_more_objects_than_bytes_is_not_unpickled(opcodes: bytes, tmp_path: Path) -> None:
-    refused(read_pt, pt_file(tmp_path / "x.pt", b"\x80\x02" + opcodes, {}), "makes more objects")
+    refused(read_pt, pt_file(tmp_path / "x.pt", b"\x80\x02" + opcodes, {}), "creates too many objects")
 
 
 def test_a_pickle_longer_than_any_list_of_tensors_is_not_read(tmp_path: Path) -> None:
-    refused(read_pt, pt_file(tmp_path / "x.pt", b"\x80\x02" + b"}" * (2 << 20) + b".", {}), "longer than any")
+    refused(read_pt, pt_file(tmp_path / "x.pt", b"\x80\x02" + b"}" * (2 << 20) + b".", {}), "one data.pkl of at most")
 
 
 @pytest.mark.parametrize(
     ("text", "word"),
     [
         ("", "not JSON"),
-        ("[1]", "no table"),
+        ("[1]", "not contain a JSON object"),
         ("[" * 100_000, "not JSON"),
         ('{"a": ' + "9" * 10_000 + "}", "not JSON"),
         ('{"a"', "not JSON"),
         ('{"a":' * 51 + "1" + "}" * 51, "more than 50 deep"),
         ('{"a": "\\ud800"}', "surrogates not allowed"),
         ('{"\\udfff": 1}', "surrogates not allowed"),
-        ('{"a": 9223372036854775808}', "whole number of 64 bits"),
+        ('{"a": 9223372036854775808}', "integer of 64 bits"),
     ],
 )
 def test_json_that_is_none(text: str, word: str, tmp_path: Path) -> None:
@@ -363,7 +371,7 @@ def test_json_larger_than_any_configuration_is_not_read(tmp_path: Path) -> None:
 def test_no_file_and_a_folder(reader: Reader, tmp_path: Path) -> None:
     refused(reader, tmp_path / "none", "is missing")
     (tmp_path / "folder").mkdir()
-    refused(reader, tmp_path / "folder", "is no file")
+    refused(reader, tmp_path / "folder", "is not a regular file")
 
 
 def whole_files() -> dict[str, tuple[Reader, bytes]]:
@@ -413,27 +421,27 @@ def test_a_file_with_any_bytes_changed_is_read_or_is_a_sentence(
 def test_names_that_lead_out_of_the_folder(tmp_path: Path) -> None:
     assert inside(tmp_path, "a/b.safetensors") == tmp_path / "a" / "b.safetensors"
     for name in ("../x", "a/../../x", "/etc/passwd", "..\\x", "", "a\0b", 3, None):
-        with pytest.raises(UserError, match="not in it"):
+        with pytest.raises(UserError, match="outside the folder"):
             inside(tmp_path, name)
 
 
 def test_sizes_must_agree() -> None:
     tensors = {"w": torch.zeros(3, 4), "b": torch.zeros(4)}
     where = Path("file")
-    assert fit(where, tensors, {"w": "DF", "b": "F", "c": "D"}, optional="c") == {"D": 3, "F": 4}
+    assert match_shapes(where, tensors, {"w": "DF", "b": "F", "c": "D"}, optional="c") == {"D": 3, "F": 4}
     for dims, word in (
         ({"w": "DF", "b": "D"}, r"'b' has shape \(4,\), expected \(3\)"),
         ({"w": "DF", "b": "FF"}, "'b' has shape"),
         ({"w": "DD", "b": "F"}, "'w' has shape"),
         ({"w": "DF", "b": "F", "c": "D"}, "lacks c"),
-        ({"w": "DF"}, "holds b too"),
+        ({"w": "DF"}, "also contains b"),
     ):
         with pytest.raises(UserError, match=word):
-            fit(where, tensors, dims)
-    with pytest.raises(UserError, match=r"holds 'a\\nb' too"):
-        fit(where, {"a\nb": torch.zeros(1)}, {})
+            match_shapes(where, tensors, dims)
+    with pytest.raises(UserError, match=r"also contains 'a\\nb'"):
+        match_shapes(where, {"a\nb": torch.zeros(1)}, {})
     with pytest.raises(UserError, match="shape"):
-        fit(where, {"w": torch.zeros(0, 4)}, {"w": "DF"})
+        match_shapes(where, {"w": torch.zeros(0, 4)}, {"w": "DF"})
 
 
 def test_what_many_tables_share_is_no_bomb(tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ def test_a_damaged_summary_or_coder_is_a_sentence(run: Run):
     compare_decoders(run, GeometryOptions(("mmcs",)), Heard())
     path = run.path / "geometry" / "summary.json"
     path.write_text(path.read_text().replace('"narrow"', '"broken"'))
-    with pytest.raises(UserError, match=r"is damaged: .* delete it, and make it again by `panscope geometry`"):
+    with pytest.raises(UserError, match=r"is damaged: .* delete it, then compute it again with `panscope geometry`"):
         compare_decoders(run, GeometryOptions(("mmcs",)), Heard())
     path.unlink()
     weights = run.coder_folder("wide") / "weights.safetensors"

@@ -44,12 +44,12 @@ def test_our_own(run: Path, llama: LanguageModel) -> None:
         load(run)
     with pytest.raises(UserError, match="has no coder 'L09': L01R-jump, L01R-topk"):
         load(run, "L09")
-    with pytest.raises(UserError, match="has no coder 'L01R-topk': it holds none, and is no run"):
+    with pytest.raises(UserError, match="has no coder 'L01R-topk': it contains none, and is not a run"):
         load(run / "coders" / "L01R-topk", "L01R-topk")
     with pytest.raises(UserError, match="revision 'v1' is set, but"):
         load(run, "L01R-topk", revision="v1")
-    with pytest.raises(UserError, match=r"asked is given, but '.*L01R-topk' is a coder of ours, which says it all"):
-        load(run, "L01R-topk", asked=ImportOptions(k=2))
+    with pytest.raises(UserError, match=r"options are given, but '.*L01R-topk' is a Panscope coder, which states all"):
+        load(run, "L01R-topk", options=ImportOptions(k=2))
     kernels: Any = "fast"
     with pytest.raises(UserError, match="kernels is 'fast': use one of auto, sparse, reference"):
         load(run, "L01R-topk", kernels=kernels)
@@ -69,7 +69,7 @@ def test_foreign_folders(tmp_path: Path, llama: LanguageModel, format: str) -> N
     folder = tmp_path / "layer_1"
     folder.mkdir()
     FORMATS[format].write(ImportedCoder(coder.wired, {"model": "m"}), folder)
-    for found in (load(folder), load(folder, format=format), load(folder, asked=ImportOptions(reads=SITE))):
+    for found in (load(folder), load(folder, format=format), load(folder, options=ImportOptions(reads=SITE))):
         assert found.wiring.reads == (SITE,)
         assert found.name == "layer_1"
         torch.testing.assert_close(found.encode(X).tensor(), coder.encode(X).tensor(), rtol=1e-4, atol=1e-5)
@@ -78,7 +78,7 @@ def test_foreign_folders(tmp_path: Path, llama: LanguageModel, format: str) -> N
 
 def test_no_coder_at_all(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(UserError, match=r"is no coder of ours and of no known format \(saelens, "):
+    with pytest.raises(UserError, match=r"is neither a Panscope coder nor in a known format \(saelens, "):
         load(tmp_path)
     with pytest.raises(UserError, match="format 'nothing' is unknown: use one of saelens, "):
         load(tmp_path, format="nothing")
@@ -113,11 +113,11 @@ def test_one_folder_of_a_repository(run: Path, llama: LanguageModel, monkeypatch
 def test_one_of_several_side_by_side(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `export` and `publish` write them: no run, but its coders by name."""
     assert load(run / "coders", "L01R-topk").name == "L01R-topk"
-    with pytest.raises(UserError, match=r"holds several coders: name one of .*L01R-topk"):
+    with pytest.raises(UserError, match=r"contains several coders: name one of .*L01R-topk"):
         load(run / "coders")
-    with pytest.raises(UserError, match=r"has no coder 'L09': those in it are .*L01R-topk"):
+    with pytest.raises(UserError, match=r"has no coder 'L09': its coders are .*L01R-topk"):
         load(run / "coders", "L09")
-    with pytest.raises(UserError, match=r"has no coder '\.\.': those"):
+    with pytest.raises(UserError, match=r"has no coder '\.\.': its coders are"):
         load(run / "coders", "..")
 
     class Api:

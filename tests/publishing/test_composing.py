@@ -146,7 +146,7 @@ def test_we_read_back_what_is_for_saelens(run: Path, out: Path):
     x = torch.randn(64, D)
     for name in FOR_SAELENS:
         ours = store.load(run / "coders" / name)
-        assert FORMATS["saelens"].finds(out / name)
+        assert FORMATS["saelens"].detect(out / name)
         theirs = FORMATS["saelens"].read(out / name, ImportOptions()).wired
         assert theirs.wiring == ours.wiring
         torch.testing.assert_close(theirs.decode(theirs.encode(x), x), ours.decode(ours.encode(x), x))

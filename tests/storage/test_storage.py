@@ -286,7 +286,7 @@ def test_a_suite_that_was_changed_is_refused_until_its_first_line_goes(tmp_path:
     write_sealed_toml(path, {"tokens": 5, "model": {"path": "m"}})
     assert read_sealed_toml(path) == {"tokens": 5, "model": {"path": "m"}}
     path.write_text(path.read_text().replace("tokens = 5", "tokens = 6"))
-    with pytest.raises(UserError, match=r"suite\.toml' was changed since the run began.*delete that line to go on"):
+    with pytest.raises(UserError, match=r"suite\.toml' was changed since the run began.*delete that line to keep"):
         read_sealed_toml(path)
     path.write_text(path.read_text().partition("\n")[2])
     assert read_sealed_toml(path) == {"tokens": 6, "model": {"path": "m"}}
@@ -294,8 +294,10 @@ def test_a_suite_that_was_changed_is_refused_until_its_first_line_goes(tmp_path:
 
 def test_json_without_a_seal_may_be_of_an_older_version(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"stage": "done"})
-    with pytest.raises(UserError, match=r"a\.json' carries no checksum.*or of an older version; delete it$"):
-        read_sealed(tmp_path / "a.json", then="delete it")
+    with pytest.raises(
+        UserError, match=r"a\.json' has no checksum of its content.*or from an older version; delete it$"
+    ):
+        read_sealed(tmp_path / "a.json", advice="delete it")
     write_sealed(tmp_path / "a.json", {"stage": "done", "x": (1, math.nan)})
     assert read_sealed(tmp_path / "a.json") == {"stage": "done", "x": [1, None]}
 
@@ -306,17 +308,17 @@ def test_a_log_goes_back_only_to_what_it_was(tmp_path: Path) -> None:
     log.append([{"step": 1}])
     mark = log.mark()
     log.append([{"step": 2}])
-    log.take_back(mark)
+    log.roll_back(mark)
     assert log.read() == [{"step": 1}]
     log.path.write_text('{"step": 7}\n{"step": 2}\n')
     with pytest.raises(UserError, match=r"train\.jsonl' is damaged or lacks lines"):
-        log.take_back(mark)
+        log.roll_back(mark)
     log.path.write_text("")
     with pytest.raises(UserError, match="lacks lines"):
-        log.take_back(mark)
-    log.take_back(nothing)
+        log.roll_back(mark)
+    log.roll_back(nothing)
     log.path.unlink()
-    log.take_back(mark)
+    log.roll_back(mark)
     assert log.read() == []
 
 

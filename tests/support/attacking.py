@@ -96,7 +96,7 @@ def attacked(name: str, original: Original, change: Callable[[Path, Path], None]
         names = sorted(path.name for path in folder.rglob("*"))
         with bounded():
             found = _or_a_sentence(lambda: FORMATS[name].read(folder, AT_RESID))
-            FORMATS[name].finds(folder)
+            FORMATS[name].detect(folder)
         with bounded():
             imported = imported_again(name, folder, original.asked(), root)
         if found is None:

@@ -12,7 +12,7 @@ def run(flags: Formats, console: Console) -> int:
     """Print the list."""
     for format in (*FORMATS.values(), *map(format_named, names_of("formats"))):
         console.print(f"[bold]{format.name}[/bold]", highlight=False)
-        said = [format.says, f"imports {' '.join(format.imports)}", f"exports {' '.join(format.exports)}"]
+        said = [format.description, f"imports {' '.join(format.imports)}", f"exports {' '.join(format.exports)}"]
         if format.needs:
             said.append(f"import needs {format.needs}")
         for line in said:

@@ -41,11 +41,11 @@ def _write(imported: ImportedCoder, folder: Path) -> list[Path]:
 
 NPZ = Format(
     name="npz",
-    says="one NumPy archive a coder (an example)",
+    description="one NumPy archive a coder (an example)",
     imports=("relu",),
     exports=("relu", "logrelu"),
     needs="--model",
-    finds=lambda path: (path / _FILE).is_file() or path.name == _FILE,
+    detect=lambda path: (path / _FILE).is_file() or path.name == _FILE,
     read=_read,
     write=_write,
 )
