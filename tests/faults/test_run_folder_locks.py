@@ -17,6 +17,7 @@ from panscope.cli.main import main
 from panscope.events import Reporter
 from panscope.runs import stages, training
 from panscope.runs.run import Run
+from panscope.runs.training import TrainingRun
 from panscope.storage.locks import LOCK, locked
 from panscope.types import UserError
 from tests.support.hearing import At
@@ -111,11 +112,11 @@ def test_a_run_is_held_from_its_first_file_to_its_last(
         return call
 
     monkeypatch.setattr(training, "CALIBRATION_ROWS", CALIBRATION_ROWS)
-    for stage in ("train_suite", "save_coders", "evaluate_run"):
-        monkeypatch.setattr(stages, stage, watched(stage, getattr(stages, stage)))
+    for owner, stage in ((TrainingRun, "train"), (TrainingRun, "save_coders"), (stages, "evaluate_run")):
+        monkeypatch.setattr(owner, stage, watched(stage, getattr(owner, stage)))
     suite = small_suite(shared, stopped.parent / "text.jsonl")
     assert stages.start(suite, tmp_path / "run", At("training", 2, lambda: try_to_resume(tmp_path / "run"))) is not None
-    assert refused == ["train_suite", "save_coders", "evaluate_run"]
+    assert refused == ["train", "save_coders", "evaluate_run"]
     with locked(tmp_path / "run"):
         pass
 
@@ -125,7 +126,7 @@ def test_a_run_that_ends_in_an_error_lets_go(run: Run, monkeypatch: pytest.Monke
         raise UserError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "save_coders", fail)
+        patch.setattr(TrainingRun, "save_coders", fail)
         with pytest.raises(UserError, match="no"):
             stages.resume(run, Reporter())
     assert stages.resume(run, Reporter()) is not None
