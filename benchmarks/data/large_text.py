@@ -38,7 +38,8 @@ from panscope.events import Reporter
 from panscope.lms.load import load
 from panscope.lms.model import LanguageModel
 from panscope.planning.plan import SuiteConfig
-from panscope.runs.evaluation import HELD_OUT_REQUEST, EvalJob
+from panscope.runs.eval_request import HELD_OUT_REQUEST
+from panscope.runs.evaluation import EvalJob
 from panscope.runs.run import Run
 from panscope.storage.json_lines import JsonLines
 from panscope.types import UserError

@@ -46,7 +46,7 @@ from panscope.publishing.import_coders import Imported
 from panscope.publishing.publish import Published, PublishOptions
 from panscope.reporting.write import Written
 from panscope.runs.collection import StoreOptions
-from panscope.runs.evaluation import EvalRequest
+from panscope.runs.eval_request import EvalRequest
 from panscope.runs.geometry import GeometryOptions
 from panscope.runs.rollouts import RolloutConfig, Rollouts
 from panscope.runs.serving import ServeOptions

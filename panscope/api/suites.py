@@ -10,7 +10,7 @@ from panscope.config import Config, checked, read_toml, unknown_key
 from panscope.data.documents import DataConfig
 from panscope.lms.load import LanguageModelConfig
 from panscope.planning.plan import SuiteConfig
-from panscope.runs.evaluation import EvalRequest
+from panscope.runs.eval_request import EvalRequest
 from panscope.types import UserError
 
 Suite = SuiteConfig | dict[str, Any] | Path | str

@@ -32,7 +32,7 @@ from panscope.reporting.runs import read_runs
 from panscope.reporting.write import Written, check_place, write_report
 from panscope.runs import collection, geometry, rollouts, saebench, stages
 from panscope.runs.collection import StoreOptions
-from panscope.runs.evaluation import HELD_OUT_REQUEST, EvalRequest
+from panscope.runs.eval_request import HELD_OUT_REQUEST, EvalRequest
 from panscope.runs.finished_coder import HELD_OUT
 from panscope.runs.geometry import Entry, GeometryOptions
 from panscope.runs.rollouts import RolloutConfig, Rollouts, check_new

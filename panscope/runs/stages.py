@@ -13,7 +13,8 @@ from panscope.lms.load import load, memory_bytes
 from panscope.planning.plan import Plan, SuiteConfig, plan
 from panscope.planning.warnings import warn_large_penalty
 from panscope.runs.eval_files import Results
-from panscope.runs.evaluation import EvalRequest, check_has_text, check_precision, evaluate_run
+from panscope.runs.eval_request import EvalRequest
+from panscope.runs.evaluation import check_has_text, check_precision, evaluate_run
 from panscope.runs.finished_coder import HELD_OUT
 from panscope.runs.result_warnings import warnings_of_results
 from panscope.runs.run import Run

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from panscope import api
-from panscope.runs.evaluation import EvalRequest
+from panscope.runs.eval_request import EvalRequest
 from panscope.types import UserError
 
 REPOSITORY = Path(__file__).parent.parent.parent

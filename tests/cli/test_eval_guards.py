@@ -10,7 +10,8 @@ import pytest
 from panscope.evals.spec import EvalShard
 from panscope.events import Reporter
 from panscope.lms.load import load
-from panscope.runs.evaluation import EvalRequest, check_precision, evaluate_run
+from panscope.runs.eval_request import EvalRequest
+from panscope.runs.evaluation import check_precision, evaluate_run
 from panscope.runs.run import Run
 from panscope.storage.atomic import checksum
 from panscope.storage.sealed import read_sealed, write_sealed

@@ -15,7 +15,8 @@ from panscope.data.source import is_in_part
 from panscope.evals.spec import EvalShard
 from panscope.events import Progress, Reporter
 from panscope.lms.load import load
-from panscope.runs.evaluation import EvalRequest, evaluate_run
+from panscope.runs.eval_request import EvalRequest
+from panscope.runs.evaluation import evaluate_run
 from panscope.runs.run import Run
 from panscope.runs.saebench import write_saebench
 from panscope.storage.atomic import checksum

@@ -11,7 +11,8 @@ from panscope.data.documents import DataConfig
 from panscope.evals.spec import EvalShard
 from panscope.lms.load import LanguageModelConfig
 from panscope.planning.plan import SuiteConfig
-from panscope.runs.evaluation import EvalRequest, check_has_text, check_precision
+from panscope.runs.eval_request import EvalRequest
+from panscope.runs.evaluation import check_has_text, check_precision
 from panscope.runs.finished_coder import suffix_of
 from panscope.runs.run import Run
 from panscope.types import UserError
