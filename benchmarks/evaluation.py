@@ -75,7 +75,7 @@ class WholePasses:
 
     def run(self, *arguments: Any, splice: dict[Site, Any], start: Start | None = None, **options: Any) -> Reading:
         """One whole pass, with what would have been given put in place at its site."""
-        given = {} if start is None else start.given
+        given = {} if start is None else start.known_outputs
         put = {site: lambda _, tensor=tensor: tensor for site, tensor in given.items()}
         return self._lm.run(*arguments, splice=put | splice, **options)
 
