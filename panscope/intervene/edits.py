@@ -122,7 +122,8 @@ def row_mask(positions: Positions, first: int, sequences: int, tokens: int, devi
     part = _part_of_mask(mask, first, tokens) if mask is not None else _compare(positions, first, tokens, device)
     if part.dim() == 2 and len(part) != sequences:
         raise UserError(
-            f"positions is a mask of {len(part)} sequences, but the pass has {sequences}: give a mask [T] or [{sequences}, T]"
+            f"positions is a mask of {len(part)} sequences, but the pass has {sequences}: give a mask [T] or "
+            f"[{sequences}, T]"
         )
     return part.to(device).expand(sequences, tokens).flatten()
 
