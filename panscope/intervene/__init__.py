@@ -1,1 +1,1 @@
-"""Coders attached to a running language model: latents recorded, edited and attributed."""
+"""Coders attached to a running language model, to record, edit and attribute latents."""

@@ -1,7 +1,7 @@
-"""What a plan must know of a language model, found without reading a weight: widths, layers and parameter counts.
+"""The sizes of a language model that a plan needs, found without reading its weights: widths, layers, parameter counts.
 
-Models of `panscope/builtin/facts/models.toml` need no network either; their counts follow from their shapes by formula.
-Any other model is built on torch's `meta` device, which has shapes and no memory, and counted.
+Models listed in `panscope/builtin/facts/models.toml` need no network either: their counts are computed from their
+shapes. Any other model is built on torch's `meta` device, which allocates no memory, and its parameters are counted.
 
 Formula letters: L layers, D residual width, H width of all query heads, K width of all key heads, M hidden width of the
 MLP, V vocabulary. A block multiplies each token by D H + 2 D K + H D (attention) and by 2 D M, or 3 D M with a gate
@@ -28,7 +28,7 @@ class ModelFacts(Config):
     """One language model's sizes."""
 
     name: str
-    """As it was asked for: a hub id, a folder or a built-in name."""
+    """The model's path in the config: a hub id, a folder or a built-in name."""
     n_layers: int = Field(gt=0)
     d_model: int = Field(gt=0)
     """Width of the residual stream."""
@@ -37,11 +37,12 @@ class ModelFacts(Config):
     vocabulary: int = Field(gt=0)
     """Rows of the embedding."""
     context: int = Field(gt=0)
-    """Positions the model has."""
+    """Maximum sequence length in tokens."""
     parameters: int = Field(gt=0)
-    """All weights that are loaded, each once."""
+    """All parameters, tied ones counted once."""
     matmul_parameters: int = Field(gt=0)
-    """Weights that each token is multiplied by: the matrices of the blocks and the unembedding, no look-up."""
+    """Parameters of the matrices that each token is multiplied by: those of the blocks and the unembedding, but not the
+    embedding, which is a look-up."""
 
     def width(self, site: Site) -> int:
         """D of `site`; raises UserError if the model has no such layer."""
@@ -54,7 +55,7 @@ class ModelFacts(Config):
 
 
 class FamilyShape(Config):
-    """What the blocks of a family hold; models.toml says what the fields mean."""
+    """The parts of a family's blocks; models.toml documents the fields."""
 
     block_norms: int
     norm_bias: bool
@@ -65,7 +66,7 @@ class FamilyShape(Config):
 
 
 class Vision(Config):
-    """An image encoder of the SigLIP kind, with its projection into a language model."""
+    """A SigLIP image encoder with its projection into a language model."""
 
     layers: int
     width: int
@@ -74,7 +75,8 @@ class Vision(Config):
     image: int
 
     def parameters(self, d_model: int) -> int:
-        """Patch and position embeddings, blocks with biases and two norms, last norm, projection and its norm."""
+        """Count of parameters: patch and position embeddings, blocks with biases and two norms, final norm, projection
+        and its norm."""
         width, mlp = self.width, self.mlp
         embeddings = 3 * self.patch**2 * width + width + (self.image // self.patch) ** 2 * width
         block = 4 * (width * width + width) + 2 * width * mlp + mlp + width + 4 * width
@@ -97,41 +99,45 @@ class ModelShape(Config):
     tied: bool
 
     def block_matmul(self, family: FamilyShape) -> int:
-        """Weights of the matrices of one block: D H + 2 D K + H D, and 2 or 3 times D M."""
+        """Parameters of one block's matrices: D H + 2 D K + H D + 2 D M, or + 3 D M with a gate."""
         d, q, k = self.d_model, self.heads * self.head_dim, self.kv_heads * self.head_dim
         return d * q + 2 * d * k + q * d + (3 if family.gated_mlp else 2) * d * self.mlp
 
     def block_vectors(self, family: FamilyShape) -> int:
-        """Gains and biases of one block."""
+        """Parameters of one block's gains and biases."""
         d, q, k = self.d_model, self.heads * self.head_dim, self.kv_heads * self.head_dim
         norms = family.block_norms * d * (2 if family.norm_bias else 1) + 2 * self.head_dim * family.qk_norms
         return norms + (q + 2 * k + d + self.mlp + d) * family.biases
 
     def parameters(self, family: FamilyShape) -> int:
-        """Blocks, embedding (twice where it is not tied), last norm and learned positions; without image encoder."""
+        """Parameters of the blocks, embedding, unembedding if not tied, final norm and learned positions; without the
+        image encoder."""
         d = self.d_model
         blocks = self.layers * (self.block_matmul(family) + self.block_vectors(family))
         embeddings = self.vocabulary * d * (1 if self.tied else 2) + self.context * d * family.learned_positions
         return blocks + embeddings + d * (2 if family.norm_bias else 1)
 
     def matmul_parameters(self, family: FamilyShape) -> int:
-        """The blocks' matrices and the unembedding."""
+        """Parameters of the blocks' matrices and the unembedding."""
         return self.layers * self.block_matmul(family) + self.vocabulary * self.d_model
 
 
 def facts_of(config: LanguageModelConfig) -> ModelFacts:
-    """The facts of the model that `config` names; no weight is read.
+    """The facts of the model that `config` names; reads no weights.
 
     Raises UserError if there is no such model or its family is not supported.
     """
-    known = tabled()
+    known = built_in_facts()
     if config.path in known and not os.path.isdir(expanded(config.path)):
         return known[config.path]
-    return _counted(config)
+    return _facts_by_counting(config)
 
 
-def in_full(name: str) -> str:
-    """The hub id of a model of models.toml that is named without its owner, or as TransformerLens does; else `name`."""
+def full_hub_id(name: str) -> str:
+    """The hub id of a model of models.toml, given its name without the owner or its TransformerLens name; else `name`.
+
+    Case is ignored. A name that fits several models is returned as it is.
+    """
     ours = read_toml(TABLE)["models"]
     found = [
         hub_id
@@ -141,7 +147,7 @@ def in_full(name: str) -> str:
     return found[0] if len(found) == 1 else name
 
 
-def tabled() -> dict[str, ModelFacts]:
+def built_in_facts() -> dict[str, ModelFacts]:
     """The facts of every model of models.toml, by hub id."""
     tables = read_toml(TABLE)
     families = {name: FamilyShape.read(fields, name) for name, fields in tables["families"].items()}
@@ -165,8 +171,8 @@ def tabled() -> dict[str, ModelFacts]:
     return found
 
 
-def _counted(config: LanguageModelConfig) -> ModelFacts:
-    """The facts of a model by building it without memory."""
+def _facts_by_counting(config: LanguageModelConfig) -> ModelFacts:
+    """The facts of a model, found by building it on the `meta` device."""
     source, options = pretrained(config)
     with as_user_error(config):
         whole = transformers.AutoConfig.from_pretrained(source, **options)

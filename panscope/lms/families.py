@@ -1,7 +1,7 @@
-"""Where each family of Hugging Face language models keeps its parts: module paths as data, one row a family.
+"""Module paths of the parts of each supported family of Hugging Face language models: one table row per family.
 
-A path starts at the block, except `blocks`, which starts at the whole model. To support another family, add a row;
-nothing else in the package knows a module's name. The names were read in transformers' `modeling_<family>.py`.
+Paths are relative to the block, except `blocks`, which is relative to the whole model. To support another family, add a
+row: no other file contains module names. The names are those of transformers' `modeling_<family>.py`.
 """
 
 from dataclasses import dataclass
@@ -13,30 +13,30 @@ _EVERY_ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """The module paths of one family; in `eval` mode no dropout stands between these modules and the residual."""
+    """The module paths of one family; in `eval` mode there is no dropout between these modules and the residual."""
 
     name: str
     model_types: tuple[str, ...]
-    """What `model_type` of the model's config.json may be."""
+    """The values of `model_type` in config.json that belong to this family."""
     blocks: str
-    """The list of blocks, from the whole model."""
+    """The list of blocks, relative to the whole model."""
     w_o: str
-    """The attention's output projection W_O: its input is the heads' outputs, concatenated."""
+    """The attention's output projection W_O, whose input is the concatenated outputs of the heads."""
     attn_end: str
-    """The module whose output is what attention adds to the residual: W_O, or the post-norm where there is one."""
+    """The module whose output attention adds to the residual: W_O, or the post-norm in families that have one."""
     mlp: str
     mlp_end: str
-    """The module whose output is what the MLP adds to the residual: the MLP, or the post-norm where there is one."""
+    """The module whose output the MLP adds to the residual: the MLP, or the post-norm in families that have one."""
     mlp_norm: str
     """The norm whose output is the MLP's input."""
     gain_offset: float = 0.0
     """The norm's gain is `gain_offset + weight`."""
     attention: tuple[str, ...] = _EVERY_ATTENTION
-    """The implementations of attention that compute this family rightly."""
+    """The attention implementations that are correct for this family; the first is the default."""
 
 
 def _gemma(name: str, model_type: str, blocks: str, attention: tuple[str, ...]) -> ModelFamily:
-    """Gemma 2 and 3: a norm before and a norm after each half of the block, gains stored minus one."""
+    """Gemma 2 and 3: a norm before and after both attention and MLP, gains stored minus one."""
     return ModelFamily(
         name,
         (model_type,),
@@ -52,7 +52,7 @@ def _gemma(name: str, model_type: str, blocks: str, attention: tuple[str, ...]) 
 
 
 _SOFTCAPPED = ("eager", "flash_attention_2")
-"""Gemma 2 squashes its attention scores with a tanh, which torch's sdpa cannot."""
+"""Gemma 2 soft-caps its attention scores with a tanh, which torch's sdpa does not support."""
 
 FAMILIES = (
     ModelFamily(
@@ -92,7 +92,7 @@ FAMILIES = (
 
 
 def family_of(model_type: str) -> ModelFamily:
-    """The family of a model whose config says `model_type`; raises UserError naming the supported ones."""
+    """The family that `model_type` of a config belongs to; raises UserError that lists the supported ones."""
     for family in FAMILIES:
         if model_type in family.model_types:
             return family

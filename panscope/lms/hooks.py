@@ -1,9 +1,9 @@
-"""The only file that registers hooks: it lends a function the tensors at some modules' ends during one forward pass.
+"""Forward hooks that read and replace the inputs and outputs of modules; no other file registers hooks.
 
-`giving` is the other way to reach into a pass: modules that are known to give what they gave before are not run again.
+`stubbed` skips modules whose output is already known: they return it without computing anything.
 
-A pass may be cut short: whoever has seen enough raises `PassDone` from its tap, and `run_with` returns None. That is
-safe because transformers restores what a forward call changes in `finally` blocks, and the hooks leave the same way.
+A tap ends a forward pass early by raising `PassDone`, and `run_with` then returns None. This is safe because
+transformers restores the state that a forward call changes in `finally` blocks, and the hooks are removed in one too.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,21 +20,21 @@ Result = TypeVar("Result")
 
 
 class PassDone(Exception):
-    """Raised by a tap that needs nothing more of this pass."""
+    """Raised by a tap to end the forward pass early."""
 
 
 @dataclass(frozen=True)
 class Tap:
-    """One end of one module, and what to do there."""
+    """A function called with a module's input or output during a forward pass."""
 
     module: nn.Module
     end: End
     visit: Callable[[Tensor, Tensor], Tensor]
-    """Called with the module's input and the tensor at `end`; what it returns takes that tensor's place."""
+    """Called with the module's input and the tensor at `end`; its return value replaces that tensor."""
 
 
 def run_with(taps: Sequence[Tap], forward: Callable[[], Result]) -> Result | None:
-    """What `forward()` returns with the taps in place, or None if a tap ended the pass; no tap outlives it."""
+    """The result of `forward()` with the taps attached, or None if a tap ended the pass; the taps are removed after."""
     try:
         with attached(taps):
             return forward()
@@ -43,21 +43,21 @@ def run_with(taps: Sequence[Tap], forward: Callable[[], Result]) -> Result | Non
 
 
 @contextmanager
-def giving(modules: Sequence[nn.Module], given: Any) -> Iterator[None]:
-    """For a while these modules compute nothing and give `given`, whatever they are called with."""
+def stubbed(modules: Sequence[nn.Module], output: Any) -> Iterator[None]:
+    """A context in which these modules return `output` for any input and compute nothing."""
     try:
         for module in modules:
-            module.forward = lambda *_, **__: given
+            module.forward = lambda *_, **__: output
         yield
     finally:
         for module in modules:
-            vars(module).pop("forward", None)  # the class's own is there again
+            vars(module).pop("forward", None)  # restores the class's method
 
 
 @contextmanager
-def watching(module: nn.Module, see: Callable[[Any], None]) -> Iterator[None]:
-    """For a while `see` is called with whatever the module gives."""
-    handle = module.register_forward_hook(lambda _module, _inputs, output: see(output))
+def after_each_call(module: nn.Module, callback: Callable[[Any], None]) -> Iterator[None]:
+    """A context in which `callback` is called with each output of the module."""
+    handle = module.register_forward_hook(lambda _module, _inputs, output: callback(output))
     try:
         yield
     finally:
@@ -65,9 +65,9 @@ def watching(module: nn.Module, see: Callable[[Any], None]) -> Iterator[None]:
 
 
 @contextmanager
-def before_each(module: nn.Module, see: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> Iterator[None]:
-    """For a while `see` is called before each call of the module, with what it is called with."""
-    handle = module.register_forward_pre_hook(lambda _, args, options: see(args, options), with_kwargs=True)
+def before_each_call(module: nn.Module, callback: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> Iterator[None]:
+    """A context in which `callback` is called before each call of the module, with its arguments."""
+    handle = module.register_forward_pre_hook(lambda _, args, kwargs: callback(args, kwargs), with_kwargs=True)
     try:
         yield
     finally:
@@ -76,7 +76,7 @@ def before_each(module: nn.Module, see: Callable[[tuple[Any, ...], dict[str, Any
 
 @contextmanager
 def attached(taps: Sequence[Tap]) -> Iterator[None]:
-    """For a while the taps are in place, through any number of passes."""
+    """A context in which the taps are attached, for any number of forward passes."""
     handles: list[RemovableHandle] = []
     try:
         handles.extend(map(_attach, taps))
@@ -100,7 +100,7 @@ def _input_hook(tap: Tap) -> Callable[..., Any]:
 
 
 def _output_hook(tap: Tap) -> Callable[..., Any]:
-    """A module may return its tensor alone or first in a tuple, which differs between versions of transformers."""
+    """Handles an output that is a tensor or a tuple that begins with it: this differs between transformers releases."""
 
     def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         if isinstance(output, tuple):

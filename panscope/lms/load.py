@@ -1,6 +1,6 @@
-"""Loading a language model: the built-in one, one in a local folder, or one of the Hugging Face hub.
+"""Loading a language model: the built-in one, one in a local folder, or one from the Hugging Face hub.
 
-A local folder is read without any network call. transformers is used through its lazy attributes, so that importing
+A local folder is read without any network request. transformers is used through its lazy attributes, so that importing
 this file does not import the code of every model.
 """
 
@@ -31,26 +31,25 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 class LanguageModelConfig(Config):
-    """The language model to read: the `[model]` table of a suite."""
+    """The language model: the `[model]` table of a suite."""
 
     path: str = "panscope://demo"
-    """The built-in model (`panscope://demo`), a local folder, or a Hugging Face hub id; a folder wins over a hub id."""
+    """The built-in model (`panscope://demo`), a local folder, or a Hugging Face hub id; a folder takes precedence."""
     revision: str | None = None
     """The branch, tag or commit of a hub id."""
     device: str = "auto"
-    """Where to run it, as torch names devices; `auto` is `cuda` if there is one, else `cpu`."""
+    """The device to run it on, as torch names devices; `auto` is `cuda` if there is one, else `cpu`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The type its parameters and activations have."""
+    """The dtype of its parameters and activations."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
-    """How attention is computed; left out, `sdpa`, or `eager` for Gemma 2, which `sdpa` cannot compute."""
+    """The attention implementation; default: `sdpa`, or `eager` for Gemma 2, which `sdpa` does not support."""
 
 
 def load(config: LanguageModelConfig | Path | str) -> LanguageModel:
-    """The language model, in `eval` mode and without gradients; of a path or hub id alone, with all else as it is
-    where nothing is said.
+    """The language model, in `eval` mode and frozen; a path or hub id alone is loaded with default options.
 
-    Raises UserError if there is no such model, if its family or its attention is not supported, if it lacks weights,
-    or if the device does not exist.
+    Raises UserError if there is no such model, if its family or attention implementation is not supported, if weights
+    are missing, or if the device does not exist.
     """
     if not isinstance(config, LanguageModelConfig):
         config = LanguageModelConfig(path=str(config))
@@ -70,9 +69,9 @@ def load(config: LanguageModelConfig | Path | str) -> LanguageModel:
 
 
 def load_tokenizer(config: LanguageModelConfig) -> HfTokenizer:
-    """The tokenizer alone, of a model that is on this machine: in a folder, or kept of the hub; nothing is fetched.
+    """The tokenizer alone, from a local folder or the hub's local cache; nothing is downloaded.
 
-    Raises UserError if it is not there.
+    Raises UserError if it is in neither.
     """
     source, local = locate(config)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -85,7 +84,7 @@ def load_tokenizer(config: LanguageModelConfig) -> HfTokenizer:
 
 
 def memory_bytes(config: LanguageModelConfig) -> int:
-    """All the memory of the device that `config` names, used or not; raises UserError if there is no such device."""
+    """Total memory in bytes of the device that `config` names, used or not; raises UserError if there is none."""
     device = named_device(config.device)
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
@@ -98,15 +97,17 @@ def device_of(config: LanguageModelConfig) -> torch.device:
 
 
 def named_device(name: torch.device | str) -> torch.device:
-    """The torch device, `auto` being `cuda` if there is one, else `cpu`; raises UserError if it is misspelt or this
-    machine has none."""
+    """The torch device of that name; `auto` is `cuda` if there is one, else `cpu`.
+
+    Raises UserError if the name is not valid or this machine has no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"device {str(name)!r} cannot be used on this machine: set it to auto, cpu or a device that is here"
+            f"device {str(name)!r} cannot be used on this machine: set it to auto, cpu or a device that it has"
         ) from error
 
 
@@ -114,7 +115,7 @@ def locate(config: LanguageModelConfig) -> tuple[str, bool]:
     """The folder or hub id to load from, and whether it is a folder."""
     if config.path.startswith(_BUILT_IN):
         if config.path != f"{_BUILT_IN}demo":
-            raise UserError(f"path {config.path!r} is no built-in model: the only one is panscope://demo")
+            raise UserError(f"path {config.path!r} is not a built-in model: the only one is panscope://demo")
         return _folder(config, builtin.DEMO_MODEL)
     folder = expanded(config.path)
     if os.path.isdir(folder):
@@ -127,10 +128,10 @@ def locate(config: LanguageModelConfig) -> tuple[str, bool]:
 
 
 def pretrained(config: LanguageModelConfig) -> tuple[str, dict[str, Any]]:
-    """What transformers' `from_pretrained` is called with: the folder or hub id, and its options.
+    """The arguments of transformers' `from_pretrained`: the folder or hub id, and keyword options.
 
-    Raises UserError, after one question, for a hub id where the hub cannot be reached and nothing of it is on this
-    machine: transformers would ask many times, and tell of each.
+    Raises UserError, after one request, for a hub id that is not in the local cache when the hub cannot be reached:
+    transformers would retry many times and log each failure.
     """
     source, local = locate(config)
     options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
@@ -138,17 +139,17 @@ def pretrained(config: LanguageModelConfig) -> tuple[str, dict[str, Any]]:
         return source, options
     with as_user_error(config):
         found = huggingface_hub.try_to_load_from_cache(source, "config.json", revision=config.revision)
-        trouble = None if isinstance(found, str) else _trouble(config)
-    if trouble:
+        failure = None if isinstance(found, str) else _connection_failure(config)
+    if failure:
         raise UserError(
-            f"path {config.path!r} is not a folder that is here, and the Hugging Face hub cannot be reached to look "
-            f"for a model of that name ({trouble}): give a folder, or go online"
+            f"path {config.path!r} is not a local folder, and the Hugging Face hub cannot be reached to look for a "
+            f"model of that name ({failure}): give a folder, or go online"
         )
     return source, options | {"revision": config.revision}
 
 
-def _trouble(config: LanguageModelConfig) -> str | None:
-    """Why the hub gives no answer at all; None where it does, whatever it says."""
+def _connection_failure(config: LanguageModelConfig) -> str | None:
+    """Why the hub does not respond; None if it responds, with any status."""
     try:
         huggingface_hub.HfApi().model_info(config.path, revision=config.revision, timeout=_HUB_SECONDS)
     except HfHubHTTPError:
@@ -165,36 +166,36 @@ def _folder(config: LanguageModelConfig, folder: Path) -> tuple[str, bool]:
 
 
 def _attention(config: LanguageModelConfig, model_type: str) -> str:
-    """The implementation to use; raises UserError for one that does not compute this family rightly."""
+    """The implementation to use; raises UserError for one that is not correct for this family or dtype."""
     family = family_of(model_type)
     if config.attention is None:
         return family.attention[0]
     if config.attention not in family.attention:
         choices = " or ".join(family.attention)
-        raise UserError(f"attention {config.attention!r} does not compute {family.name} rightly: set it to {choices}")
+        raise UserError(f"attention {config.attention!r} does not support {family.name}: set it to {choices}")
     if config.attention == "flash_attention_2" and config.dtype == "float32":
         raise UserError(f"attention {config.attention!r} cannot use dtype 'float32': set dtype to bfloat16 or float16")
     return config.attention
 
 
 def _check_complete(config: LanguageModelConfig, report: dict[str, Any]) -> None:
-    """Refuse a model with missing weights: transformers would fill them with random numbers."""
+    """Raise UserError for a model with missing weights, which transformers would initialise at random."""
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
-            f"path {config.path!r} holds a model without the weights {missing[0]!r} ({len(missing)} missing): "
+            f"path {config.path!r} holds a model that lacks the weights {missing[0]!r} ({len(missing)} missing): "
             "give a complete model"
         )
 
 
 @contextmanager
 def as_user_error(config: LanguageModelConfig) -> Iterator[None]:
-    """Turn what transformers says of a missing, unreadable or unreachable model into one sentence."""
+    """Convert transformers' errors about a missing, unreadable or unreachable model into a UserError."""
     try:
         yield
     except ImportError as error:
         raise UserError(
-            f"attention {config.attention!r} or path {config.path!r} needs a package that is missing here: "
+            f"attention {config.attention!r} or path {config.path!r} needs a package that is not installed: "
             f"install it, or choose another attention or model (transformers: {_first_line(error)})"
         ) from error
     except (OSError, ValueError, SafetensorError) as error:
@@ -207,7 +208,7 @@ def as_user_error(config: LanguageModelConfig) -> Iterator[None]:
 
 @contextmanager
 def _quiet(local: bool) -> Iterator[None]:
-    """No progress bar while a local folder is read; downloads show theirs, on the error output."""
+    """Hide transformers' progress bars while a local folder is read; downloads show theirs on stderr."""
     logging = transformers.utils.logging
     hide = local and logging.is_progress_bar_enabled()
     if hide:

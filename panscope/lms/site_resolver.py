@@ -1,9 +1,9 @@
-"""Where the sites of a Hugging Face model are: their widths, and functions lent to them for as long as one likes.
+"""Resolves sites to the modules of a Hugging Face model: their widths, and taps that read and replace activations.
 
-`LanguageModel` reads through it in passes of its own; `tapped` stays through any number of passes that others run, such
-as those of `generate`.
+`LanguageModel` uses it for its own forward passes; `tapped` keeps taps attached during any number of forward passes
+that other code runs, such as those of `generate`.
 
-Shape letters: N sequences, T tokens a sequence, D width of a site.
+Shape letters: N sequences, T tokens per sequence, D width of a site.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from panscope.lms.families import family_of
 from panscope.lms.hf_versions import cache_in_arguments, cache_in_output
-from panscope.lms.hooks import Tap, attached, before_each, watching
+from panscope.lms.hooks import Tap, after_each_call, attached, before_each_call
 from panscope.lms.norms import NormWithoutGain
 from panscope.site_kinds import KINDS
 from panscope.types import Site, UserError
@@ -27,18 +27,18 @@ Change = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class PassStart:
-    """What a pass begins with."""
+    """The batch size and cache with which a forward pass starts."""
 
     sequences: int
     """N."""
     cache: Any
-    """What transformers keeps of earlier tokens; None where a pass is given none."""
+    """The key-value cache of earlier tokens; None if there is none."""
     past: int
-    """How many tokens that holds."""
+    """Number of tokens in the cache."""
 
 
 class SiteResolver:
-    """The sites of one model, which is not changed; raises UserError for a family that is not supported."""
+    """The sites of one model, which is not modified; raises UserError for a family that is not supported."""
 
     def __init__(self, model: nn.Module) -> None:
         config: Any = getattr(model, "config", None)
@@ -56,7 +56,7 @@ class SiteResolver:
         except AttributeError:
             raise UserError(
                 f"the model {type(model).__name__} has no {self.family.blocks!r}: give the causal language model "
-                "itself, not a part of it or something around it"
+                "itself, not a part of it or a wrapper"
             ) from None
 
     def width(self, site: Site) -> int:
@@ -74,8 +74,8 @@ class SiteResolver:
         return self.blocks[site.layer]
 
     def tap(self, site: Site, visit: Change) -> Tap:
-        """`visit` gets what stands at the site [N, T, D] and returns what takes its place; the same tensor changes
-        nothing."""
+        """A tap that calls `visit` with the tensor [N, T, D] at the site and puts the tensor it returns in its place;
+        returning the same tensor changes nothing."""
         kind = KINDS[site.kind]
         module = self.block(site).get_submodule(kind.module(self.family))
         if not kind.no_gain:
@@ -93,26 +93,26 @@ class SiteResolver:
     def tapped(
         self, visits: Mapping[Site, Change], begin: Callable[[PassStart], None], end: Callable[[Any], None]
     ) -> Iterator[None]:
-        """For a while every pass of the model, whoever runs it, goes by way of `visits`, as `tap` says.
+        """A context in which every forward pass of the model, by any caller, calls `visits` at their sites (see `tap`).
 
-        `begin` is called before each pass, `end` after it with the cache that it gives, or None. A pass is one of the
-        body that holds the blocks, so it counts also where that is called without the head. Compiled code does not call
-        what was registered after it was compiled, and `generate` compiles by itself on some devices: while this lasts,
-        nothing compiled runs.
+        `begin` is called before each pass, and `end` after it with the cache that it returns, or None. A pass is a call
+        of the module that contains the blocks, so calling that module without the head counts too. Compiled code does
+        not run hooks that were registered after its compilation, and `generate` compiles on some devices, so nothing
+        compiled runs in this context.
         """
         taps = [self.tap(site, visit) for site, visit in visits.items()]
         with (
             torch.compiler.set_stance("force_eager"),
-            before_each(self._body, lambda args, options: begin(self._entry(args, options))),
-            watching(self._body, lambda output: end(cache_in_output(output))),
+            before_each_call(self._body, lambda args, kwargs: begin(self._pass_start(args, kwargs))),
+            after_each_call(self._body, lambda output: end(cache_in_output(output))),
             attached(taps),
         ):
             yield
 
-    def _entry(self, args: tuple[Any, ...], options: dict[str, Any]) -> PassStart:
-        """What a call of the body begins with."""
+    def _pass_start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PassStart:
+        """The start of the pass that calls the body with these arguments."""
         if args:
-            options = options | inspect.signature(self._body.forward).bind_partial(*args).arguments
-        cache, ids = cache_in_arguments(options), options.get("input_ids")
-        tokens = options["inputs_embeds"] if ids is None else ids
+            kwargs = kwargs | inspect.signature(self._body.forward).bind_partial(*args).arguments
+        cache, ids = cache_in_arguments(kwargs), kwargs.get("input_ids")
+        tokens = kwargs["inputs_embeds"] if ids is None else ids
         return PassStart(len(tokens), cache, 0 if cache is None else int(cache.get_seq_length()))

@@ -1,4 +1,4 @@
-"""A language model's tokens as vectors and as text: what a direction in the residual stream is compared with.
+"""The vocabulary of a language model as vectors and text, to compare with directions in the residual stream.
 
 Shape letters: V tokens, D width of the residual stream.
 """
@@ -13,16 +13,16 @@ from panscope.lms.model import LanguageModel
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Every token of a model."""
+    """The vectors and texts of all tokens of a model."""
 
     matrices: dict[str, Tensor]
-    """[V, D] `embedding` and `unembedding`; only the first where the model uses one matrix for both."""
+    """[V, D] `embedding` and `unembedding`; only `embedding` if the two are tied."""
     texts: list[str]
     """The text of each id; empty for ids that the tokenizer does not have."""
 
 
 def vocabulary(lm: LanguageModel) -> Vocabulary:
-    """The tokens of `lm`; the matrices are the model's own."""
+    """The vocabulary of `lm`; the matrices are not copied."""
     model: Any = lm.model
     embedding, unembedding = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     matrices: dict[str, Tensor] = {"embedding": embedding.detach()}

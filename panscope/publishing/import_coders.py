@@ -17,7 +17,7 @@ from panscope.data.documents import DataConfig
 from panscope.events import Reporter
 from panscope.formats import FORMATS, Format, ImportedCoder, ImportOptions, format_named
 from panscope.formats.untrusted import read_json
-from panscope.lms.facts import ModelFacts, facts_of, in_full, tabled
+from panscope.lms.facts import ModelFacts, built_in_facts, facts_of, full_hub_id
 from panscope.lms.load import LanguageModelConfig
 from panscope.planning import names
 from panscope.planning.plan import MAX_CONTEXT, SuiteConfig
@@ -171,7 +171,7 @@ def _same_model(model: str | None, path: Path, before: tuple[str, Path] | None) 
         local = expanded(model)
     except UserError as error:
         raise UserError(f"{str(path)!r} names a language model that cannot be: {error}, by --model") from None
-    model = str(local.absolute()) if os.path.isdir(local) else in_full(model)
+    model = str(local.absolute()) if os.path.isdir(local) else full_hub_id(model)
     if before is not None and before[0] != model:
         raise UserError(
             f"{str(path)!r} is of the model {model!r}, {str(before[1])!r} of {before[0]!r}: import them into a run "
@@ -182,7 +182,7 @@ def _same_model(model: str | None, path: Path, before: tuple[str, Path] | None) 
 
 def _facts(model: LanguageModelConfig) -> ModelFacts | None:
     """The sizes of a model that is on this machine or in our table; None for any other, as the hub is not asked."""
-    is_here = os.path.isdir(model.path) or model.path.startswith("panscope://") or model.path in tabled()
+    is_here = os.path.isdir(model.path) or model.path.startswith("panscope://") or model.path in built_in_facts()
     return facts_of(model) if is_here else None
 
 

@@ -34,7 +34,7 @@ def test_models_that_are_not_there(refused, tiny: Tiny, tmp_path: Path):
     )
     (tmp_path / "empty").mkdir()
     refused("cannot be loaded", "train", "--model", tmp_path / "empty", "--text", tiny.text, *CODER)
-    refused("is no built-in model", "train", "--model", "panscope://big", "--text", tiny.text, *CODER)
+    refused("is not a built-in model", "train", "--model", "panscope://big", "--text", tiny.text, *CODER)
 
 
 @pytest.mark.parametrize("name", ["empty.jsonl", "blank.txt", "empty.txt"])

@@ -93,7 +93,7 @@ def test_settings_that_make_no_sense(panscope: Command, tiny: Tiny, prompts: Pat
         assert expected in panscope(*command, *flags).sentence()
     assert "is not a file of prompts" in panscope(*command[:3], "none.jsonl", "--out", "o.jsonl").sentence()
     spoilt = panscope("rollouts", tiny.spoilt_model, "--prompts", prompts, "--out", "o.jsonl").sentence()
-    assert "gives NaN or infinity in place of probabilities" in spoilt
+    assert "probabilities are NaN or infinite" in spoilt
     assert not (tmp_path / "o.jsonl").exists()
 
 

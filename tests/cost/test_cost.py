@@ -18,7 +18,7 @@ from panscope.cost import storage as disk
 from panscope.cost.estimate import assumptions, cost, kinds
 from panscope.cost.gpus import GIB, Gpu, gpu_named, gpus
 from panscope.cost.storage import Prices
-from panscope.lms.facts import ModelFacts, tabled
+from panscope.lms.facts import ModelFacts, built_in_facts
 from panscope.ops.base import Rows
 from panscope.ops.dense import DenseOps
 from panscope.planning.coder import PlannedCoder
@@ -26,7 +26,7 @@ from panscope.planning.plan import Plan, SuiteConfig, plan
 from panscope.training import schedule
 from panscope.types import Site, UserError
 
-MODELS = tabled()
+MODELS = built_in_facts()
 TINY = ModelFacts(
     name="tiny", n_layers=4, d_model=32, heads_width=48, vocabulary=100, context=64, parameters=90_000,
     matmul_parameters=4 * 20_000 + 100 * 32,

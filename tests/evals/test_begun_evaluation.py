@@ -27,7 +27,7 @@ class WholePasses:
         self.started: list[int] = []
 
     def run(self, *arguments: Any, splice: dict[Site, Any], start: Start | None = None, **options: Any) -> Reading:
-        given = {} if start is None else start.given
+        given = {} if start is None else start.known_outputs
         self.started.append(-1 if start is None else start.layer)
         put = {site: lambda _, tensor=tensor: tensor for site, tensor in given.items()}
         return self._lm.run(*arguments, splice=put | splice, **options)

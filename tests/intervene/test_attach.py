@@ -256,8 +256,13 @@ def test_what_cannot_be_is_said(llama: LanguageModel, make_lm: Callable[[str], L
     refuse(llama, "coder 'nobody' is not attached", one, splice=["nobody"])
     refuse(llama, "positions are -1: count them from 0", one, edits=[Ablate("one", 2, positions=-1)])
     refuse(llama, r"positions are slice\(-3", one, splice={"one": slice(-3, None)})
-    refuse(llama, "site L00.mlp_out of an edit", one, edits=[Ablate("one", 2, site=Site(0, "mlp_out"))])
-    refuse(llama, "'one' and 'two' would both take the place of L01.resid_post", one, two, splice=True)
+    refuse(
+        llama,
+        "site L00.mlp_out of an edit is not read by coder 'one'",
+        one,
+        edits=[Ablate("one", 2, site=Site(0, "mlp_out"))],
+    )
+    refuse(llama, "'one' and 'two' would both replace L01.resid_post", one, two, splice=True)
     refuse(llama, "two coders are both named 'one'", one, made(llama, SITE, name="one"))
     back = made(llama, Site(1, "mlp_out"), Site(0, "resid_post"), name="back")
     refuse(llama, "'back' predicts L00.resid_post, which comes before L01.mlp_out", back)

@@ -167,14 +167,14 @@ def test_the_strongest_come_first(llama: LanguageModel, tokens: Tokens) -> None:
 def test_what_cannot_be_attributed_is_said(llama: LanguageModel, tokens: Tokens) -> None:
     coder = made(llama, Site(1, "resid_post"), name="c")
     for metric in (lambda logits: logits[0], lambda logits: torch.tensor(3.0)):
-        with pytest.raises(UserError, match="return one number that is a differentiable function"):
+        with pytest.raises(UserError, match="return a scalar that is a differentiable function"):
             attribution(llama, coder, tokens[0], metric)
     no_tensor: Any = lambda logits: logits.sum().item()  # noqa: E731
-    with pytest.raises(UserError, match="the metric gives a float, without gradient"):
+    with pytest.raises(UserError, match="the metric returns a float, which has no gradient"):
         attribution(llama, coder, tokens[0], no_tensor)
-    with pytest.raises(UserError, match="coders are none"):
+    with pytest.raises(UserError, match="coders is empty"):
         attribution(llama, [], tokens[0], METRIC)
-    with torch.inference_mode(), pytest.raises(UserError, match=r"torch\.inference_mode allows none"):
+    with torch.inference_mode(), pytest.raises(UserError, match=r"torch\.inference_mode forbids"):
         attribution(llama, coder, tokens[0], METRIC)
     sites = (Site(0, "resid_post"), Site(2, "resid_post"))
     cross = made(llama, sites, wiring="crosscoder", name="cc")
@@ -190,10 +190,10 @@ def test_what_cannot_be_attributed_is_said(llama: LanguageModel, tokens: Tokens)
         (Logit(5, minus=40), "minus of a Logit is 40: the model has 40 tokens"),
         (Logit(5, sequence=3), "sequence of a Logit is 3: there are 3"),
         (Logit(5, sequence=-1), "sequence of a Logit is -1: there are 3"),
-        (Logit(5, position=9), "position of a Logit is 9: the sequence has 9 places"),
-        (Logit(5, position=-10), "position of a Logit is -10: the sequence has 9 places"),
-        (Logit(5, position=6, sequence=1), "position 6 of a Logit is padding: sequence 1 has 6 tokens of its own"),
-        (Logit(5, position=-7, sequence=1), "position -7 of a Logit is padding: sequence 1 has 6 tokens of its own"),
+        (Logit(5, position=9), "position of a Logit is 9: the sequence has 9 positions"),
+        (Logit(5, position=-10), "position of a Logit is -10: the sequence has 9 positions"),
+        (Logit(5, position=6, sequence=1), "position 6 of a Logit is padding: sequence 1 has 6 tokens that are not"),
+        (Logit(5, position=-7, sequence=1), "position -7 of a Logit is padding: sequence 1 has 6 tokens that are not"),
     ],
 )
 def test_a_logit_that_is_not_there(llama: LanguageModel, tokens: Tokens, metric: Logit, message: str) -> None:
@@ -224,7 +224,7 @@ def test_tokens_that_the_model_cannot_read(make_lm: Callable[[str], LanguageMode
     with pytest.raises(UserError, match=r"token_ids is a list: give a tensor \[N, T\] or \[T\]"):
         attribution(lm, coder, ids, Logit(5))
     with pytest.raises(
-        UserError, match=r"attention_mask is a tensor \(3, 8\): give a tensor shaped as token_ids, a ten"
+        UserError, match=r"attention_mask is a tensor \(3, 8\): give a tensor of the shape of token_ids, a ten"
     ):
         attribution(lm, coder, tokens[0], Logit(5), attention_mask=tokens[1][:, :8])
     assert attribution(lm, coder, tokens[0][0], Logit(5), attention_mask=tokens[1][0])["c"].codes.leading == (1, 9)
@@ -244,7 +244,7 @@ def test_texts_in_place_of_ids(llama: LanguageModel, tokens: Tokens) -> None:
     assert torch.equal(found.gradients, expected.gradients) and found.gradients.any()
     with pytest.raises(UserError, match=r"token of a Logit is 'w7 w8', which is 2 tokens of this model \(\[7, 8\]\)"):
         attribution(llama, coder, ids, Logit("w7 w8"))
-    with pytest.raises(UserError, match="give the token's id, or the model as `load_model` gives it"):
+    with pytest.raises(UserError, match="give the token's id, or the model as `load_model` returns it"):
         attribution(llama.model, coder, ids, Logit("w7"))
-    with pytest.raises(UserError, match="logits alone cannot look up a text"):
+    with pytest.raises(UserError, match="logits alone do not contain token texts"):
         Logit("w7")(torch.zeros(1, 2, 40))

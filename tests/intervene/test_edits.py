@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from panscope.intervene.attach import attach
-from panscope.intervene.edits import Ablate, Clamp, Steer, covered
+from panscope.intervene.edits import Ablate, Clamp, Steer, row_mask
 from panscope.lms.model import LanguageModel
 from panscope.loading.codes import Codes
 from panscope.types import Site, UserError
@@ -35,7 +35,7 @@ PLACES = {
 def test_positions_in_the_pass_under_way(given: str) -> None:
     """Tokens 3 to 8 of two sequences."""
     positions, expected = PLACES[given]
-    mask = covered(positions, 3, 2, 6, CPU)  # pyright: ignore[reportArgumentType]
+    mask = row_mask(positions, 3, 2, 6, CPU)  # pyright: ignore[reportArgumentType]
     assert mask is not None and mask.shape == (12,)
     for sequence in mask.view(2, 6):
         assert (sequence.nonzero().flatten() + 3).tolist() == [place for place in expected if 3 <= place < 9]
@@ -44,14 +44,14 @@ def test_positions_in_the_pass_under_way(given: str) -> None:
 def test_marks_are_of_places_not_numbers() -> None:
     marks = torch.tensor([[False, True, True, False, True], [False, False, False, True, False]])
     for first, tokens in ((0, 5), (1, 2), (3, 6), (7, 2)):
-        mask = covered(marks, first, 2, tokens, CPU)
+        mask = row_mask(marks, first, 2, tokens, CPU)
         assert mask is not None
         padded = torch.nn.functional.pad(marks, (0, 10))
         assert torch.equal(mask.view(2, tokens), padded[:, first : first + tokens])
-    one = covered(marks[0], 0, 3, 5, CPU)
+    one = row_mask(marks[0], 0, 3, 5, CPU)
     assert one is not None and torch.equal(one.view(3, 5), marks[0].expand(3, 5))
-    with pytest.raises(UserError, match="mark 2 sequences, but the pass is of 3"):
-        covered(marks, 0, 3, 5, CPU)
+    with pytest.raises(UserError, match="mask of 2 sequences, but the pass has 3"):
+        row_mask(marks, 0, 3, 5, CPU)
 
 
 def test_each_sequence_is_steered_at_its_own_places(llama: LanguageModel, tokens: Tokens) -> None:
@@ -95,13 +95,13 @@ def test_no_latents_are_no_edit(architecture: str, llama: LanguageModel, tokens:
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "bools": ([Ablate("c", 1, positions=[True, False])], "positions are .*: give whole numbers"),
-    "a cube of bools": ([Ablate("c", 1, positions=torch.zeros(1, 2, 3).bool())], "mark places in the shape"),
-    "halves": ([Ablate("c", 1, positions=torch.tensor([0.5]))], "positions are .*: give whole numbers"),
-    "a name": ([Ablate("c", "1")], "latents are '1': give whole numbers"),  # pyright: ignore
-    "no number": ([Clamp("c", 1, float("nan"))], "value=nan.*: give one finite number"),
+    "bools": ([Ablate("c", 1, positions=[True, False])], "positions are .*: give integers"),
+    "a cube of bools": ([Ablate("c", 1, positions=torch.zeros(1, 2, 3).bool())], "is a mask of the shape"),
+    "halves": ([Ablate("c", 1, positions=torch.tensor([0.5]))], "positions are .*: give integers"),
+    "a name": ([Ablate("c", "1")], "latents are '1': give integers"),  # pyright: ignore
+    "no number": ([Clamp("c", 1, float("nan"))], "value=nan.* is not one finite number"),
     "two amounts": ([Clamp("c", [1, 2], [1.0, 2.0])], "an edit for each amount"),  # pyright: ignore
-    "a text for an amount": ([Steer("c", 1, "2")], "give one finite number"),  # pyright: ignore
+    "a text for an amount": ([Steer("c", 1, "2")], "is not one finite number"),  # pyright: ignore
 }
 
 
@@ -132,7 +132,7 @@ def test_names_and_sites_alone(llama: LanguageModel, tokens: Tokens) -> None:
     others: list[tuple[dict[str, Any], str]] = [
         ({"read": ["resid_post"]}, "site 'resid_post' is not understood"),
         ({"error_term": True}, "error_term is True, but nothing is spliced"),
-        ({"coders": "one"}, "a coder is 'one': give coders that `load`"),
+        ({"coders": "one"}, "a coder is 'one': give coders from `load`"),
     ]
     for options, message in others:
         given: dict[str, Any] = {"coders": one} | options

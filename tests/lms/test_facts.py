@@ -11,7 +11,7 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from panscope import builtin
-from panscope.lms.facts import ModelFacts, facts_of, tabled
+from panscope.lms.facts import ModelFacts, built_in_facts, facts_of
 from panscope.lms.load import LanguageModelConfig
 from panscope.lms.model import LanguageModel
 from panscope.types import SITE_KINDS, Site, UserError
@@ -72,7 +72,7 @@ def test_pythias_totals_are_those_of_its_model_cards(size: str, suffix: str):
 
 def test_every_model_of_the_table_is_checked():
     pythias = {f"EleutherAI/pythia-{size}{suffix}" for size in PYTHIA for suffix in ("", "-deduped")}
-    assert set(tabled()) == {*PUBLISHED, *pythias}
+    assert set(built_in_facts()) == {*PUBLISHED, *pythias}
 
 
 def transformers_config(shape: dict[str, Any]) -> Any:
@@ -88,7 +88,9 @@ def transformers_config(shape: dict[str, Any]) -> Any:
     return CONFIGS[shape["family"]](**fields, tie_word_embeddings=shape["tied"])
 
 
-@pytest.mark.parametrize("name", [name for name in sorted(tabled()) if "-deduped" not in name and "-it" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name in sorted(built_in_facts()) if "-deduped" not in name and "-it" not in name]
+)
 def test_counts_are_those_of_transformers_modules(name: str):
     """Built on the meta device; the text model alone, where there is an image encoder beside it."""
     shape = tomllib.loads((builtin.MODEL_FACTS).read_text())["models"][name]

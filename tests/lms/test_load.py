@@ -77,7 +77,7 @@ def test_a_file_is_no_folder(folder: Path):
 def test_hub_id_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     message = refusal(config("no-such-owner/no-such-model", revision="v2"))
-    assert "path 'no-such-owner/no-such-model' is not a folder that is here, and the Hugging Face hub" in message
+    assert "path 'no-such-owner/no-such-model' is not a local folder, and the Hugging Face hub" in message
 
 
 @pytest.mark.parametrize("name", ["my..model", "a--b/c", "foo.", "name-", "x" * 120, "été/modèle"])
@@ -161,7 +161,7 @@ def test_missing_weights_are_not_made_up(save_tiny: Save, tmp_path: Path):
     save_tiny("llama", tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 4}))
-    assert "without the weights 'model.layers.3" in refusal(config(tmp_path))
+    assert "that lacks the weights 'model.layers.3" in refusal(config(tmp_path))
 
 
 def test_unknown_family(tmp_path: Path):
@@ -174,7 +174,7 @@ def test_unknown_family(tmp_path: Path):
 def test_gemma2_is_not_computed_without_its_softcap(save_tiny: Save, tmp_path: Path, tokens: Any):
     save_tiny("gemma2", tmp_path)
     asked = config(tmp_path, attention="sdpa")
-    assert "attention 'sdpa' does not compute Gemma 2 rightly: set it to eager" in refusal(asked)
+    assert "attention 'sdpa' does not support Gemma 2: set it to eager" in refusal(asked)
     by_default = load(config(tmp_path))
     assert by_default.model.config._attn_implementation == "eager"
     assert by_default.run(*tokens, logits=True).logits is not None

@@ -71,10 +71,10 @@ class FakeLM:
         def visit(site: Site, value: Tensor) -> Tensor:
             if site in read:
                 seen[site] = value
-            if start is not None and site in start.given:
-                if not torch.equal(value, start.given[site]):
-                    self.splices.append((site, value, start.given[site]))
-                return start.given[site]
+            if start is not None and site in start.known_outputs:
+                if not torch.equal(value, start.known_outputs[site]):
+                    self.splices.append((site, value, start.known_outputs[site]))
+                return start.known_outputs[site]
             if not splice or site not in splice:
                 return value
             after = splice[site](value.clone())
