@@ -116,7 +116,7 @@ class Attribution:
 
         The index is (sequence, position), or (site, sequence, position) of a coder of several sites.
         """
-        rows, latents, values = self.effects.places()
+        rows, latents, values = self.effects.entries()
         best = values.abs().topk(min(count, len(values))).indices
         places = torch.stack(torch.unravel_index(rows[best], self.codes.leading), dim=1)
         columns = (places.tolist(), latents[best].tolist(), values[best].tolist())
