@@ -1,4 +1,4 @@
-"""What chance gives: how near vectors come to each other when nothing was learned.
+"""Random baselines: how similar vectors are by chance.
 
 The bound is that of Llama Scope, section 4.6 (the Johnson-Lindenstrauss lemma's inner-product version): of F random
 directions in D dimensions, a pair has a cosine above sqrt(12 ln F / D) with probability of about 2/F. The empirical
@@ -19,32 +19,32 @@ from panscope.kernels.cosines import Progress, itself, nearest
 
 
 def johnson_lindenstrauss(latents: int, width: int) -> float:
-    """The cosine that hardly any pair of F random directions in D dimensions exceeds; above 1 it says nothing."""
+    """The bound on the cosines of F random directions in D dimensions; a bound above 1 is vacuous."""
     return math.sqrt(12 * math.log(latents) / width)
 
 
 def pair_probability(latents: int) -> float:
-    """About how probable it is that one of the pairs exceeds that bound."""
+    """The approximate probability that a pair exceeds the bound of `johnson_lindenstrauss`."""
     return min(1.0, 2 / latents)
 
 
 def random_rows(latents: int, width: int, seed: int) -> Tensor:
-    """[F, D] float32 in directions drawn evenly; the same on every device."""
+    """[F, D] float32 in uniformly distributed directions, independent of the device."""
     return torch.randn(latents, width, generator=torch.Generator().manual_seed(seed))
 
 
 @dataclass(frozen=True)
 class RandomPair:
-    """What the latents of one random dictionary find in another random one."""
+    """The similarity of the latents of one random dictionary to those of another."""
 
     cosines: Tensor
-    """[F] the largest cosine of each."""
+    """[F] the largest cosine of each latent."""
     explained: Tensor
-    """[F] the share of each that its nearest ones explain together (`combination.py`)."""
+    """[F] the share of each latent explained by a combination of its nearest neighbours (`combination.py`)."""
 
 
 class Baselines:
-    """Random baselines, each computed once for its shape."""
+    """Random baselines, computed once per shape."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._seed = seed
@@ -53,14 +53,14 @@ class Baselines:
         self._pairs: dict[tuple[int, int, int], RandomPair] = {}
 
     def own(self, latents: int, width: int, progress: Progress) -> Tensor:
-        """[F] float64: the largest cosine of each of F random directions to any other of them."""
+        """[F] float64: the largest cosine of each of F random directions with any of the others."""
         if (latents, width) not in self._own:
             rows = self._rows(latents, width, 2 * self._seed)
             self._own[latents, width] = nearest(rows, rows, limits=itself(latents), progress=progress).cosines[:, 0]
         return self._own[latents, width]
 
     def pair(self, latents: int, others: int, width: int, progress: Progress) -> RandomPair:
-        """F random directions looking for G others."""
+        """The similarity of F random directions to G others."""
         shape = latents, others, width
         if shape not in self._pairs:
             a, b = self._rows(latents, width, 2 * self._seed), self._rows(others, width, 2 * self._seed + 1)

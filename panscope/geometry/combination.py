@@ -1,8 +1,8 @@
 """How much of a vector is a linear combination of a few others: whether a wide coder's latent is new or composed.
 
-Llama Scope, section 4.6, "Wider SAEs do learn new features": a latent that the narrow coder's nearest vectors together
-cannot build is not merely a combination of what the narrow coder knew. Any vector is a combination of D others, so few
-are taken and a random dictionary of the same shape is fitted beside it (`baselines.py`).
+Llama Scope, section 4.6, "Wider SAEs do learn new features": a latent that is not in the span of the nearest vectors of
+the narrow coder is not merely a combination of its features. Any vector is a combination of D others, so only a few are
+used, and the same fit is made with random dictionaries of the same shape for comparison (`baselines.py`).
 
 Shape letters: F latents, G latents of the other dictionary, D width, K vectors combined, R latents at a time.
 """
@@ -16,18 +16,19 @@ _COMBINED = 16
 _GATHERED = 1 << 23
 """Numbers gathered at a time: 64 MiB of float64."""
 _RANK = 1e-10
-"""Of the largest eigenvalue: what is smaller is a direction that the vectors, some being copies, do not span."""
+"""Eigenvalues below this share of the largest count as zero; they occur if vectors are linearly dependent."""
 
 
 def combined(width: int) -> int:
-    """K: how many vectors of D dimensions are combined, at most a quarter of D, as D of them would build anything."""
+    """K: the number of vectors of D dimensions to combine; at most a quarter of D, since D vectors span everything."""
     return max(1, min(_COMBINED, width // 4))
 
 
 def explained(rows: Tensor, others: Tensor, indices: Tensor) -> Tensor:
-    """[F] float64: |p|^2 / |w|^2, p the least-squares fit to w, a row of `rows` [F, D], by its rows of `others` [G, D].
+    """[F] float64: |p|^2 / |w|^2, p the least-squares fit to w, a row of `rows` [F, D], by rows of `others` [G, D].
 
-    `indices` [F, K] says which those are, -1 for none. A row of zeros, or one with none to fit, is explained by 0.
+    `indices` [F, K] are the rows of `others` to use for each row, -1 for none. The result is 0 for a row of zeros, or
+    without vectors to fit.
     """
     at_a_time = max(1, _GATHERED // max(1, indices.shape[1] * rows.shape[1]))
     parts = [_explained(*some, others) for some in zip(rows.split(at_a_time), indices.split(at_a_time), strict=True)]
@@ -35,7 +36,7 @@ def explained(rows: Tensor, others: Tensor, indices: Tensor) -> Tensor:
 
 
 def _explained(rows: Tensor, indices: Tensor, others: Tensor) -> Tensor:
-    """[R] by the normal equations of unit vectors, solved in their eigenvectors so that copies do no harm."""
+    """[R], from the normal equations of unit vectors, solved by eigenvectors to allow linearly dependent vectors."""
     target = directions(rows)
     basis = directions(others[indices.clamp_min(0)]).masked_fill((indices < 0)[:, :, None], 0)
     values, vectors = torch.linalg.eigh(basis @ basis.mT)

@@ -1,6 +1,7 @@
-"""The decoder of one coder as plain vectors, which is all that geometry looks at.
+"""The decoder of one coder as a matrix of vectors, the input of all geometry analyses.
 
-A crosscoder's sites are concatenated in it and a multilayer coder has one for all its layers: both are one matrix.
+A crosscoder's decoder concatenates its sites, and a multilayer coder has one decoder for all layers, so both are one
+matrix.
 
 Shape letters: F latents, D width of a decoder vector.
 """
@@ -28,5 +29,5 @@ class Dictionary:
 
     @property
     def zeros(self) -> int:
-        """How many latents have a decoder vector of zeros: they have no direction and are left out everywhere."""
+        """The number of latents with a decoder vector of zeros; they have no direction and are always excluded."""
         return int((~self.rows.any(dim=1)).sum())

@@ -1,7 +1,7 @@
 """Max-cosine matching of one coder to another: do they learn the same features (Llama Scope, section 4.6, Fig. 8)?
 
-Every latent of A finds the latent of B whose decoder vector is nearest. What it is worth shows beside the same search
-between two random dictionaries of the same shapes.
+Every latent of A is matched to the latent of B whose decoder vector is nearest. The same matching between two random
+dictionaries of the same shapes is the baseline.
 
 Shape letters: F latents of A, D width of a decoder vector.
 """
@@ -13,29 +13,29 @@ from torch import Tensor
 
 from panscope.geometry.baselines import Baselines, johnson_lindenstrauss
 from panscope.geometry.dictionary import Dictionary
-from panscope.geometry.spread import longest, share, spread
+from panscope.geometry.spread import largest, share, spread
 from panscope.kernels.cosines import Progress, nearest
 
 _SAME = (0.5, 0.7, 0.9)
-"""Cosines above which shares are told."""
+"""Cosines for which the share of latents above is reported."""
 
 
 @dataclass(frozen=True)
 class Matching:
-    """Who each latent of A found in B."""
+    """The match of each latent of A in B."""
 
     partner: Tensor
     """[F] int64, -1 for latents of zeros."""
     cosine: Tensor
     """[F] float64."""
     random_cosine: Tensor
-    """[F] float64: of as many random directions; the number at a latent's place says nothing of that latent."""
+    """[F] float64: the cosines of as many random directions, in no relation to the individual latents."""
     width: int
     """D."""
 
     def numbers(self) -> dict[str, Any]:
-        """What the summary tells: the spread of the cosines and of chance, and shares of A's latents."""
-        found, limit = self.cosine[self.partner >= 0], longest(self.random_cosine)
+        """The numbers for the summary: distributions of the cosines and of the baseline, and shares of A's latents."""
+        found, limit = self.cosine[self.partner >= 0], largest(self.random_cosine)
         return {
             "latents": len(self.partner),
             "zeros": int((self.partner < 0).sum()),

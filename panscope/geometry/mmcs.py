@@ -1,7 +1,7 @@
-"""The mean max cosine similarity of a dictionary with itself: how near every latent has its nearest other one.
+"""The mean max cosine similarity (MMCS) of a dictionary with itself: how close latents are to their nearest neighbours.
 
-Multi-Layer SAE. Its code takes the upper triangle of all cosines: latent j looks only at the latents before j, the
-first at none, and no cosine counts as less than 0. That estimator, which is lower, is here too, by the name `upper`.
+From the Multi-Layer SAE, whose code takes the upper triangle of all cosines: latent j is compared only with the latents
+before j, the first with none, and no cosine counts as less than 0. That lower estimate is computed too, as `upper`.
 
 Shape letters: F latents, D width of a decoder vector.
 """
@@ -14,29 +14,29 @@ from torch import Tensor
 
 from panscope.geometry.baselines import johnson_lindenstrauss, pair_probability
 from panscope.geometry.dictionary import Dictionary
-from panscope.geometry.spread import longest, share, spread
+from panscope.geometry.spread import largest, share, spread
 from panscope.kernels.cosines import MemoryLimits, Nearest, Progress, nearest
 
 
 def upper(dictionary: Dictionary, progress: Progress) -> Tensor:
-    """[F] float64: the largest cosine of each latent to one before it, at least 0; latents of zeros are 0."""
+    """[F] float64: the largest cosine of each latent with one before it, at least 0; 0 for latents of zeros."""
     before = MemoryLimits(until=torch.arange(len(dictionary)))
     return nearest(dictionary.rows, dictionary.rows, limits=before, progress=progress).cosines[:, 0].clamp_min(0)
 
 
 def mmcs(dictionary: Dictionary, own: Nearest, before: Tensor, chance: Tensor) -> dict[str, Any]:
-    """The numbers of one coder: `own` is who is nearest in it, `before` from `upper`, `chance` the random baseline [F].
+    """The numbers of one coder: `own` are its nearest neighbours, `before` from `upper`, `chance` the baseline [F].
 
-    Latents of zeros are counted under `zeros` and take part in no mean.
+    Latents of zeros are counted as `zeros` and excluded from all means.
     """
-    cosines, limit = own.cosines[own.found, 0], longest(chance)
-    theirs = spread(before[dictionary.rows.any(dim=1)])
+    cosines, limit = own.cosines[own.found, 0], largest(chance)
+    upper_spread = spread(before[dictionary.rows.any(dim=1)])
     return {
         "latents": len(dictionary),
         "width": dictionary.width,
         "zeros": dictionary.zeros,
         **spread(cosines),
-        **{f"upper_{name}": theirs[name] for name in ("mean", "variance", "sem")},
+        **{f"upper_{name}": upper_spread[name] for name in ("mean", "variance", "sem")},
         "jl": johnson_lindenstrauss(len(dictionary), dictionary.width),
         "jl_probability": pair_probability(len(dictionary)),
         "random_mean": chance.mean().item() if len(chance) > 1 else math.nan,

@@ -1,7 +1,7 @@
-"""The neighbourhood of one latent: whose decoder vectors are nearest to its own, within and across coders.
+"""The neighbourhood of one latent: the latents with the nearest decoder vectors, within and across coders.
 
 Llama Scope, section 4.6, Fig. 7: a seed latent, the 6 nearest in its own coder, the 6 nearest in another coder of the
-same site, the 24 nearest in the widest coder there.
+same site, the 24 nearest in the widest coder of the site.
 
 Shape letters: F latents, D width of a decoder vector, P points of a neighbourhood, K nearest.
 """
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from panscope.geometry.baselines import johnson_lindenstrauss
 from panscope.geometry.dictionary import Dictionary
-from panscope.geometry.spread import longest
+from panscope.geometry.spread import largest
 from panscope.kernels.cosines import MemoryLimits, Nearest, directions, nearest
 from panscope.types import UserError
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many neighbours to take."""
+    """The number of neighbours to take from each coder."""
 
     own: int = 6
     other: int = 6
@@ -35,7 +35,7 @@ class Point:
     coder: str
     latent: int
     cosine: float
-    """To the seed."""
+    """Cosine with the seed."""
     role: str
     """seed, own, other or wider."""
 
@@ -48,10 +48,10 @@ class Neighbourhood:
     rows: Tensor
     """[P, D] their decoder vectors."""
     among: int
-    """How many latents the largest of the coders has."""
+    """The number of latents of the largest coder."""
 
     def numbers(self) -> dict[str, Any]:
-        """What the summary tells: the least cosine of any two and to the seed, and what hardly any by chance exceed."""
+        """The numbers for the summary: the least cosine of any two points and with the seed, and the random bound."""
         units = directions(self.rows)
         return {
             "points": len(self.points),
@@ -77,27 +77,27 @@ def neighbourhood(
     if not seed.any():
         raise UserError(f"--latent {latent} of coder {own.name!r} has a decoder vector of zeros: give another latent")
     points, rows = [Point(own.name, latent, 1.0, "seed")], [seed]
-    itself = MemoryLimits(without=torch.tensor([latent]))
-    wanted = (("own", own, counts.own, itself), ("other", other, counts.other, MemoryLimits()))
-    for role, dictionary, count, limits in (*wanted, ("wider", wider, counts.wider, MemoryLimits())):
+    not_itself = MemoryLimits(without=torch.tensor([latent]))
+    searches = (("own", own, counts.own, not_itself), ("other", other, counts.other, MemoryLimits()))
+    for role, dictionary, count, limits in (*searches, ("wider", wider, counts.wider, MemoryLimits())):
         if dictionary is None or count == 0:
             continue
         found = nearest(seed, dictionary.rows, count, limits=limits)
-        there = found.indices[0] >= 0
-        rows.append(dictionary.rows[found.indices[0][there]])
-        pairs = zip(found.indices[0][there].tolist(), found.cosines[0][there].tolist(), strict=True)
+        valid = found.indices[0] >= 0
+        rows.append(dictionary.rows[found.indices[0][valid]])
+        pairs = zip(found.indices[0][valid].tolist(), found.cosines[0][valid].tolist(), strict=True)
         points += [Point(dictionary.name, index, cosine, role) for index, cosine in pairs]
     among = max(len(dictionary) for dictionary in (own, other, wider) if dictionary is not None)
     return Neighbourhood(points, torch.cat(rows), among)
 
 
 def densest(own: Nearest) -> int | None:
-    """The latent whose K-th nearest of its own coder is nearer than anyone else's; None where none has a neighbour.
+    """The latent with the nearest K-th neighbour in its own coder; None if no latent has a neighbour.
 
-    It is the seed where nobody names one: the middle of the tightest cluster. `own` is who is nearest in the coder.
+    This is the default seed: the middle of the tightest cluster. `own` are the nearest neighbours within the coder.
     """
     count = int((own.indices >= 0).sum(dim=1).max()) if len(own.indices) else 0
     if count == 0:
         return None
     farthest = own.cosines[:, count - 1].masked_fill(own.indices[:, count - 1] < 0, -2)
-    return int((farthest == longest(farthest)).nonzero()[0])
+    return int((farthest == largest(farthest)).nonzero()[0])

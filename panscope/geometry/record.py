@@ -1,7 +1,7 @@
-"""What geometry leaves in a run folder: Parquet tables, and one sealed summary that names them with their checksums.
+"""The results of geometry analyses in a run folder: Parquet tables, and one summary with their checksums.
 
-An analysis is entered as soon as its tables are written, so a stop loses only the one under way. Entered again, it
-takes the place of its older self; what was made of weights that have changed since is taken out.
+An analysis is recorded as soon as its tables are written, so an interruption loses only the current one. An analysis
+that is recorded again replaces the earlier one; analyses of weights that have changed since are removed.
 """
 
 import re
@@ -23,21 +23,21 @@ _ADVICE = "delete it, then compute it again with `panscope geometry`"
 
 @dataclass(frozen=True)
 class Analysis:
-    """One thing that was found out."""
+    """The results of one analysis."""
 
     kind: str
     """mmcs, matching, splitting, neighbourhood or tokens."""
     about: dict[str, Any]
-    """Which coders and latents, by the names that the kind gives them."""
+    """The coders and latents analysed, by keys that depend on the kind."""
     coders: dict[str, str]
-    """Every coder that went into it, with the checksum of its weights."""
+    """The coders involved, with the checksums of their weights."""
     numbers: dict[str, Any]
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """File name -> its columns, equally long lists or tensors."""
+    """File names, each with its columns: lists or tensors of equal length."""
 
 
 class GeometryFolder:
-    """`RUN/geometry`, for the process that holds the run."""
+    """The folder `RUN/geometry`, for the process that has locked the run."""
 
     def __init__(self, path: Path, seed: int) -> None:
         self.path = path
@@ -45,29 +45,29 @@ class GeometryFolder:
 
     @property
     def summary(self) -> Path:
-        """Where everything is listed."""
+        """The path of the summary."""
         return self.path / SUMMARY
 
     def read(self) -> list[dict[str, Any]]:
-        """The analyses of the summary; none where there is no summary; raises UserError if it was damaged."""
+        """The analyses in the summary, none if it does not exist; raises UserError if it is damaged."""
         return read_sealed(self.summary, advice=_ADVICE)["analyses"] if self.summary.exists() else []
 
-    def forget_outdated(self, weights: Mapping[str, str]) -> int:
-        """Take out what was made of other weights than the run's coders have now; how many analyses that were.
+    def remove_outdated(self, weights: Mapping[str, str]) -> int:
+        """Remove analyses of weights that have changed since; returns the number of analyses removed.
 
-        `weights` holds the checksum of every coder of this run; those of other runs cannot be known.
+        `weights` are the current checksums of this run's coders; coders of other runs are not checked.
         """
         entries = self.read()
         kept = [entry for entry in entries if _is_current(entry["coders"], weights)]
         if len(kept) < len(entries):
             self._write(kept)
-            still = {name for entry in kept for name in entry["files"]}
-            for name in {name for entry in entries for name in entry["files"]} - still:
+            kept_files = {name for entry in kept for name in entry["files"]}
+            for name in {name for entry in entries for name in entry["files"]} - kept_files:
                 (self.path / name).unlink(missing_ok=True)
         return len(entries) - len(kept)
 
-    def enter(self, analysis: Analysis) -> dict[str, Any]:
-        """Write the tables of an analysis and list it; the entry."""
+    def record(self, analysis: Analysis) -> dict[str, Any]:
+        """Write the tables of an analysis and add it to the summary; returns its entry."""
         files = {name: write_table(self.path / name, columns) for name, columns in analysis.tables.items()}
         entry = {"kind": analysis.kind, **analysis.about, "seed": self._seed, "coders": analysis.coders, "files": files}
         entry["numbers"] = analysis.numbers
@@ -88,17 +88,17 @@ def _is_current(coders: Mapping[str, str], weights: Mapping[str, str]) -> bool:
 
 
 def write_table(path: Path, columns: Mapping[str, Any]) -> str:
-    """Write a Parquet file in one piece; its checksum."""
-    plain = {name: _plain(column) for name, column in columns.items()}
+    """Write a Parquet file atomically; returns its checksum."""
+    arrays = {name: _as_array(column) for name, column in columns.items()}
     with replacing(path) as temporary:
-        pyarrow.parquet.write_table(pyarrow.table(plain), temporary)
+        pyarrow.parquet.write_table(pyarrow.table(arrays), temporary)
     return checksum(path)
 
 
-def _plain(column: Any) -> Any:
+def _as_array(column: Any) -> Any:
     return column.cpu().numpy() if isinstance(column, Tensor) else column
 
 
 def file_name(name: str) -> str:
-    """A name as part of a file's: what could be a folder or a wild card becomes a dash."""
+    """A name as part of a file name: path separators, wildcards and other special characters become dashes."""
     return re.sub(r"[^\w.@-]", "-", name)

@@ -1,9 +1,9 @@
-"""Feature splitting: what becomes of a narrow coder's latents in a wider coder of the same site.
+"""Feature splitting: how the latents of a narrow coder correspond to those of a wider coder of the same site.
 
-Bricken et al. 2023; Llama Scope, section 4.6. Every wide latent has a parent, the narrow latent it is nearest to. It is
-new where even that one is no nearer than random directions come to each other; else it is one of its parent's children,
-and a latent with several has split. Whether a wide latent is a combination of narrow ones is another question
-(`combination.py`): `explained` answers it.
+Bricken et al. 2023; Llama Scope, section 4.6. Every wide latent has a parent, the nearest narrow latent. It is new if
+its parent is no nearer than random directions are to each other; otherwise it is a child of its parent, and a latent
+with several children has split. Independently, `explained` measures whether a wide latent is a combination of narrow
+ones (`combination.py`).
 
 Shape letters: F latents of the wide coder, G of the narrow one, D width of a decoder vector, K vectors combined.
 """
@@ -17,24 +17,24 @@ from torch import Tensor
 from panscope.geometry.baselines import Baselines
 from panscope.geometry.combination import combined, explained
 from panscope.geometry.dictionary import Dictionary
-from panscope.geometry.spread import longest, share, spread
+from panscope.geometry.spread import largest, share, spread
 from panscope.kernels.cosines import Progress, nearest
 
 
 @dataclass(frozen=True)
 class Splitting:
-    """Where the latents of a wide coder come from."""
+    """The correspondence of the latents of a wide coder to those of a narrow one."""
 
     parent: Tensor
     """[F] int64, -1 for latents of zeros."""
     cosine: Tensor
-    """[F] float64, to the parent."""
+    """[F] float64: cosine with the parent."""
     explained: Tensor
-    """[F] float64, by the K nearest narrow latents."""
+    """[F] float64: share explained by the K nearest narrow latents."""
     random_explained: Tensor
-    """[F] float64: the same of random directions; the number at a latent's place says nothing of that latent."""
+    """[F] float64: the same for random directions, in no relation to the individual latents."""
     threshold: float
-    """A latent no nearer than this to its parent is new: the largest cosine that the random dictionaries gave."""
+    """A latent whose cosine with its parent is at most this is new: the largest cosine of the random dictionaries."""
     narrow: int
     """G."""
     combined: int
@@ -47,13 +47,13 @@ class Splitting:
 
     @property
     def children(self) -> Tensor:
-        """[G] int64: how many wide latents have each narrow one as their parent, new ones not counted."""
+        """[G] int64: the number of wide latents that have each narrow latent as their parent, except new ones."""
         return torch.bincount(self.parent[(self.parent >= 0) & ~self.is_new], minlength=self.narrow)
 
     def numbers(self) -> dict[str, Any]:
-        """What the summary tells.
+        """The numbers for the summary.
 
-        `not_combined` is the share of wide latents that the narrow ones explain no better than chance does, and
+        `not_combined` is the share of wide latents that the narrow ones explain no better than chance, and
         `with_children` the number of narrow latents that have 0, 1, 2 ... children.
         """
         found, children = self.parent >= 0, self.children
@@ -68,7 +68,7 @@ class Splitting:
             "combined": self.combined,
             "explained": spread(self.explained[found]),
             "random_explained": spread(self.random_explained),
-            "not_combined": share(self.explained[found] <= longest(self.random_explained)),
+            "not_combined": share(self.explained[found] <= largest(self.random_explained)),
             "split": share(children > 1),
             "with_children": {str(number): count for number, count in enumerate(counts) if count},
         }
@@ -84,7 +84,7 @@ def split(narrow: Dictionary, wide: Dictionary, baselines: Baselines, progress: 
         cosine=found.cosines[:, 0],
         explained=explained(wide.rows, narrow.rows, found.indices),
         random_explained=chance.explained,
-        threshold=longest(chance.cosines),
+        threshold=largest(chance.cosines),
         narrow=len(narrow),
         combined=k,
     )

@@ -1,4 +1,4 @@
-"""How a set of numbers is spread, in a few numbers that stand for its cumulative distribution."""
+"""Summary statistics of a set of numbers: moments and quantiles."""
 
 import math
 from typing import Any
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 LEVELS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
-"""The quantiles that are told."""
+"""The quantiles that are reported."""
 
 
 def spread(values: Tensor) -> dict[str, Any]:
     """Mean, variance (with n - 1), standard error of the mean, extremes and quantiles of values [n], in float64.
 
-    What is undefined (of no value; the variance of one) is NaN. A quantile is one of the values: the least that so
-    large a share of them does not exceed.
+    Undefined statistics (of no values; the variance of one) are NaN. A quantile is always one of the values: the
+    smallest one that at least this share of the values does not exceed.
     """
     ordered = values.double().sort().values
     count = len(ordered)
@@ -34,10 +34,10 @@ def _at(ordered: Tensor, level: float) -> float:
 
 
 def share(which: Tensor) -> float:
-    """The share of True in [n] bool; NaN of none."""
+    """The share of True in [n] bool; NaN if empty."""
     return which.double().mean().item() if len(which) else math.nan
 
 
-def longest(values: Tensor) -> float:
-    """The largest of values [n]; NaN of none."""
+def largest(values: Tensor) -> float:
+    """The largest of values [n]; NaN if empty."""
     return torch.max(values).item() if len(values) else math.nan

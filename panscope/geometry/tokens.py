@@ -1,7 +1,7 @@
-"""Which tokens a latent's decoder vector points to: its cosine to the rows of the embedding and of the unembedding.
+"""The tokens nearest to a latent's decoder vector: its cosines with the rows of the embedding and the unembedding.
 
-Multi-Layer SAE. It makes sense where a coder's rows lie in the residual stream, the space that both matrices share. A
-crosscoder's vectors are taken apart into those of its sites.
+From the Multi-Layer SAE. Meaningful only for coders of the residual stream, the space that both matrices share. A
+crosscoder's vectors are split into those of its sites.
 
 Shape letters: F latents, D width of the residual stream, S sites of a crosscoder, V tokens, K nearest tokens.
 """
@@ -19,7 +19,7 @@ from panscope.kernels.cosines import Nearest, Progress, nearest
 from panscope.types import UserError
 
 NEAREST = 5
-"""Tokens told for each latent and matrix."""
+"""Tokens reported per latent and matrix."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class NearTokens:
     """The tokens nearest to every latent, at one site and in one matrix."""
 
     site: str
-    """The first of several where one coder is for many layers."""
+    """The first site, if one coder is for several layers."""
     matrix: str
     """embedding or unembedding."""
     found: Nearest
@@ -37,7 +37,10 @@ class NearTokens:
 def nearest_tokens(
     dictionary: Dictionary, sites: Sequence[str], matrices: Mapping[str, Tensor], progress: Progress
 ) -> list[NearTokens]:
-    """For decoder vectors [F, S D], those of `sites` side by side, and `matrices` [V, D], by name."""
+    """The nearest tokens of decoder vectors [F, S D], concatenated over `sites`, in `matrices` [V, D], by name.
+
+    Raises UserError if the widths of vectors and matrices do not match.
+    """
     found = []
     for matrix, vectors in matrices.items():
         if len(sites) * vectors.shape[1] != dictionary.width:
@@ -52,7 +55,7 @@ def nearest_tokens(
 
 
 def token_columns(found: Sequence[NearTokens], texts: Sequence[str]) -> dict[str, Any]:
-    """A row a latent, site, matrix and rank, without the places that nobody fills."""
+    """The columns of a table with one row per latent, site, matrix and rank, without missing neighbours."""
     columns: dict[str, list[Any]] = {
         name: [] for name in ("latent", "site", "matrix", "rank", "token", "text", "cosine")
     }
@@ -70,7 +73,7 @@ def token_columns(found: Sequence[NearTokens], texts: Sequence[str]) -> dict[str
 
 
 def token_numbers(found: Sequence[NearTokens]) -> dict[str, Any]:
-    """The spread of every latent's largest cosine, by matrix; of all sites together."""
+    """The distribution of every latent's largest cosine, by matrix, over all sites."""
     largest: dict[str, list[Tensor]] = {}
     for near in found:
         largest.setdefault(near.matrix, []).append(near.found.cosines[near.found.found, 0])

@@ -1,4 +1,4 @@
-"""The one call of umap, which takes seconds to import and to compile.
+"""The call of umap, in a module of its own because umap takes seconds to import and compile.
 
 Shape letters: P points, D width of a vector.
 """
@@ -11,7 +11,7 @@ from panscope.extras import optional
 
 
 def layout(unit: np.ndarray, *, neighbours: int, seed: int) -> np.ndarray:
-    """[P, D] unit vectors -> [P, 2] float32, on one thread, as more would make it differ from time to time."""
+    """[P, D] unit vectors -> [P, 2] float32, on one thread, as more would make the result non-deterministic."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Tensorflow not installed", category=ImportWarning)
         umap = optional("umap", extra="geometry")

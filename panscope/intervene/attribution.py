@@ -123,7 +123,7 @@ class Attribution:
 
         The index is (sequence, position), or (site, sequence, position) for a coder of several sites.
         """
-        rows, latents, values = self.effects.places()
+        rows, latents, values = self.effects.entries()
         best = values.abs().topk(min(count, len(values))).indices
         indices = torch.stack(torch.unravel_index(rows[best], self.codes.leading), dim=1)
         columns = (indices.tolist(), latents[best].tolist(), values[best].tolist())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from panscope.lms.site_resolver import PassStart
-from panscope.loading.codes import Codes, in_time
+from panscope.loading.codes import Codes, concatenated
 
 
 class Record:
@@ -94,7 +94,7 @@ class Record:
         self._drop_removed_tokens()
         pieces = self._codes[key]
         if len(pieces) > 1:
-            self._codes[key] = pieces = [in_time(pieces)]
+            self._codes[key] = pieces = [concatenated(pieces)]
         return pieces[0]
 
     def _drop_removed_tokens(self) -> None:
@@ -118,7 +118,7 @@ class Record:
             if length <= kept:
                 continue
             if key in self._codes:
-                self._codes[key] = [in_time(self._codes[key]).first_tokens(kept)]
+                self._codes[key] = [concatenated(self._codes[key]).first_tokens(kept)]
             else:
                 self._activations[key] = [torch.cat(self._activations[key], dim=1)[:, :kept]]
             self._lengths[key] = kept

@@ -1,7 +1,7 @@
-"""The codes of a tensor of rows of any leading shape: `Latents` that know the shape their rows came in.
+"""The codes of a tensor of rows with any leading shape: `Latents` that keep the leading shape of their rows.
 
-Shape letters: ... the leading shape, B its rows in order, F latents, K codes a row, N places in all, S sequences,
-T tokens a sequence.
+Shape letters: ... the leading shape, B its rows in order, F latents, K codes per row, N entries in total, S sequences,
+T tokens per sequence.
 """
 
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ from panscope.types import Latents, UserError
 class Codes(Latents):
     """Codes whose B rows are those of a tensor [..., D], in order; values are in the units of the coder's codes.
 
-    `tensor()` is the plain view. `values`, `indices` and `starts` are as `Latents` says: TopK codes, and all that
-    sparse kernels give, hold the active places alone and stay small; others hold every latent of every row.
+    `tensor()` is the dense tensor. For `values`, `indices` and `starts` see `Latents`: TopK codes, and all codes from
+    sparse kernels, store active entries only; others store every latent of every row.
     """
 
     leading: tuple[int, ...] = ()
     """The shape before the last dimension; its product is B."""
 
     def __repr__(self) -> str:
-        return f"Codes({list(self.shape)}, {int((self.values != 0).sum()):,} active places)"
+        return f"Codes({list(self.shape)}, {int((self.values != 0).sum()):,} active entries)"
 
     @classmethod
     def shaped(cls, latents: Latents, leading: Sequence[int]) -> Self:
-        """`latents` of B rows as those of a leading shape."""
+        """`latents` of B rows with a leading shape."""
         return cls(latents.values, latents.width, latents.indices, latents.starts, tuple(leading))
 
     @classmethod
@@ -41,18 +41,18 @@ class Codes(Latents):
 
     @property
     def shape(self) -> torch.Size:
-        """That of `tensor()`: [..., F]."""
+        """The shape of `tensor()`: [..., F]."""
         return torch.Size((*self.leading, self.width))
 
     @classmethod
     def of_columns(cls, values: Tensor, latents: Tensor, width: int) -> Self:
-        """Values [B, n] of some latents [n], each once; zeros are no places, but where a gradient asks for all."""
+        """Codes from values [B, n] of distinct latents [n]; zeros are omitted unless the values require gradients."""
         used = torch.ones_like(values, dtype=torch.bool) if values.requires_grad else values != 0
         starts = torch.nn.functional.pad(used.sum(dim=1).cumsum(0), (1, 0))
         return cls(values[used], width, latents.expand_as(values)[used], starts, tuple(values.shape[:1]))
 
     def with_values(self, values: Tensor) -> "Codes":
-        """Other values at the same places."""
+        """The same entries with other values."""
         return Codes(values, self.width, self.indices, self.starts, self.leading)
 
     def tensor(self) -> Tensor:
@@ -60,24 +60,24 @@ class Codes(Latents):
         return self.dense().view(*self.leading, self.width)
 
     def of(self, latent: int) -> Tensor:
-        """[...] the activation of one latent; raises UserError for a latent that there is not."""
+        """[...] the activation of one latent; raises UserError if the latent does not exist."""
         if not 0 <= latent < self.width:
             raise UserError(f"latent {latent} does not exist: the codes are of {self.width} latents, counted from 0")
         return self.columns(torch.tensor([latent], device=self.values.device)).view(self.leading)
 
     def columns(self, latents: Tensor) -> Tensor:
-        """[B, n] the activations of some latents [n], each named once, differentiable by the values."""
+        """[B, n] the activations of distinct latents [n], differentiable with respect to the values."""
         if self.indices is None:
             return self.values[:, latents]
-        column = torch.full((self.width,), len(latents), device=latents.device)  # one more for all that are not asked
+        column = torch.full((self.width,), len(latents), device=latents.device)  # the last is for all other latents
         column[latents] = torch.arange(len(latents), device=latents.device)
         rows = self.rows() if self.starts is not None else torch.arange(len(self), device=latents.device)[:, None]
-        place = rows * (len(latents) + 1) + column[self.indices]
-        found = self.values.new_zeros(len(self) * (len(latents) + 1))
-        return found.index_add(0, place.flatten(), self.values.flatten()).view(len(self), len(latents) + 1)[:, :-1]
+        position = rows * (len(latents) + 1) + column[self.indices]
+        sums = self.values.new_zeros(len(self) * (len(latents) + 1))
+        return sums.index_add(0, position.flatten(), self.values.flatten()).view(len(self), len(latents) + 1)[:, :-1]
 
-    def places(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Every active place: its row [N], its latent [N], its value [N], row after row."""
+    def entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The active entries, ordered by row: their rows [N], latents [N] and values [N]."""
         if self.indices is None:
             rows, latents = self.values.nonzero(as_tuple=True)
             return rows, latents, self.values[rows, latents]
@@ -87,7 +87,7 @@ class Codes(Latents):
         return flat.rows()[used], flat.indices[used], flat.values[used]
 
     def first_tokens(self, count: int) -> "Codes":
-        """Of codes [S, T] those of the first `count` tokens of each sequence."""
+        """The codes of the first `count` tokens of each sequence, from codes [S, T]."""
         sequences, tokens = self.leading
         if count == tokens:
             return self
@@ -96,13 +96,13 @@ class Codes(Latents):
             return Codes.shaped(self.select(rows), (sequences, count))
         number = torch.full((sequences * tokens,), -1, device=rows.device)
         number[rows] = torch.arange(len(rows), device=rows.device)
-        own, latents, values = self.places()
+        own, latents, values = self.entries()
         kept = number[own] >= 0
         return _ragged(number[own][kept], latents[kept], values[kept], self.width, (sequences, count))
 
 
-def in_time(pieces: Sequence[Codes]) -> Codes:
-    """Codes [S, T] of one pass after another, as one [S, sum of T]."""
+def concatenated(pieces: Sequence[Codes]) -> Codes:
+    """Codes [S, T] of successive forward passes, concatenated over tokens: [S, sum of T]."""
     if len(pieces) == 1:
         return pieces[0]
     sequences, total = pieces[0].leading[0], sum(piece.leading[1] for piece in pieces)
@@ -116,7 +116,7 @@ def in_time(pieces: Sequence[Codes]) -> Codes:
         return Codes(values.flatten(0, 1), pieces[0].width, indices, None, (sequences, total))
     rows, latents, values, before = [], [], [], 0
     for piece in pieces:
-        own, latent, value = piece.places()
+        own, latent, value = piece.entries()
         tokens = piece.leading[1]
         rows.append(own // tokens * total + own % tokens + before)
         latents.append(latent)
@@ -126,7 +126,7 @@ def in_time(pieces: Sequence[Codes]) -> Codes:
 
 
 def stacked(pieces: Sequence[Codes]) -> Codes:
-    """Codes of several sites [S, T], one site after another: [sites, S, T]."""
+    """Codes [S, T] of several sites, stacked: [sites, S, T]."""
     leading = (len(pieces), *pieces[0].leading)
     layouts = {(piece.indices is None, piece.starts is None, piece.values.shape[1:]) for piece in pieces}
     if len(layouts) == 1 and pieces[0].starts is None:
@@ -135,7 +135,7 @@ def stacked(pieces: Sequence[Codes]) -> Codes:
         return Codes(values, pieces[0].width, indices, None, leading)
     found, first = [], 0
     for piece in pieces:
-        own, latent, value = piece.places()
+        own, latent, value = piece.entries()
         found.append((own + first, latent, value))
         first += len(piece)
     rows, latents, values = (torch.cat(column) for column in zip(*found, strict=True))
@@ -148,7 +148,7 @@ def _even_indices(piece: Codes) -> Tensor:
 
 
 def _ragged(rows: Tensor, latents: Tensor, values: Tensor, width: int, leading: tuple[int, ...]) -> Codes:
-    """Codes from their places, in any order of rows; within a row the order stays."""
+    """Codes from their entries, with rows in any order; the order within a row is kept."""
     order = rows.argsort(stable=True)
     count = torch.Size(leading).numel()
     starts = torch.zeros(count + 1, dtype=torch.int64, device=rows.device)

@@ -1,7 +1,6 @@
-"""A finished coder in a notebook's hands: raw activations of any leading shape in, codes out, and back.
+"""A trained coder for interactive use: encodes raw activations of any leading shape, and decodes codes.
 
-Shape letters: ... any leading shape, B its rows in order, D width of what is read, E width of what is predicted,
-F latents.
+Shape letters: ... any leading shape, B its rows in order, D input width, E output width, F latents.
 """
 
 from collections.abc import Mapping
@@ -24,10 +23,10 @@ class LoadedCoder:
     """A coder that works on raw activations: f = encode(x), y_hat = decode(f) (Cunningham et al. 2023; Bricken et al.
     2023; transcoders: Dunefsky et al. 2024).
 
-    `load` makes one. Its weights are frozen; gradients reach rows and codes. `kernels` says how it computes: `sparse`
-    touches active latents only (topk, batchtopk, matryoshka and jumprelu in float32), `reference` all of them, `auto`
-    takes the former for coders of at least 4,096 latents where this machine has them. Both give the same numbers but
-    for the order of float32 sums, and show a row with NaN as codes with NaN.
+    Created by `load`. Its weights are frozen; gradients flow to rows and codes. `kernels` selects the implementation:
+    `sparse` computes active latents only (topk, batchtopk, matryoshka and jumprelu in float32), `reference` all of
+    them; `auto` means `sparse` for coders of at least 4,096 latents if this machine supports it. Both give the same
+    results except for the order of float32 sums, and both give codes with NaN for a row with NaN.
     """
 
     def __init__(
@@ -42,9 +41,9 @@ class LoadedCoder:
         self.name = name
         self.wired = wired
         self.about = dict(about or {})
-        """Where it came from, as its files say."""
+        """The provenance stated in its files."""
         self.path = path
-        """Its folder or file."""
+        """The folder or file that it was loaded from."""
         self._kernels: KernelsName = kernels
         wired.coder.eval().requires_grad_(False)
         wired.backend = backend_for(wired.coder, kernels)
@@ -66,38 +65,37 @@ class LoadedCoder:
 
     @property
     def kernels(self) -> str:
-        """How it computes: `sparse` or `reference`."""
+        """The implementation in use: `sparse` or `reference`."""
         return self.wired.backend.name
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """The device of its weights."""
         return self.wired.coder.W_enc.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision it computes in, whatever that of the rows, under torch.autocast too."""
+        """The precision of its computations, regardless of that of the rows, even under torch.autocast."""
         return self.wired.coder.W_enc.dtype
 
     @property
     def W_enc(self) -> Tensor:
-        """[F, D] what rows are multiplied with, folded so that they are raw (a normaliser that differs from row to row
-        excepted: then rows as it makes them)."""
+        """[F, D] the encoder matrix for raw rows, or for normalised rows if the normaliser differs from row to row."""
         return self.wired.coder.W_enc.detach()
 
     @property
     def W_dec(self) -> Tensor:
-        """[F, E] the direction that each latent writes, in raw units for each unit of its code (as `W_enc`)."""
+        """[F, E] the decoder vector of each latent, in raw units per unit of its code (see `W_enc`)."""
         return self.wired.coder.W_dec.detach()
 
     @property
     def b_enc(self) -> Tensor:
-        """[F] the bias of the encoder, as `W_enc`."""
+        """[F] the bias of the encoder (see `W_enc`)."""
         return self.wired.coder.b_enc.detach()
 
     @property
     def threshold(self) -> Tensor | None:
-        """[F] above which pre-activation a latent is active, as `W_enc`; None for a coder without thresholds."""
+        """[F] the pre-activation above which a latent is active (see `W_enc`); None for a coder without thresholds."""
         found = getattr(self.wired.coder, "threshold", None)
         return None if found is None else found.detach().expand(self.width)
 
@@ -108,45 +106,45 @@ class LoadedCoder:
 
     @property
     def b_dec(self) -> Tensor:
-        """[E] the bias of the decoder, as `W_dec`."""
+        """[E] the bias of the decoder (see `W_dec`)."""
         return self.wired.coder.b_dec.detach()
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move it, in place; returns itself.
+        """Move the coder in place to a device or dtype; returns itself.
 
-        Raises UserError for a device that is not here, and if `kernels` was "sparse" and cannot be had there.
+        Raises UserError for an unavailable device, and if `kernels` was "sparse" but is not supported there.
         """
         self.wired.coder.to(device=None if device is None else named_device(device), dtype=dtype)
         self.wired.backend = backend_for(self.wired.coder, self._kernels)
         return self
 
     def encode(self, x: Tensor) -> Codes:
-        """The codes of raw activations x [..., D], any floating dtype, as the model gives them; no unit is changed.
+        """The codes of raw activations x [..., D] of any floating dtype, in the model's own units.
 
-        Differentiable by x where x asks for gradients (then by the reference). Raises UserError for another width or
-        type.
+        Differentiable with respect to x if x requires gradients (by the reference implementation). Raises UserError for
+        another width or type.
         """
         rows = self._rows(x)
         with self._own_precision():
             return Codes.shaped(self.wired.encode(rows), x.shape[:-1])
 
     def decode(self, codes: Latents | Tensor, x: Tensor | None = None) -> Tensor:
-        """The reconstruction [..., E] from codes of any dtype, in the coder's precision; differentiable by the codes,
-        once (no second derivative) where `kernels` is "sparse".
+        """The reconstruction [..., E] from codes of any dtype, in the coder's precision; differentiable with respect to
+        the codes, but only once (no second derivative) if `kernels` is "sparse".
 
-        `codes` are those of `encode`, or a tensor [..., F] of every latent. `x` [..., D], the rows they are codes of,
-        is needed by a coder with an affine skip, or whose normaliser differs from row to row. Raises UserError where
-        such a coder is not given it, for codes of another width, and for another number of rows.
+        `codes` are those of `encode`, or a tensor [..., F] of all latents. `x` [..., D], the encoded rows, is required
+        for a coder with an affine skip, or whose normaliser differs from row to row. Raises UserError if it is required
+        but missing, for codes of another width, and for another number of rows.
         """
         if isinstance(codes, Tensor):
             if codes.dim() == 0:
-                raise UserError(f"coder {self.name!r} decodes codes of {self.width} latents, but codes is one number")
+                raise UserError(f"coder {self.name!r} decodes codes of {self.width} latents, but codes is a scalar")
             codes = Codes.dense_of(codes)
         leading = codes.leading if isinstance(codes, Codes) else (len(codes),)
         if codes.width != self.width:
             raise UserError(
-                f"coder {self.name!r} has {self.width} latents, but the codes are of {codes.width}: decode them with "
-                "the coder that made them"
+                f"coder {self.name!r} has {self.width} latents, but the codes have {codes.width}: decode them with "
+                "the coder that encoded them"
             )
         if x is None and self.needs_rows:
             raise UserError(f"coder {self.name!r} needs the rows to decode: call decode(codes, x)")
@@ -161,17 +159,17 @@ class LoadedCoder:
 
     @property
     def needs_rows(self) -> bool:
-        """Whether decoding takes the rows too."""
+        """Whether decoding requires the rows."""
         return self.wired.needs_rows
 
     def change(self, latents: Tensor, by: Tensor, x: Tensor) -> Tensor:
-        """[B, E] by how much the reconstruction of rows x [B, D] changes where latents [n] do by so much [B, n]."""
+        """[B, E] the change of the reconstruction of rows x [B, D] if latents [n] change `by` [B, n]."""
         with self._own_precision():
             codes = Codes.of_columns(by.to(self.dtype), latents, self.width)
             return self.wired.raw_difference(gathered(codes, self.wired.coder.W_dec.detach()), x)
 
     def part(self, codes: Latents, x: Tensor) -> Tensor:
-        """[B, E] what codes add to the reconstruction of rows x [B, D] beside what is there without any."""
+        """[B, E] the contribution of codes to the reconstruction of rows x [B, D], relative to that of no codes."""
         with self._own_precision():
             return self.wired.raw_difference(self.wired.backend.decode(self.wired.coder, codes), x)
 
@@ -182,7 +180,7 @@ class LoadedCoder:
         wanted = self.wired.coder.config.d_in
         if not isinstance(x, Tensor):
             raise UserError(
-                f"coder {self.name!r} reads tensors, but x is a {type(x).__name__}: make it one, such as by "
+                f"coder {self.name!r} reads tensors, but x is a {type(x).__name__}: convert it, for example with "
                 "torch.from_numpy(x)"
             )
         if x.dim() == 0 or x.shape[-1] != wanted or not x.is_floating_point():
@@ -196,7 +194,7 @@ class LoadedCoder:
         rows = self._rows(x)
         if len(rows) != len(codes):
             raise UserError(
-                f"coder {self.name!r} is given codes of {len(codes)} rows, but x has {len(rows)}: give the rows that "
-                "they are codes of"
+                f"coder {self.name!r} received codes of {len(codes)} rows, but x has {len(rows)}: give the rows that "
+                "were encoded"
             )
         return rows

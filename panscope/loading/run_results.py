@@ -1,4 +1,4 @@
-"""A run's results as tables: what training logged, what evaluation measured, as pyarrow or pandas."""
+"""The results of a run as pyarrow or pandas tables: training logs and evaluation metrics."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +17,10 @@ from panscope.types import UserError
 
 
 class OpenRun:
-    """A run folder that is only read; `open_run` makes one.
+    """Read-only access to a run folder; created by `open_run`.
 
-    `table` and `training_table` are pyarrow tables (`polars.from_arrow` takes them), `results` and `training` the same
-    as pandas frames. Columns are explained in docs/reference.md.
+    `table` and `training_table` return pyarrow tables (accepted by `polars.from_arrow`), `results` and `training` the
+    same as pandas frames. Columns are explained in docs/reference.md.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -28,20 +28,20 @@ class OpenRun:
 
     @property
     def path(self) -> Path:
-        """The folder."""
+        """The run folder."""
         return self._run.path
 
     @property
     def suite(self) -> SuiteConfig:
-        """What the run is of, every default written out; raises UserError if suite.toml was damaged."""
+        """The configuration of the run, including all defaults; raises UserError if suite.toml is damaged."""
         return self._run.suite
 
     def coder_names(self) -> list[str]:
-        """The finished coders."""
+        """The names of the finished coders."""
         return self._run.coder_names()
 
     def coder(self, name: str, *, kernels: KernelsName = "auto", device: str = "cpu") -> LoadedCoder:
-        """One coder; raises UserError if there is none of that name."""
+        """Load one coder; raises UserError if there is none of that name."""
         return load(self.path, name, kernels=kernels, device=device)
 
     def coders(
@@ -55,31 +55,31 @@ class OpenRun:
         kernels: KernelsName = "auto",
         device: str = "cpu",
     ) -> dict[str, LoadedCoder]:
-        """The coders that agree with all that is given, by name; all of them without.
+        """Load the coders that match all given criteria, by name; without criteria, all coders.
 
-        `site` is a site such as `L03.resid_post` or a kind such as `resid_post`, `layer` a layer's number: a coder
-        agrees if it reads or predicts there. `architecture` is that of training, `width` the number of latents, `k` K
-        of TopK, BatchTopK and Matryoshka. Raises UserError, with the coders there are, where none agrees.
+        `site` is a site such as `L03.resid_post` or a kind such as `resid_post`, `layer` the index of a layer: a coder
+        matches if it reads or predicts there. `architecture` is that of training, `width` the number of latents, `k` K
+        of TopK, BatchTopK and Matryoshka. Raises UserError, listing the coders of the run, if none matches.
         """
-        asked = {"site": site, "layer": layer, "architecture": architecture, "width": width, "k": k}
-        asked = {name: value for name, value in asked.items() if value is not None}
-        found = [coder.name for coder in self._run.coders() if _agrees(coder, asked)]
+        criteria = {"site": site, "layer": layer, "architecture": architecture, "width": width, "k": k}
+        criteria = {name: value for name, value in criteria.items() if value is not None}
+        found = [coder.name for coder in self._run.coders() if _matches(coder, criteria)]
         if not found:
-            said = ", ".join(f"{name}={value!r}" for name, value in asked.items())
+            text = ", ".join(f"{name}={value!r}" for name, value in criteria.items())
             raise UserError(
-                f"the run {str(self.path)!r} has no coder with {said}: it has {', '.join(self.coder_names())}"
+                f"the run {str(self.path)!r} has no coder with {text}: it has {', '.join(self.coder_names())}"
             )
         return {name: self.coder(name, kernels=kernels, device=device) for name in found}
 
     def labels(self) -> list[str]:
-        """The evaluations there are: `held_out`, and the label of any other."""
+        """The labels of the run's evaluations: `held_out` and any others."""
         return self._run.labels()
 
     def table(self, label: str = HELD_OUT) -> pyarrow.Table:
-        """A row a coder: its wiring, layer, sites, architecture, width, sparsity, and every number of its eval.json.
+        """One row per coder: its wiring, layer, sites, architecture, width, sparsity, and all metrics in its eval.json.
 
-        Losses are in nats, fvu and fractions shares of 1, l0 latents a row. Raises UserError where there is no such
-        evaluation.
+        Losses are in nats, fvu and fractions are shares of 1, l0 is in latents per row. Raises UserError if there is no
+        such evaluation.
         """
         return self._run.results(label)
 
@@ -88,19 +88,19 @@ class OpenRun:
         return self.table(label).to_pandas()
 
     def evaluation(self, coder: str, label: str = HELD_OUT) -> dict[str, Any]:
-        """All of a coder's eval.json, intervals and subsets too.
+        """The whole eval.json of a coder, including intervals and subsets.
 
-        Raises UserError where there is no such coder or evaluation, and for a file that is missing or damaged.
+        Raises UserError if there is no such coder or evaluation, and for a file that is missing or damaged.
         """
         one = self._run.coder(coder)
         found = one.evaluation(label)
         if found is None:
-            have = ", ".join(one.labels()) or "none yet"
-            raise UserError(f"the coder {coder!r} of {str(self.path)!r} has no evaluation {label!r}: it has {have}")
+            labels = ", ".join(one.labels()) or "none yet"
+            raise UserError(f"the coder {coder!r} of {str(self.path)!r} has no evaluation {label!r}: it has {labels}")
         return found.content
 
     def training_table(self) -> pyarrow.Table:
-        """A row a logged step and coder: loss, fvu, l0, dead_fraction ...; raises UserError if the log is damaged."""
+        """One row per logged step and coder: loss, fvu, l0, ...; raises UserError if the log is damaged."""
         return pyarrow.Table.from_pylist(self._run.read_log())
 
     def training(self) -> Any:
@@ -108,20 +108,20 @@ class OpenRun:
         return self.training_table().to_pandas()
 
 
-def _agrees(coder: FinishedCoder, asked: Mapping[str, Any]) -> bool:
-    """Whether a coder is at the place and of the kind that is asked for."""
+def _matches(coder: FinishedCoder, criteria: Mapping[str, Any]) -> bool:
+    """Whether a coder matches all criteria."""
     trained, sites = coder.config["training"]["coder"], coder.wiring.sites()
     selects_k = coders.config_type(trained["architecture"]).selects_k
-    own: dict[str, set[Any]] = {
+    values: dict[str, set[Any]] = {
         "site": {str(site) for site in sites} | {site.kind for site in sites},
         "layer": {site.layer for site in sites},
         "architecture": {trained["architecture"]},
         "width": {trained["width"]},
         "k": {trained["sparsity"]} if selects_k else set(),
     }
-    return all(value in own[name] for name, value in asked.items())
+    return all(value in values[name] for name, value in criteria.items())
 
 
 def open_run(path: Path | str) -> OpenRun:
-    """A run folder of `train`, to look at; raises UserError if it is none."""
+    """Open a run folder for reading; raises UserError if it is not one."""
     return OpenRun(path)

@@ -12,7 +12,7 @@ from panscope.geometry.matching import match
 from panscope.geometry.mmcs import mmcs, upper
 from panscope.geometry.neighbours import Counts, Neighbourhood, densest, neighbourhood
 from panscope.geometry.pairs import CoderInfo, Pair
-from panscope.geometry.projection import LEAST, project
+from panscope.geometry.projection import MIN_POINTS, project
 from panscope.geometry.record import Analysis, GeometryFolder, file_name
 from panscope.geometry.splitting import split
 from panscope.geometry.tokens import nearest_tokens, token_columns, token_numbers
@@ -107,7 +107,7 @@ class _Geometry:
         self._baselines = Baselines(asked.seed, self._decoders.device)
         self._own: dict[str, Nearest] = {}
         self._folder = GeometryFolder(run.geometry_folder, asked.seed)
-        outdated = self._folder.forget_outdated({coder.name: coder.xxh3 for coder in everyone})
+        outdated = self._folder.remove_outdated({coder.name: coder.xxh3 for coder in everyone})
         if outdated:
             reporter.say(f"{outdated} analyses were of weights that have changed since: taken out of the summary")
 
@@ -133,7 +133,7 @@ class _Geometry:
             weights = before["coders"] | _weights(coder)
             numbers = dict(sorted((before["numbers"] | {coder.name: self._mmcs_of(coder)}).items()))
             tables = {"mmcs.parquet": _as_columns(numbers)}
-            entries = [self._folder.enter(Analysis("mmcs", {}, weights, numbers, tables))]
+            entries = [self._folder.record(Analysis("mmcs", {}, weights, numbers, tables))]
         return entries
 
     def _mmcs_of(self, coder: CoderInfo) -> dict[str, Any]:
@@ -188,7 +188,7 @@ class _Geometry:
         }
         about = {"a": a.name, "b": b.name, **self._about(a)}
         tables = {f"matching/{_both(a, b)}.parquet": columns}
-        return self._folder.enter(Analysis("matching", about, _weights(a, b), found.numbers(), tables))
+        return self._folder.record(Analysis("matching", about, _weights(a, b), found.numbers(), tables))
 
     def _splitting(self, narrow: CoderInfo, wide: CoderInfo) -> Entry:
         what = f"splitting of {narrow.name} in {wide.name}"
@@ -205,7 +205,7 @@ class _Geometry:
         name = f"splitting/{_both(narrow, wide)}"
         tables = {f"{name}.parquet": columns, f"{name}.children.parquet": children}
         about = {"narrow": narrow.name, "wide": wide.name, **self._about(narrow)}
-        return self._folder.enter(Analysis("splitting", about, _weights(narrow, wide), found.numbers(), tables))
+        return self._folder.record(Analysis("splitting", about, _weights(narrow, wide), found.numbers(), tables))
 
     def _neighbourhoods(self) -> list[Entry]:
         """Those asked for; else one at every place, where there are enough points for one."""
@@ -217,8 +217,10 @@ class _Geometry:
             coder = choosing.seed_coder(group, self._others)
             latent = densest(self._nearest_in(coder))
             found = None if latent is None else self._around(coder, latent)
-            if found is None or len(found.points) < LEAST:
-                self._reporter.say(f"neighbourhood: {place} has fewer than {LEAST} latents to show, so there is none")
+            if found is None or len(found.points) < MIN_POINTS:
+                self._reporter.say(
+                    f"neighbourhood: {place} has fewer than {MIN_POINTS} latents to show, so there is none"
+                )
             else:
                 entries.append(self._entered(coder, found))
         return entries
@@ -243,7 +245,7 @@ class _Geometry:
         weights = {known.name: known.xxh3 for known in (coder, *self._others) if known.name in members}
         about = {"coder": coder.name, "latent": latent, **self._about(coder)}
         tables = {f"neighbourhood/{file_name(coder.name)}-{latent}.parquet": columns}
-        return self._folder.enter(Analysis("neighbourhood", about, weights, found.numbers(), tables))
+        return self._folder.record(Analysis("neighbourhood", about, weights, found.numbers(), tables))
 
     def _tokens(self) -> list[Entry]:
         """For every coder whose decoder vectors lie in the residual stream."""
@@ -262,7 +264,7 @@ class _Geometry:
         )
         tables = {f"tokens/{file_name(coder.name)}.parquet": token_columns(found, words.texts)}
         about = {"coder": coder.name, "place": coder.place}
-        return self._folder.enter(Analysis("tokens", about, _weights(coder), token_numbers(found), tables))
+        return self._folder.record(Analysis("tokens", about, _weights(coder), token_numbers(found), tables))
 
     def _about(self, coder: CoderInfo) -> dict[str, Any]:
         against = {} if self._asked.against is None else {"against": str(self._asked.against.resolve())}

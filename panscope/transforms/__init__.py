@@ -1,1 +1,1 @@
-"""Coder -> coder: changes of form that keep (or, for JumpReLU, approximate) what the coder computes."""
+"""Transformations of coders that preserve (or, for JumpReLU, approximate) the function they compute."""

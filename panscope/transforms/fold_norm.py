@@ -2,11 +2,11 @@
 
 With s_in, s_out the normaliser's factors (Gemma Scope appendix A writes C = 1/s; Llama Scope section 3.3.3, S_in and
 S_out):  b_enc' = (b_enc - W_enc b_dec) / s_in,  threshold' = threshold / s_in,  W_dec' = W_dec s_in / s_out,
-b_dec' = b_dec / s_out.  W_enc stays, so codes come out in raw units: f' = f / s_in. ReLU, TopK, JumpReLU and the gate
-commute with a positive factor, so reconstructions do not change. Where every site of a crosscoder has a factor of its
-own, s_in is their mean and what is left over goes into the columns of W_enc; that changes decoder norms unevenly, so
-TopK that ranks by them is brought to a unit decoder before and ranks by value after. A normaliser that differs from row
-to row cannot be folded and stays beside the coder; the pre-encoder bias is folded all the same.
+b_dec' = b_dec / s_out.  W_enc is unchanged, so codes are in raw units: f' = f / s_in. ReLU, TopK, JumpReLU and the gate
+commute with a positive factor, so reconstructions do not change. If the sites of a crosscoder have different factors,
+s_in is their mean and the remaining factors are folded into the columns of W_enc; as this changes decoder norms
+unevenly, TopK that ranks by decoder norm is first converted to unit decoder vectors, and then ranks by value. A
+normaliser that differs from row to row cannot be folded and is kept; the pre-encoder bias is folded in any case.
 
 Shape letters: F latents, D input width, E output width.
 """
@@ -25,9 +25,9 @@ from panscope.transforms.unit_decoder import unit_decoder
 
 @torch.no_grad()
 def fold_norm(coder: Coder, normaliser: Normaliser) -> Coder:
-    """A coder for raw rows, in float32, with the reconstruction of `coder` on normalised ones.
+    """A coder for raw rows, in float32, with the same reconstructions as `coder` has for normalised rows.
 
-    A BatchTopK coder must have become JumpReLU before: its running threshold is a number of this space.
+    A BatchTopK coder must be converted to JumpReLU first, as its running threshold is in normalised units.
     """
     assert not isinstance(coder.config, BatchTopKConfig), "turn BatchTopK into JumpReLU first"
     if normaliser.parts and isinstance(coder.config, TopKConfig) and coder.config.selection == "decoder_norm":
@@ -50,19 +50,19 @@ def fold_norm(coder: Coder, normaliser: Normaliser) -> Coder:
 
 
 def _absorb(w: dict[str, Tensor], shift: Tensor) -> None:
-    """Add `shift` [F] to what W_enc x gives: to every bias that is added to it."""
+    """Add `shift` [F] to W_enc x, by adding it to every bias of the encoder."""
     w["b_enc"] = w["b_enc"] + shift
     if "r_mag" in w:
         w["b_mag"] = w["b_mag"] + w["r_mag"].exp() * shift
 
 
 def _columns(normaliser: Normaliser, scale: float) -> Tensor:
-    """[1] or, of a crosscoder, [D] float64."""
+    """The factors of the columns in float64: [1] or, for a crosscoder, [D]."""
     return torch.as_tensor(normaliser.factors(scale), dtype=torch.float64).reshape(-1)
 
 
 def _changes(coder: Coder, normaliser: Normaliser, s_in: float) -> dict[str, object]:
-    """What the folded coder's configuration says differently."""
+    """The fields of the configuration that differ in the folded coder."""
     changes: dict[str, object] = {"pre_encoder_bias": False, "encoder_bias": True}
     if isinstance(coder.config, JumpReLUConfig):
         changes |= {"bandwidth": coder.config.bandwidth / s_in, "threshold_init": coder.config.threshold_init / s_in}

@@ -1,7 +1,7 @@
-"""Bring every decoder vector to norm 1 and move the old norm into the encoder (Llama Scope section 3.3.4).
+"""Normalise decoder vectors to norm 1 and move their norms into the encoder (Llama Scope section 3.3.4).
 
-W_dec_i' = W_dec_i / n_i, and with the same old n_i: W_enc_i' = n_i W_enc_i, and so every bias and threshold of the
-code. A code then tells how far the latent moves the reconstruction.
+W_dec_i' = W_dec_i / n_i and W_enc_i' = n_i W_enc_i with the old norms n_i; the biases and thresholds of the encoder are
+multiplied by n_i too. A code is then the length of the latent's contribution to the reconstruction.
 """
 
 import torch
@@ -14,7 +14,7 @@ from panscope.types import UserError
 
 
 def keeps_selection(coder: Coder) -> bool:
-    """Whether unit norms would choose the same latents: all but TopK that ranks by value while its norms differ."""
+    """Whether unit norms would select the same latents: true except for TopK that ranks by value with unequal norms."""
     if not isinstance(coder.config, TopKConfig) or coder.config.selection == "decoder_norm":
         return True
     norms = coder.W_dec.detach().double().norm(dim=1)
@@ -23,10 +23,10 @@ def keeps_selection(coder: Coder) -> bool:
 
 @torch.no_grad()
 def unit_decoder(coder: Coder) -> Coder:
-    """The same coder with unit decoder vectors, in float32; a latent whose vector is zero is silenced.
+    """The same coder with unit decoder vectors, in float32; a latent with a decoder vector of zeros becomes inactive.
 
     A TopK coder that ranks by decoder norm becomes one that ranks by value. Raises UserError for a TopK coder that
-    ranks by value while its norms differ: there the change would choose other latents.
+    ranks by value with unequal norms, since other latents would be selected.
     """
     assert not isinstance(coder.config, BatchTopKConfig), "turn BatchTopK into JumpReLU first"
     w = {name: tensor.double() for name, tensor in coder.tensors().items()}
@@ -34,7 +34,7 @@ def unit_decoder(coder: Coder) -> Coder:
     changes: dict[str, object] = {"decoder_norm": "unit", "decoder_init_norm": 1.0}
     if not keeps_selection(coder):
         raise UserError(
-            "selection is 'value' and decoder norms differ: unit norms would choose other latents; "
+            "selection is 'value' and decoder norms differ: unit norms would select other latents; "
             "train with decoder_norm = 'unit' or selection = 'decoder_norm'"
         )
     if isinstance(coder.config, TopKConfig):

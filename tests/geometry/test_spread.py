@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from panscope.geometry.spread import LEVELS, longest, share, spread
+from panscope.geometry.spread import LEVELS, largest, share, spread
 
 
 def test_against_the_standard_library():
@@ -26,8 +26,8 @@ def test_what_is_undefined():
     assert all(math.isnan(value) for value in nothing["quantiles"].values())
     assert (one["mean"], one["min"], one["max"], one["quantiles"]["0.5"]) == (0.25,) * 4
     assert math.isnan(one["variance"]) and math.isnan(one["sem"])
-    assert math.isnan(share(torch.empty(0, dtype=torch.bool))) and math.isnan(longest(torch.empty(0)))
-    assert (share(torch.tensor([True, False, True, True])), longest(torch.tensor([1.0, 3.0]))) == (0.75, 3)
+    assert math.isnan(share(torch.empty(0, dtype=torch.bool))) and math.isnan(largest(torch.empty(0)))
+    assert (share(torch.tensor([True, False, True, True])), largest(torch.tensor([1.0, 3.0]))) == (0.75, 3)
 
 
 def test_small_differences_survive_a_large_mean():

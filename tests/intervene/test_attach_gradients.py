@@ -129,7 +129,7 @@ def test_a_gradient_past_an_edit_is_a_derivative(
 
     with attach(lm, [first, later], edits=edit, gradients=True, **splice) as seen:
         (gradient,) = torch.autograd.grad(value(), [seen.latents["a"].values])
-    rows, latents, _ = seen.latents["a"].places()
+    rows, latents, _ = seen.latents["a"].entries()
     slope = seen.latents["a"].with_values(gradient).dense()[rows[0], latents[0]]
     place = int(rows[0]) % 9
 

@@ -144,7 +144,7 @@ def test_all_but_a_few_latents_of_a_wide_coder(llama: LanguageModel, tokens: Tok
     """The usual way to keep a circuit alone: its cost may not grow with latents times active places."""
     width = 16_384
     coder = made(llama, SITE, name="c", width=width, kernels="sparse", sparsity=16)
-    kept = {int(coder.encode(llama.run(*tokens, read=[SITE]).activations[SITE]).places()[1][0])}
+    kept = {int(coder.encode(llama.run(*tokens, read=[SITE]).activations[SITE]).entries()[1][0])}
     began = time.process_time()
     with attach(llama, coder, edits=Ablate("c", [latent for latent in range(width) if latent not in kept])) as seen:
         found = forward(llama, tokens)

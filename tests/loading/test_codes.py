@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from panscope.loading.codes import Codes, in_time, stacked
+from panscope.loading.codes import Codes, concatenated, stacked
 from panscope.types import UserError
 
 F = 6
@@ -47,7 +47,7 @@ def test_one_layout(layout: str) -> None:
     assert torch.equal(codes.with_values(codes.values * 2).tensor(), tensor * 2)
     assert torch.equal(codes.first_tokens(2).tensor(), tensor[:, :2])
     assert codes.first_tokens(5) is codes
-    rows, latents, values = codes.places()
+    rows, latents, values = codes.entries()
     again = torch.zeros(15, F).index_put((rows, latents), values)
     assert torch.equal(again.view_as(tensor), tensor)
     assert len(values) == 2 * 15
@@ -78,10 +78,10 @@ def test_columns_pass_gradients(layout: str) -> None:
 def test_passes_and_sites_are_joined(layouts: tuple[str, str]) -> None:
     one, two = plain(3, 4, seed=1), plain(3, 2, seed=2)
     pieces = [in_layout(tensor, layout) for tensor, layout in zip((one, two), layouts, strict=True)]
-    joined = in_time(pieces)
+    joined = concatenated(pieces)
     assert joined.leading == (3, 6)
     assert torch.equal(joined.tensor(), torch.cat([one, two], dim=1))
-    assert in_time(pieces[:1]) is pieces[0]
+    assert concatenated(pieces[:1]) is pieces[0]
     same = [pieces[0], in_layout(plain(3, 4, seed=3), layouts[1])]
     both = stacked(same)
     assert both.leading == (2, 3, 4)
@@ -93,5 +93,5 @@ def test_no_rows_and_no_codes() -> None:
     for layout in ("dense", "ragged"):
         assert in_layout(nothing, layout).tensor().shape == (2, 0, F)
         assert in_layout(torch.zeros(2, 3, F), layout).of(1).shape == (2, 3)
-    both = in_time([in_layout(torch.zeros(2, 3, F), "ragged"), in_layout(plain(2, 1), "ragged")])
+    both = concatenated([in_layout(torch.zeros(2, 3, F), "ragged"), in_layout(plain(2, 1), "ragged")])
     assert torch.equal(both.tensor()[:, 3:], plain(2, 1))

@@ -199,7 +199,7 @@ def test_codes_are_decoded_with_their_own_rows(llama: LanguageModel) -> None:
         coder = made(llama, SITE, name="c", **fields)
         x = torch.randn(4, 24)
         codes = coder.encode(x)
-        with pytest.raises(UserError, match="coder 'c' is given codes of 4 rows, but x has 1: give the rows"):
+        with pytest.raises(UserError, match="coder 'c' received codes of 4 rows, but x has 1: give the rows"):
             coder.decode(codes, x[:1])
         assert torch.equal(coder.decode(codes, x.view(2, 2, 24)), coder.decode(codes, x))
 
@@ -215,7 +215,7 @@ def test_arrays_and_devices_that_are_not_here(llama: LanguageModel) -> None:
     coder = made(llama, SITE, name="c")
     array: Any = np.zeros((3, 24), np.float32)
     with pytest.raises(
-        UserError, match=r"coder 'c' reads tensors, but x is a ndarray: make it one, such as by torch\.from"
+        UserError, match=r"coder 'c' reads tensors, but x is a ndarray: convert it, for example with torch\.from"
     ):
         coder.encode(array)
     with pytest.raises(UserError, match="device 'gpu' cannot be used on this machine"):
@@ -233,9 +233,9 @@ def test_a_plain_tensor_is_decoded_and_vectors_are_at_hand(llama: LanguageModel,
     torch.testing.assert_close(coder.decode(codes.tensor()), coder.decode(codes))
     torch.testing.assert_close(codes.tensor() @ coder.W_dec + coder.b_dec, coder.decode(codes))
     assert coder.W_enc.shape == (coder.width, 24) and not coder.W_enc.requires_grad
-    with pytest.raises(UserError, match="has 20 latents, but the codes are of 24"):
+    with pytest.raises(UserError, match="has 20 latents, but the codes have 24"):
         coder.decode(x)
-    with pytest.raises(UserError, match="codes is one number"):
+    with pytest.raises(UserError, match="codes is a scalar"):
         coder.decode(torch.tensor(1.0))
     assert coder.encode(torch.zeros(0, 24)).of(3).shape == (0,)
 

@@ -133,13 +133,16 @@ def test_one_of_several_side_by_side(run: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("nobody/nothing:x", "is no folder here, and cannot be fetched from the hub: 404 Client Error. more lines$"),
+        (
+            "nobody/nothing:x",
+            "is not a local folder, and cannot be downloaded from the hub: 404 Client Error. more lines$",
+        ),
         ("some/one:L02", "'some/one' has no folder 'L02': look at its files on the hub"),
         ("some/one:../../etc", r"names the folder '../../etc'"),
         ("some/one:/etc", "names the folder '/etc'"),
         ("some/one:a*", r"names the folder 'a\*'"),
-        ("./not/here", "'./not/here' is no folder that exists and no hub id: write a hub id as org/repo:coder"),
-        ("plain", "is no folder that exists and no hub id"),
+        ("./not/here", "'./not/here' is neither an existing folder nor a hub id: write a hub id as org/repo:coder"),
+        ("plain", "is neither an existing folder nor a hub id"),
     ],
 )
 def test_addresses_that_lead_nowhere(run: Path, monkeypatch: pytest.MonkeyPatch, address: str, message: str) -> None:

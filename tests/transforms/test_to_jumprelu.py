@@ -108,7 +108,7 @@ def test_how_the_rows_are_cut_into_batches_does_not_matter() -> None:
 def test_too_few_positive_pre_activations_are_refused() -> None:
     coder = topk_coder(torch.eye(4), 2)
     rows = torch.tensor([[1.0, 2.0, 3.0, -1.0], [-1.0, -1.0, -1.0, -1.0]])
-    with pytest.raises(UserError, match=r"sparsity \(K\) 2 is above what fires"):
+    with pytest.raises(UserError, match=r"sparsity \(K\) 2 is above the mean number of positive latents"):
         to_jumprelu(coder, [rows])
 
 
