@@ -78,7 +78,7 @@ class WholePasses:
         self._lm = lm
 
     def run(self, *arguments: Any, splice: dict[Site, Any], start: Start | None = None, **options: Any) -> Reading:
-        """One whole pass; the known outputs of `start` are put in place at its sites, and its blocks are run all the same."""
+        """One whole pass; the known outputs of `start` are put in place, and its blocks are run all the same."""
         given = {} if start is None else start.known_outputs
         put = {site: lambda _, tensor=tensor: tensor for site, tensor in given.items()}
         return self._lm.run(*arguments, splice=put | splice, **options)
