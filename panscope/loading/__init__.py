@@ -1,1 +1,1 @@
-"""Load any coder from anywhere, and the results of a run."""
+"""Loading coders from runs, other tools and the hub, and the results of a run."""

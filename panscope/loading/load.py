@@ -1,7 +1,7 @@
-"""Any coder by its path or address: of a run of ours, of another tool, on the hub.
+"""Loading a coder by its path or hub address: from a Panscope run, from another tool, or from the hub.
 
-A folder of ours is known by its config.json and weights.safetensors; everything else is one of the foreign formats
-(`panscope formats` lists them).
+A Panscope coder is detected by its config.json and weights.safetensors; anything else must be in one of the foreign
+formats (`panscope formats` lists them).
 """
 
 from pathlib import Path

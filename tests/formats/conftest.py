@@ -15,5 +15,5 @@ def rows() -> Tensor:
 
 @pytest.fixture(scope="session")
 def make_coder() -> MakeCoder:
-    """Makes a coder of an architecture: an SAE at a site, or a transcoder where `predicts` is given."""
+    """Creates a coder of an architecture: an SAE at a site, or a transcoder if `predicts` is given."""
     return make

@@ -1,4 +1,4 @@
-"""dictionary_learning's files, against the tool itself where it is installed, and against float64 written out here.
+"""dictionary_learning's files, compared with the tool itself if installed, and with float64 formulas.
 
 Shape letters: B rows, D width, F latents.
 """
@@ -87,7 +87,7 @@ class Rows:
 trainSAE(Rows(), configs, steps=30, save_dir=str(root), save_steps=[20], normalize_activations=True, device="cpu")
 """
 )
-"""Each trainer for 30 steps on rows that are divided by their norm, which is folded in as it saves."""
+"""Runs each trainer for 30 steps on normalised rows; the norm is folded in when it saves."""
 
 AT_UNKNOWN = ImportOptions(reads=RESID, model="someone/unknown")
 NAMES = (
@@ -120,7 +120,7 @@ CODERS: dict[str, tuple[Coder, str]] = {
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the tool makes of every coder that we exported: its class, codes and reconstruction."""
+    """The class, codes and reconstruction that the tool computes for every exported coder."""
     peers_python()
     root = tmp_path_factory.mktemp("exported")
     save_rows(root)
@@ -132,7 +132,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """What the tool itself trained and saved, and what it makes of it."""
+    """Coders trained and saved by the tool itself, with its codes and reconstructions."""
     peers_python()
     root = tmp_path_factory.mktemp("trained")
     save_rows(root)
@@ -190,7 +190,7 @@ def test_a_checkpoint_of_a_run_is_read_with_the_runs_configuration(
 
 
 def their_state(kind: str) -> dict[str, Tensor]:
-    """A state dict of each class, random."""
+    """A random state dict of each class."""
     generator = torch.Generator().manual_seed(4)
     sizes = {"D": D, "F": F}
     special = {"k": torch.tensor(K, dtype=torch.int32), "group_sizes": torch.tensor([F // 4, F - F // 4])}
@@ -212,7 +212,7 @@ def save(folder: Path, state: dict[str, Any], kind: str | None = None, **trainer
 
 
 def oracle(kind: str, state: dict[str, Tensor], x: Tensor) -> Tensor:
-    """The reconstruction [B, D] in float64, class by class as their code says it, without theirs or ours."""
+    """The reconstruction [B, D] in float64 by the formula of each class, independent of both implementations."""
     s = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     x = x.double()
     if "encoder.weight" in s:
@@ -242,7 +242,7 @@ def test_every_class_in_float64_and_back(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("norm_factor", [None, 7.25])
 def test_the_backup_variant_is_brought_to_raw_rows(kind: str, norm_factor: float | None, tmp_path: Path) -> None:
-    """Inside it, rows are divided by norm_factor: the oracle divides, codes, and multiplies again."""
+    """The backup encodes rows divided by norm_factor: the reference divides, encodes, and multiplies again."""
     state, factor = their_state(kind), norm_factor or 1.0
     adam = {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(D)}}, "param_groups": [{"lr": 1e-3}]}
     backup = {"step": 100, "ae": state, "optimizer": adam, "config": {"dict_class": kind, "k": K, "layer": 3}}

@@ -1,4 +1,4 @@
-"""Coders that others published, in ../shared: read rightly, or refused where ours could not be the same.
+"""Published coders of other tools, in ../shared: read correctly, or rejected if not representable.
 
 Shape letters: B rows, D width, F latents.
 """

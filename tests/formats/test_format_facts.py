@@ -1,4 +1,4 @@
-"""What `panscope formats` says of each format is what its reader and writer do."""
+"""The output of `panscope formats` agrees with what each reader and writer supports."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from tests.support.making import RESID, STANDARDISE, foreign, random_coder
 
 
 def suited(format: str, architecture: str) -> tuple[Coder, Any]:
-    """A coder, with nothing that the format has no place for whatever the architecture, and its normaliser."""
+    """A coder with its normaliser, without features that the format cannot represent for any architecture."""
     fields = {"pre_encoder_bias": True, "encoder_bias": False} if format == "mlsae" else {}
     coder = random_coder(architecture, **fields)
     tensors = coder.tensors()
@@ -35,7 +35,7 @@ def written(format: str, architecture: str, folder: Path) -> list[Path]:
 @pytest.mark.parametrize("architecture", coders.ARCHITECTURES)
 @pytest.mark.parametrize("format", FORMATS)
 def test_exports_are_what_it_writes(format: str, architecture: str, tmp_path: Path) -> None:
-    """And what it writes it reads as one of its imports."""
+    """The exported files are also read as one of the format's imports."""
     if architecture not in FORMATS[format].exports:
         with pytest.raises(UserError, match=f"'{architecture}'|architecture"):
             written(format, architecture, tmp_path / "theirs")
@@ -47,7 +47,7 @@ def test_exports_are_what_it_writes(format: str, architecture: str, tmp_path: Pa
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_imports_are_what_it_reads(format: str, tmp_path: Path) -> None:
-    """Llama Scope's other two are of older code, and written by nobody here."""
+    """Llama Scope's other two architectures are from older code and cannot be exported."""
     own, found = FORMATS[format], set()
     for architecture in own.exports:
         files = written(format, architecture, tmp_path / architecture)
@@ -90,7 +90,7 @@ STRANGERS: dict[str, Callable[[Path], None]] = {
     "mlsae": edited("config.json", lambda fields: fields.pop("layers")),
     "openai": _nowhere,
 }
-"""What strangers' files of a format leave out, of what ours say."""
+"""Keys of Panscope's exports that files from other tools lack."""
 
 
 def _without_our_names(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Gemma Scope and Gemma Scope 2, read and written: against SAELens' loaders for both, and files as published."""
+"""Gemma Scope and Gemma Scope 2, import and export compared with SAELens' loaders, and published files."""
 
 import json
 from pathlib import Path
@@ -69,7 +69,7 @@ TWOS = {
 
 
 def random_weights(seed: int, d_out: int) -> dict[str, Tensor]:
-    """A coder as Gemma Scope lays it out: one latent without a threshold."""
+    """A coder in the layout of Gemma Scope, with one latent without a threshold."""
     draw = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -145,7 +145,7 @@ def test_files_as_published(place: str, published: Path, theirs: Any) -> None:
 
 
 def expected(weights: dict[str, Tensor], x: Tensor) -> Tensor:
-    """[B, E] in float64, as Gemma Scope's papers write it."""
+    """[B, E] in float64, by the formulas of Gemma Scope's papers."""
     w = {name.replace("W_", "w_"): tensor.double() for name, tensor in weights.items()}
     pre = x.double() @ w["w_enc"] + w["b_enc"]
     y = (torch.relu(pre) * (pre > w["threshold"])) @ w["w_dec"] + w["b_dec"]
@@ -169,7 +169,7 @@ def test_the_first_against_its_formula(place: str, published: Path) -> None:
 
 @pytest.mark.parametrize("place", [*ONES, *TWOS])
 def test_import_then_export_gives_back_the_tensors(place: str, published: Path, tmp_path: Path) -> None:
-    """Through a run, whose widths would not fit those of the published files' models."""
+    """Imported through a run, whose model has other widths than those of the published files."""
     foreign = read(published, place)
     asked = ImportOptions(model="someone/unknown")
     out = through_a_run(published / place, (TWO if place in TWOS else ONE).name, tmp_path, asked)

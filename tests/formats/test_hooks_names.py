@@ -1,4 +1,4 @@
-"""What a site is called elsewhere, and back."""
+"""Translation of site names to those of other tools, and back."""
 
 import json
 from pathlib import Path

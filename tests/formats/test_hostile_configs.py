@@ -1,4 +1,4 @@
-"""Configurations in which anything may stand: a coder comes out, or one sentence; and tensors that do not fit."""
+"""Arbitrary values in configurations give a coder or a one-line error; and tensors of inconsistent shapes."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def keys(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a configuration."""
+    """The path of every entry in a configuration."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [place] * bool(place) + [found for key, item in inner for found in keys(item, (*place, key))]
 

@@ -1,4 +1,4 @@
-"""Files that strangers made: whatever is in them, reading gives one sentence or a coder, and nothing else happens.
+"""Files from untrusted sources: reading gives a coder or a one-line error, without side effects.
 
 Every entry of FORMATS is written, damaged and read, imported and exported: forged files in the place of each of its
 files, each tensor spoilt, and over a hundred random changes of bytes and entries each. Meanwhile the process may take
@@ -34,12 +34,12 @@ OFTEN = settings(
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Original]]:
-    """Every candidate that a format has a place for, by format."""
+    """Every candidate that a format can represent, by format."""
     return written(tmp_path_factory.mktemp("valid"))
 
 
 def assert_a_sound_coder(found: ImportedCoder, original: ImportedCoder) -> None:
-    """Of the same sizes, with finite weights, so that it computes something."""
+    """Of the same sizes, with finite weights."""
     ours, wanted = found.wired.coder.tensors(), original.wired.coder.tensors()
     for tensor_name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         assert ours[tensor_name].shape == wanted[tensor_name].shape
@@ -111,7 +111,7 @@ def test_a_spoilt_tensor_is_refused_or_changes_nothing(
 
 
 def _weighs(tensor_name: str) -> bool:
-    """Whether a tensor is part of the coder, and not a figure of its training that is not read."""
+    """Whether a tensor is part of the coder, and not a training statistic that is not read."""
     return tensor_name not in ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square", "sparsity")
 
 
@@ -154,7 +154,7 @@ def test_random_changes_give_a_sentence_or_a_sound_coder(
 
 
 def changed(name: str, originals: dict[str, list[Original]], data: st.DataObject) -> None:
-    """A cut or lengthened file is the same coder or none; flipped bytes and other entries may be other weights."""
+    """A truncated or extended file gives the same coder or an error; flipped bytes may give other weights."""
     original = data.draw(st.sampled_from(originals[name]))
     kind = data.draw(st.sampled_from(["flip", "flip", "entry", "entry", "cut", "append", "swap", "repeat"]))
     files = [file for file in original.files() if kind != "entry" or file.suffix == ".json"]

@@ -1,4 +1,4 @@
-"""Llama Scope v1: the whole fold against its formula in float64, and SAELens' loader where that is right.
+"""Llama Scope v1: the folding compared with its formula in float64, and with SAELens' loader where that is correct.
 
 Shape letters: D input width, E output width, F latents, B rows.
 """
@@ -44,7 +44,7 @@ def hyperparams(**changes: Any) -> dict[str, Any]:
 
 
 def publish(folder: Path, config: dict[str, Any], d_out: int = D_IN, dtype: torch.dtype = torch.float32) -> Path:
-    """A folder as the authors published them, with random weights."""
+    """A folder in the published layout, with random weights."""
     draw = torch.Generator().manual_seed(5)
     shapes = {
         "encoder.weight": (WIDTH, D_IN),
@@ -159,7 +159,7 @@ def loaded_by_saelens(root: Path, x: Tensor, scale: float, *folders: str) -> dic
 
 
 def test_saelens_agrees_where_its_loader_is_right(rows: Tensor, tmp_path: Path) -> None:
-    """One norm, and no decoder norms: there its fold leaves nothing out; with two norms it does, and we do not."""
+    """SAELens' folding is complete with a single norm and without decoder norms, but not with two norms."""
     right = {"sparsity_include_decoder_norm": False, "dataset_average_activation_norm": {"in": 6.0, "out": 6.0}}
     publish(tmp_path / "right", hyperparams(**right))
     publish(tmp_path / "wrong", hyperparams())

@@ -86,7 +86,7 @@ NO_BIAS: dict[str, Any] = {"pre_encoder_bias": True, "encoder_bias": False}
 
 
 def several(one: ImportedCoder) -> ImportedCoder:
-    """The same coder, read at three layers."""
+    """The same coder for three layers."""
     sites = [Site(layer, "resid_post") for layer in (0, 1, 4)]
     wiring = Wiring.read({"wiring": "multilayer", "reads": sites, "predicts": sites}, "test")
     return ImportedCoder(WiredCoder(wiring, one.wired.coder, one.wired.normaliser), one.about)
@@ -103,7 +103,7 @@ EXPORTS: dict[str, ImportedCoder] = {
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    """What the hub's mixin loads of every coder that we exported."""
+    """What huggingface_hub's mixin loads from every exported coder."""
     peers_python()
     root = tmp_path_factory.mktemp("exported")
     save_rows(root)
@@ -115,7 +115,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
-    """What the hub's mixin saves, and what it makes of it."""
+    """What huggingface_hub's mixin saves, and the results of the saved model."""
     peers_python()
     root = tmp_path_factory.mktemp("saved")
     save_rows(root)
@@ -141,7 +141,7 @@ def test_we_read_what_the_hubs_mixin_saves(name: str, saved: tuple[Path, dict[st
 
 
 def save(folder: Path, prefix: str = "", more: dict[str, Tensor] | None = None, **changes: Any) -> Path:
-    """A folder as published, random; F = 40, D = 12."""
+    """A folder in the published layout, with random weights; F = 40, D = 12."""
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(6)
     shapes = {"encoder.weight": (F, D), "decoder.weight": (D, F), "pre_encoder_bias": (D,)}
@@ -170,7 +170,7 @@ def oracle(folder: Path, x: Tensor, *, standardise: bool) -> Tensor:
 @pytest.mark.parametrize("standardise", [False, True])
 @pytest.mark.parametrize("prefix", ["", "autoencoder."])
 def test_in_float64_and_back(standardise: bool, prefix: str, tmp_path: Path) -> None:
-    """In a "-tfm" repository the language model stands beside the coder, and sizes are said otherwise."""
+    """In a "-tfm" repository the file also contains the language model, and sizes have other keys."""
     if prefix:
         sizes = {"n_inputs": "gone", "n_latents": "gone", "num_layers": 3, "model_name": "EleutherAI/pythia-70m"}
         more = {"transformer.model.embed_in.weight": torch.zeros(7, 3), "autoencoder.last_nonzero": torch.zeros(F)}

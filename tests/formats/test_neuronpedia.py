@@ -1,4 +1,4 @@
-"""Neuronpedia's lines: their keys against those of its own exporter, written out here by hand, and what is refused."""
+"""Neuronpedia's lines: their keys compared with a hand-written copy of its exporter's keys, and invalid lines."""
 
 import gzip
 import json
@@ -116,7 +116,7 @@ def test_batches_are_written_and_read_again(tmp_path: Path) -> None:
 
 
 def test_half_a_surrogate_pair_is_written_as_the_replacement_character(tmp_path: Path) -> None:
-    """A token may end inside a character; the other tool reads UTF-8, and its database holds no halves."""
+    """A token may end inside a character; the importer reads UTF-8, and its database has no partial characters."""
     line = activation(tokens=("a\ud83d", "\ude00b\ud83d\ude00"))
     path = np.write_batch(tmp_path, SOURCE, "activations", 0, [line])
     assert read_lines(path)[0]["tokens"] == ["a\ufffd", "\ufffdb\U0001f600"]

@@ -1,4 +1,4 @@
-"""OpenAI's .pt files. The tool is on no package index, so what it computes is written out here, in float64.
+"""OpenAI's .pt files. The tool is on no package index, so its computation is implemented here in float64.
 
 Shape letters: B rows, D width, F latents, K codes a row.
 """
@@ -47,7 +47,7 @@ EXPORTS: dict[str, ImportedCoder] = {
 
 
 def state(**changes: Any) -> dict[str, Any]:
-    """A state dict as the tool's own gives it, random."""
+    """A random state dict in the tool's layout."""
     generator = torch.Generator().manual_seed(8)
     shapes = {"pre_bias": (D,), "latent_bias": (F,), "encoder.weight": (F, D), "decoder.weight": (D, F)}
     made: dict[str, Any] = OrderedDict(

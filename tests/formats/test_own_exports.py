@@ -1,6 +1,6 @@
-"""What we export we read again at the same sites, without being told any: in every format, of every family.
+"""Exports can be imported again at the same sites without options, in every format and for every family.
 
-A coder that a format has no place for is refused, never written as another.
+A coder that a format cannot represent is rejected, never written as another one.
 """
 
 import json
@@ -39,7 +39,7 @@ STREAM = (Site(0, "resid_post"), Site(1, "resid_post"))
 
 
 def place_for(format: str, model: str | None, reads: str, predicts: str) -> bool:
-    """Whether the format can say a coder of these kinds of site of one layer."""
+    """Whether the format can represent a coder of these kinds of sites of one layer."""
     if format == "mlsae":
         return reads == predicts == "resid_post"
     if format in ("openai", "dictionary_learning"):

@@ -1,4 +1,4 @@
-"""What we write, SAELens' own loader reads, and its reconstruction is ours."""
+"""SAELens' own loader reads exported files and computes the same reconstruction."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What SAELens saves, we read, and our reconstruction is that of its own loader, in float32."""
+"""Files saved by SAELens can be imported and give the reconstruction of its own loader, in float32."""
 
 import json
 from pathlib import Path

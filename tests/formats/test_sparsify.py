@@ -1,4 +1,4 @@
-"""sparsify's folders, against the tool itself where it is installed, and against float64 written out here.
+"""sparsify's folders, compared with the tool itself if installed, and with float64 formulas.
 
 Shape letters: B rows, D width, F latents, K codes a row.
 """
@@ -91,7 +91,7 @@ SAVED = {
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the tool makes of every coder that we exported."""
+    """The tool's results for every exported coder."""
     peers_python()
     root = tmp_path_factory.mktemp("exported")
     save_rows(root)
@@ -103,7 +103,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """What the tool saved, and what it makes of it."""
+    """Folders saved by the tool, with its results."""
     peers_python()
     root = tmp_path_factory.mktemp("saved")
     save_rows(root)
@@ -140,7 +140,7 @@ def test_we_read_what_they_save(name: str, saved: tuple[Path, dict[str, Any]], t
 
 
 def save(folder: Path, **changes: Any) -> Path:
-    """A folder as the tool writes it, random, with other entries of cfg.json; F = 40, D = 12."""
+    """A folder in the tool's layout, with random weights and changed entries of cfg.json; F = 40, D = 12."""
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(5)
     shapes = {"encoder.weight": (F, D), "encoder.bias": (F,), "W_dec": (F, D), "b_dec": (D,)}

@@ -1,4 +1,4 @@
-"""Files that strangers made: whatever is wrong with one, it is one sentence, and no memory is filled."""
+"""Files from untrusted sources: any defect gives a one-line error, without large allocations."""
 
 import io
 import json
@@ -35,7 +35,7 @@ Reader = Callable[[Path], Any]
 
 
 def refused(reader: Reader, path: Path, word: str) -> None:
-    """Reading is one sentence with `word` in it, and takes less than 20 MB, or 100 with what torch takes."""
+    """Reading raises a one-line error containing `word`, using less than 20 MB, or 100 MB including torch."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tracemalloc.start()
     try:
@@ -219,7 +219,7 @@ def test_a_compressed_bomb_is_not_unpacked(tmp_path: Path) -> None:
 
 
 class Evil:
-    """Runs code when it is unpickled by a reader that lets it."""
+    """Runs code when unpickled by an unsafe reader."""
 
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("was_here"),))
@@ -250,7 +250,7 @@ def test_the_pickle_of_these_tests_is_one_that_is_read(tmp_path: Path) -> None:
 
 
 def test_a_tensor_longer_than_its_numbers_never_shows_memory(tmp_path: Path) -> None:
-    """It claims less than the file holds, and gets bytes of the file and of nothing else."""
+    """It claims less than the file contains, and reads bytes of the file only."""
     numbers = MATRIX.numpy().tobytes()[:16]
     path = pt_file(tmp_path / "x.pt", tensor_pickle(40, 40), {"archive/data/0": numbers})
     raw = path.read_bytes()
@@ -375,7 +375,7 @@ def test_no_file_and_a_folder(reader: Reader, tmp_path: Path) -> None:
 
 
 def whole_files() -> dict[str, tuple[Reader, bytes]]:
-    """A good file of each kind."""
+    """A valid file of each kind."""
     found: dict[str, tuple[Reader, bytes]] = {}
     buffer = io.BytesIO()
     np.savez(buffer, w=MATRIX.numpy(), b=np.ones(3, dtype="<f2"))

@@ -1,4 +1,4 @@
-"""The whole stage on run folders with planted decoders: which pairs, what is written, what is said, what is refused."""
+"""The geometry stage on run folders with planted decoders: pairs, files, output and errors."""
 
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def the(run: Run, kind: str) -> dict[str, Any]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A narrow coder, a wide one that is made of it, and a wide one of another site."""
+    """A narrow coder, a wide one composed of it, and a wide one of another site."""
     made = planted_run(tmp_path / "run")
     plant(made, "narrow", SPLIT.narrow.rows)
     plant(made, "wide", SPLIT.wide.rows)
@@ -222,7 +222,7 @@ def test_coders_of_several_sites_are_plain_matrices(tmp_path: Path):
 
 
 def test_planted_tokens(tmp_path: Path):
-    """Decoder vectors that are rows of the embedding, of any norm; a crosscoder's sites are taken apart."""
+    """Decoder vectors that are rows of the embedding, of any norm; a crosscoder's sites are split."""
     lm = load(LanguageModelConfig(path="panscope://demo", device="cpu"))
     embedding = lm.model.get_submodule("model.embed_tokens").weight.detach()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     tokens = [40, 77, 301]

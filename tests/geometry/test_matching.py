@@ -1,4 +1,4 @@
-"""Who each latent of one coder finds in another: planted partners, brute force, and chance."""
+"""Matching the latents of one coder to another: planted partners, brute force, and chance."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_against_brute_force():
 
 
 def test_a_planted_matching_is_found_exactly():
-    """B is A in another order, at other norms, each latent turned by a known angle."""
+    """B is A in another order, at other norms, each latent rotated by a known angle."""
     axes = orthogonal(48, 64, 3)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(5))
     planted = torch.linspace(0.75, 1, 20, dtype=torch.float64)

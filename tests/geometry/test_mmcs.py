@@ -1,4 +1,4 @@
-"""The mean max cosine similarity of a dictionary with itself, by brute force and where it is known.
+"""The mean max cosine similarity of a dictionary with itself, compared with brute force and known values.
 
 Shape letters: F latents, D width.
 """
@@ -47,7 +47,7 @@ def test_an_orthogonal_dictionary_has_0_and_copies_have_1():
 
 
 def test_pairs_at_a_planted_cosine():
-    """Four pairs at cosine 0.6, all else orthogonal: everybody's nearest is at 0.6; from above, half see nobody."""
+    """Four pairs at cosine 0.6, all else orthogonal; in the upper triangle, half of the latents have no nearest."""
     axes = orthogonal(8, 16, 2)
     twins = torch.stack([rotated(axes[i], axes[4 + i], 0.6) for i in range(4)])
     found = numbers_of(Dictionary("a", torch.cat([axes[:4], twins]).float()))

@@ -1,4 +1,4 @@
-"""The neighbourhood of a latent, within and across coders, and the latent that has the tightest one."""
+"""The neighbourhood of a latent, within and across coders, and the latent with the tightest one."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Which coders are compared: those of one place, the most telling pairs first, and their companions."""
+"""Selection of coders to compare: those of one place, most informative pairs first, and their companions."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Neighbourhoods in two dimensions: what UMAP promises, the same picture twice, and too few points."""
+"""Projection to two dimensions: preserved neighbourhoods, reproducibility, and too few points."""
 
 import subprocess
 import sys
@@ -56,7 +56,7 @@ def test_too_few_points(count: int):
 
 
 def test_umap_is_loaded_by_one_file_and_by_no_import_of_panscope():
-    """It takes seconds, which every other command would pay for."""
+    """The import takes seconds, which would slow down every other command."""
     folder = Path(panscope.__file__).parent
     naming = [path.name for path in folder.rglob("*.py") if 'optional("umap"' in path.read_text(encoding="utf-8")]
     assert naming == ["umap_layout.py"]

@@ -1,4 +1,4 @@
-"""What chance gives: the paper's numbers, the bound's promise, and the search among random vectors."""
+"""Random baselines: the paper's numbers, the bound, and the search among random vectors."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What becomes of narrow latents in a wide coder: planted splits, brute force, and combinations.
+"""Feature splitting: planted splits, brute force, and linear combinations.
 
 Shape letters: F latents of the wide coder, G of the narrow one, D width, K vectors combined.
 """
@@ -70,7 +70,7 @@ def test_against_brute_force():
 
 
 def test_a_sum_of_narrow_latents_is_new_but_explained():
-    """What Llama Scope asks: a new vector may still be a mere combination; and one that is not, is not."""
+    """Llama Scope's question: a new vector may be a mere combination of others, or not."""
     axes = orthogonal(WIDTH, WIDTH, 4)
     narrow = Dictionary("narrow", axes[:20].float())
     weights = torch.linspace(1, 1.5, 12, dtype=torch.float64)

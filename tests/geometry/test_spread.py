@@ -1,4 +1,4 @@
-"""The few numbers that stand for a distribution."""
+"""Summary statistics of a distribution."""
 
 import math
 import statistics

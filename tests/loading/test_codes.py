@@ -1,4 +1,4 @@
-"""Codes in every layout against the plain tensor they stand for.
+"""Codes in every layout, compared with the dense tensor that they represent.
 
 Shape letters: N sequences, T tokens, F latents.
 """
@@ -14,7 +14,7 @@ F = 6
 
 
 def plain(n: int, t: int, seed: int = 0) -> Tensor:
-    """[N, T, F] with exactly two active latents a row."""
+    """[N, T, F] with exactly two active latents per row."""
     g = torch.Generator().manual_seed(seed)
     scores, values = torch.rand(n, t, F, generator=g), torch.rand(n, t, F, generator=g) + 0.1
     return torch.where(scores >= scores.topk(2, dim=-1).values[..., -1:], values, torch.zeros(()))

@@ -156,7 +156,7 @@ def test_other_widths_are_refused(llama: LanguageModel) -> None:
 @pytest.mark.parametrize("case", range(len(CASES)))
 @pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
 def test_autocast_changes_no_bit(llama: LanguageModel, kernels: str, case: int, architecture: str) -> None:
-    """Also of what `attach` asks for: `change` and `part`."""
+    """Including `change` and `part`, which `attach` uses."""
     coder = made(llama, SITE, architecture=architecture, kernels=kernels, **CASES[case])
     x = torch.randn(64, 24)
 
@@ -180,7 +180,7 @@ def test_autocast_changes_no_bit(llama: LanguageModel, kernels: str, case: int, 
 def test_a_row_that_is_not_finite_is_not_hidden(
     llama: LanguageModel, architecture: str, kernels: str, bad: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does it change the codes of other rows."""
+    """Codes of other rows do not change either."""
     monkeypatch.setattr(inference, "_MOST", 1.0)
     coder = made(llama, SITE, architecture=architecture, kernels=kernels)
     x = torch.randn(3, 24)
@@ -225,7 +225,7 @@ def test_arrays_and_devices_that_are_not_here(llama: LanguageModel) -> None:
 
 @pytest.mark.parametrize("kernels", ["reference", "sparse"])
 def test_a_plain_tensor_is_decoded_and_vectors_are_at_hand(llama: LanguageModel, kernels: str) -> None:
-    """As other tools give codes: every latent of every row."""
+    """Dense codes, as other tools give them."""
     coder = made(llama, SITE, kernels=kernels)
     x = torch.randn(2, 5, 24)
     codes = coder.encode(x)

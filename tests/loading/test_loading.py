@@ -1,4 +1,4 @@
-"""Coders by path, run and name, foreign folder and hub address; the hub is a folder that stands in for it."""
+"""Loading coders by path, run and name, foreign folder and hub address, with a local folder as a mock hub."""
 
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def test_no_coder_at_all(tmp_path: Path) -> None:
 
 
 class Hub:
-    """Stands in for `snapshot_download`: gives a folder, and notes what it was asked for."""
+    """A mock of `snapshot_download` that returns a folder and records its arguments."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.asked = folder, []
@@ -111,7 +111,7 @@ def test_one_folder_of_a_repository(run: Path, llama: LanguageModel, monkeypatch
 
 
 def test_one_of_several_side_by_side(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `export` and `publish` write them: no run, but its coders by name."""
+    """A folder of coders by name, as `export` and `publish` write it."""
     assert load(run / "coders", "L01R-topk").name == "L01R-topk"
     with pytest.raises(UserError, match=r"contains several coders: name one of .*L01R-topk"):
         load(run / "coders")

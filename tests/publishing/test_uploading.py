@@ -265,7 +265,8 @@ def test_an_answer_that_is_not_the_hubs_is_a_sentence(
     monkeypatch.setattr(uploading.HfApi, "list_repo_tree", stumble)
     monkeypatch.setattr(uploading, "PAUSE_SECONDS", 0.0)
     with pytest.raises(
-        UserError, match=rf"answer is not one of the hub's \({type(error).__name__}: .*the same command"
+        UserError,
+        match=rf"its response is not a valid response of the hub \({type(error).__name__}: .*the same command",
     ):
         sent(folder)
 

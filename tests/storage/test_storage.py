@@ -1,4 +1,4 @@
-"""Run folders: nothing half written is ever seen, damage is noticed, logs survive a cut."""
+"""Run folders: partial writes are never visible, damage is detected, logs survive truncation."""
 
 import json
 import math
@@ -25,7 +25,7 @@ from panscope.types import UserError
 
 
 class Boom(Exception):
-    """What a failing writer raises here."""
+    """The error of a failing writer."""
 
 
 def names(folder: Path) -> list[str]:
@@ -229,7 +229,7 @@ def test_a_log_cut_anywhere_in_its_last_line_keeps_the_lines_before(tmp_path: Pa
 
 
 def test_a_record_added_after_a_cut_is_not_lost(tmp_path: Path) -> None:
-    """A crash cuts the last line; what is appended next stands on a line of its own."""
+    """After a crash truncates the last line, the next record is appended on a new line."""
     log = JsonLines(tmp_path / "train.jsonl")
     log.append([{"step": 1}, {"step": 2}])
     log.path.write_bytes(log.path.read_bytes()[:-5])

@@ -1,4 +1,4 @@
-"""A BatchTopK coder as the JumpReLU coder that it is: the same codes, number by number.
+"""A BatchTopK coder as the equivalent JumpReLU coder: the same codes.
 
 Shape letters: B rows, D input width, F latents.
 """

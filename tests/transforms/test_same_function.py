@@ -1,4 +1,4 @@
-"""`fold_norm` and `unit_decoder` change the form of a coder and not what it computes.
+"""`fold_norm` and `unit_decoder` change the weights of a coder but not the function it computes.
 
 What a coder computes is written here again in float64 from its stored tensors. In float32 the two forms differ by the
 rounding of their weights and sums: 1e-5 of the largest entry is about a hundred ulps.

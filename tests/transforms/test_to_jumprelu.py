@@ -1,4 +1,4 @@
-"""From TopK to one threshold for all: as many active latents on average, and nearly the same output."""
+"""From TopK to a single threshold: the same mean number of active latents, and nearly the same output."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -139,7 +139,7 @@ def test_ranking_by_norm_is_refused_and_the_way_out_named() -> None:
 
 
 def test_the_output_is_that_of_topk_where_the_code_is_clear() -> None:
-    """Three strong latents a row over a weak background: both keep the three."""
+    """Three strong latents per row over a weak background: both keep the three."""
     width = 12
     directions = torch.linalg.qr(draw(0, width, width)).Q
     strong = torch.rand(50, width, generator=torch.Generator().manual_seed(1)).topk(3, dim=1).indices
@@ -153,7 +153,7 @@ def test_the_output_is_that_of_topk_where_the_code_is_clear() -> None:
 
 
 def test_the_output_is_close_to_that_of_topk_where_it_is_not() -> None:
-    """Random rows: some keep more latents and some fewer. What is explained stays within a fifth of TopK's."""
+    """Random rows: some keep more latents and some fewer. The explained variance stays within a fifth of TopK's."""
     directions = torch.nn.functional.normalize(draw(0, 32, 16), dim=1)
     coder, rows = topk_coder(directions, 4), draw(1, 400, 16)
     with torch.no_grad():
