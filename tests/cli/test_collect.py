@@ -232,7 +232,7 @@ def test_text_that_was_changed_is_another_one(
     other.write_text(other.read_text().replace("w7", "w8"))
     rest = [*SITES, "--tokens", "2000", "--out", str(stored), "--model", str(tiny.model), "--shard-gib", "1e-4"]
     assert panscope("collect", "--text", moved, *rest).status == 0
-    assert "was begun with text = " in sentence(panscope("collect", "--text", other, *rest))
+    assert "was created with text = " in sentence(panscope("collect", "--text", other, *rest))
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_a_stalled_trainer_costs_the_others_one_grace_period() -> None:
 
 
 def test_a_window_just_read_for_one_is_not_dropped_for_another() -> None:
-    """Without this, two trainers in different capacity would wait for ever with no grace."""
+    """Otherwise two trainers at different positions would wait for ever if the grace period is zero."""
     driver = BufferDriver(5, 1, grace=0.0)
     driver.connect("a", 0, 1, 2, 3)
     driver.connect("b", 1, 2, 3, 4)

@@ -1,4 +1,4 @@
-"""Servers that die and come back, trainers that die, doors that stay shut: no row lost, none twice, one message."""
+"""Server and trainer failures, authentication and TLS: no row is lost or repeated, and every error is one message."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Where a store is told by how it is written: a folder on this machine, or an address in an object store."""
+"""Opening a store by its location: a local folder, or the address of an object store."""
 
 import os
 from pathlib import Path
@@ -11,9 +11,9 @@ from panscope.types import UserError
 
 
 def open_store(place: str, *, cache: Path | None, cache_bytes: int) -> Store:
-    """The store at `place`; of a remote one at most `cache_bytes` bytes are kept in the folder `cache`.
+    """The store at `place`; at most `cache_bytes` bytes of a remote one are cached in the folder `cache`.
 
-    Raises UserError if there is no store there, or it cannot be read.
+    Raises UserError if there is no store, or it cannot be read.
     """
     if not is_remote(place):
         return Store.open(expanded(place))
@@ -21,7 +21,7 @@ def open_store(place: str, *, cache: Path | None, cache_bytes: int) -> Store:
 
 
 def open_files(place: str, *, cache: Path | None, cache_bytes: int) -> Files:
-    """The files at `place`, whatever they are; raises UserError if there is no such place."""
+    """The files at `place`, which need not be a store; raises UserError if there is no such folder or address."""
     if not is_remote(place):
         folder = expanded(place)
         if not folder.is_dir():
@@ -30,18 +30,18 @@ def open_files(place: str, *, cache: Path | None, cache_bytes: int) -> Files:
     scheme, _, rest = place.partition("://")
     if scheme not in SCHEMES or not rest.partition("/")[0]:
         raise UserError(
-            f"the store {place!r} is not understood: give a folder, or an address such as "
+            f"the store {place!r} is not a valid location: give a folder, or an address such as "
             f"{' or '.join(f'{scheme}://bucket/prefix' for scheme in SCHEMES)}"
         )
     return RemoteFiles(place, expanded(cache or default_cache()), cache_bytes)
 
 
 def is_remote(place: str) -> bool:
-    """Whether it is written as an address."""
+    """Whether `place` is an address and not a local folder."""
     return "://" in place
 
 
 def default_cache() -> Path:
-    """In the user's folder of caches."""
+    """The folder for cached stores in the user's cache folder."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(caches) / "panscope" / "stores"
