@@ -162,7 +162,7 @@ def test_the_buffer_is_allocated_once(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_inconsistent_sizes_are_refused(kind: str) -> None:
-    with pytest.raises(UserError, match="buffer_rows is 3, fewer than one batch of 4 rows; hold at least that"):
+    with pytest.raises(UserError, match="buffer_rows is 3, fewer than one batch of 4 rows; set it to at least that"):
         _shuffle(kind, 8, rows=3)
     state = _shuffle(kind, 8, rows=8).state_dict()
     with pytest.raises(UserError, match="12 rows in batches of 4, but the checkpoint was written with 8 rows"):
