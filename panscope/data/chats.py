@@ -83,20 +83,22 @@ class ChatSequences:
 
     def sequences(self, documents: list[Document]) -> list[TokenSequence]:
         """One sequence for each document with content, in order."""
-        found = [self._sequence(d.number, roles) for d, roles in zip(documents, self._encode(documents), strict=True)]
-        return [sequence for sequence in found if sequence.content is not None and sequence.content.any()]
+        sequences = [
+            self._sequence(d.number, roles) for d, roles in zip(documents, self._encode(documents), strict=True)
+        ]
+        return [sequence for sequence in sequences if sequence.content is not None and sequence.content.any()]
 
     def _encode(self, documents: list[Document]) -> list[_Roles]:
         """Token ids by role; of queries and responses only the tokens that can fit are guaranteed."""
         max_characters = self._context * HEAD_CHARACTERS
         heads = [self._pieces(document, max_characters) for document in documents]
         encoded = self._tokenizer.encode_with_ends(["".join(pieces) for pieces in heads])
-        found = [_by_role(*each, pieces) for each, pieces in zip(encoded, heads, strict=True)]
-        for i, (document, roles) in enumerate(zip(documents, found, strict=True)):
+        roles_by_document = [_by_role(*each, pieces) for each, pieces in zip(encoded, heads, strict=True)]
+        for i, (document, roles) in enumerate(zip(documents, roles_by_document, strict=True)):
             if self._is_short(document.text, roles.prompt) or self._is_short(document.response, roles.response):
                 pieces = self._pieces(document, None)
-                found[i] = _by_role(*self._tokenizer.encode_with_ends(["".join(pieces)])[0], pieces)
-        return found
+                roles_by_document[i] = _by_role(*self._tokenizer.encode_with_ends(["".join(pieces)])[0], pieces)
+        return roles_by_document
 
     def _pieces(self, document: Document, max_characters: int | None) -> tuple[str, str, str, str]:
         """The text of the four roles; of query and response the first `max_characters` characters."""

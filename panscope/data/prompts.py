@@ -25,10 +25,10 @@ def read_prompts(path: Path) -> list[str]:
         raise UserError(
             f"prompts {str(path)!r} cannot be read as UTF-8 ({error}): give a readable UTF-8 file"
         ) from None
-    found = [(number, line.rstrip("\r")) for number, line in enumerate(lines, 1) if line.strip()]
+    numbered = [(number, line.rstrip("\r")) for number, line in enumerate(lines, 1) if line.strip()]
     if path.suffix == ".jsonl":
-        found = [(number, _field(path, number, line)) for number, line in found]
-    prompts = [prompt for _, prompt in found if prompt.strip()]
+        numbered = [(number, _field(path, number, line)) for number, line in numbered]
+    prompts = [prompt for _, prompt in numbered if prompt.strip()]
     if not prompts:
         raise UserError(f"prompts {str(path)!r} has no prompt: write one on each line")
     return prompts

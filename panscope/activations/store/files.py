@@ -43,8 +43,8 @@ class LocalFiles:
         """The path of a file in the folder; raises UserError if there is none."""
         path = self._folder / name
         with reading(path):
-            found = path.is_file()
-        if not found:
+            exists = path.is_file()
+        if not exists:
             raise UserError(
                 f"the file {str(path)!r} is missing: take a complete copy of the store, or collect it again"
             )

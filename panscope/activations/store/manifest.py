@@ -73,10 +73,10 @@ class Manifest(Config):
 
     @field_validator("format")
     @classmethod
-    def _known(cls, found: int) -> int:
-        if found != FORMAT:
-            raise ValueError(f"a store of format {found} cannot be read by this version, which knows format {FORMAT}")
-        return found
+    def _check_format(cls, version: int) -> int:
+        if version != FORMAT:
+            raise ValueError(f"a store of format {version} cannot be read by this version, which knows format {FORMAT}")
+        return version
 
     @property
     def identity(self) -> str:

@@ -157,9 +157,11 @@ class RemoteFiles:
         """Metadata of a file, requested once: a store must not change while it is read."""
         if name not in self._known:
             with self._translating_client_errors(name):
-                found = optional("obstore", extra="store").head(self._remote, name)
-            modified = round(found["last_modified"].timestamp())
-            self._known[name] = _ObjectInfo(found["size"], modified, found["e_tag"] or f"{modified} {found['size']}")
+                metadata = optional("obstore", extra="store").head(self._remote, name)
+            modified = round(metadata["last_modified"].timestamp())
+            self._known[name] = _ObjectInfo(
+                metadata["size"], modified, metadata["e_tag"] or f"{modified} {metadata['size']}"
+            )
         return self._known[name]
 
     def _connect(self, patience: timedelta) -> Any:
@@ -249,8 +251,8 @@ class _Cache:
             file = _locked(path, os.O_RDONLY, fcntl.LOCK_SH)
             if file is None:
                 return None
-            held, found = _HeldFile(file), os.fstat(file)
-            if (found.st_size, found.st_mtime_ns) != (wanted.size, modified):
+            held, stat = _HeldFile(file), os.fstat(file)
+            if (stat.st_size, stat.st_mtime_ns) != (wanted.size, modified):
                 path.unlink(missing_ok=True)
                 return None
             os.utime(file, ns=(time.time_ns(), modified))

@@ -288,14 +288,14 @@ class Service:
         first, count = self.windows.bounds(window)
         self._store.keep_only(first, count)
         self._store.fetch_ahead(self._columns, first, count)
-        found, size = {}, self._store.manifest.block_rows
+        columns, size = {}, self._store.manifest.block_rows
         for column in self._columns:
             rows = messages.empty_rows(column, count)
             for begin in range(0, count, size):
                 number = min(size, count - begin)
                 rows[begin : begin + number] = messages.to_array(self._store.read(column, first + begin, number))
-            found[column.folder] = rows
-        return _Window(found, sum(rows.nbytes for rows in found.values()))
+            columns[column.folder] = rows
+        return _Window(columns, sum(rows.nbytes for rows in columns.values()))
 
 
 def _column_folders(sites: Sequence[str]) -> set[str]:
