@@ -1,1 +1,1 @@
-"""Rows of activations for training: made by the language model as they are needed, and shuffled."""
+"""Activation rows for training: computed by the language model or read from a store, and shuffled."""

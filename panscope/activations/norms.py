@@ -1,4 +1,4 @@
-"""How long the rows of each site are, measured before training: every normaliser is made from these numbers.
+"""Norms of each site's activations, measured before training; all normalisers are made from them.
 
 Shape letters: B rows, D width of a site.
 """
@@ -14,7 +14,7 @@ from panscope.types import ActivationBatch, Site, UserError
 
 @dataclass(frozen=True)
 class SiteNorms:
-    """Means over `rows` rows x of one site, summed in float64."""
+    """Means over `rows` rows x of one site, in float64."""
 
     rows: int
     mean_norm: float
@@ -28,7 +28,7 @@ class SiteNorms:
 def measure_norms(source: Iterator[ActivationBatch], rows: int) -> dict[Site, SiteNorms]:
     """Means over the first `rows` rows of `source`, or all if it has fewer; raises UserError if it has none.
 
-    The batch in which the last of these rows lies is taken from `source` whole.
+    The batch with the last of these rows is consumed entirely.
     """
     assert rows > 0, f"norms are measured over at least one row, not {rows}"
     sums: dict[Site, _Sums] = {}
@@ -44,7 +44,7 @@ def measure_norms(source: Iterator[ActivationBatch], rows: int) -> dict[Site, Si
 
 
 class _Sums:
-    """Running sums on the rows' own device, so that no batch waits for it."""
+    """Running sums on the device of the rows, to avoid a synchronisation per batch."""
 
     def __init__(self, width: int, device: torch.device):
         self._norm, self._squared_norm = torch.zeros(2, dtype=torch.float64, device=device)

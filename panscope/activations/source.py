@@ -1,4 +1,4 @@
-"""What a source of rows is: an iterator of ActivationBatch that can be stopped and taken up again."""
+"""The interfaces of row sources and token sources: iterators of batches that can be checkpointed and resumed."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -9,29 +9,29 @@ from panscope.types import ActivationBatch, TokenBatch
 
 
 class RowSource(Iterator[ActivationBatch], Protocol):
-    """Batches of aligned rows; after `load_state_dict` the very batches follow that followed `state_dict`."""
+    """Batches of aligned rows; `load_state_dict` continues with exactly the batches that followed `state_dict`."""
 
     @property
     def device(self) -> torch.device:
-        """Where the rows are."""
+        """The device of the rows."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the source stands: JSON values and tensors."""
+        """The position of the source: JSON values and tensors."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after `state`."""
+        """Continue after `state`."""
         ...
 
 
 class TokenSource(Iterator[TokenBatch], Protocol):
-    """Token batches, with the same promise."""
+    """Token batches, which are resumed in the same manner."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the source stands: JSON values and tensors."""
+        """The position of the source: JSON values and tensors."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after `state`."""
+        """Continue after `state`."""
         ...

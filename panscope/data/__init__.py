@@ -1,1 +1,1 @@
-"""From text to token sequences: documents in a seeded order, split into training and held-out, packed into batches."""
+"""From text to batches of token sequences: seeded document order, training and held-out parts, and packing."""

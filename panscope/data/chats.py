@@ -1,11 +1,11 @@
-"""Chats: documents between the prefixes of a fine-tuned model, every token with its role (Gemma Scope, section 4.5).
+"""Chats: documents in the chat format of a fine-tuned model, with a role for every token (Gemma Scope, section 4.5).
 
-A sequence is BOS, the prefix of the user, the document as the user's query, the prefix of the model and, where there
-is one, the model's response. The user prefix is seen by the model and is never content: it is the same in every
-document, and its rows have a norm far above all others.
+A sequence is BOS, the user prefix, the document as the user's query, the model prefix and, if there is one, the model's
+response. The model reads the user prefix, but it is never content: it is the same in every document, and its rows have
+much larger norms than all others.
 
-The whole is tokenised at once, as the model will meet it, and a token has the role of the piece in which it ends.
-Tokenised one by one, pieces would begin with a space that is not there, and tokens that span a seam would be missing.
+The chat is tokenised as a whole, as in the model's training, and a token has the role of the piece in which it ends. If
+pieces were tokenised separately, some tokenizers would add spaces, and tokens across two pieces would be missing.
 
 Shape letters: T tokens of a sequence.
 """
@@ -24,28 +24,29 @@ from panscope.data.packing import TokenSequence
 from panscope.data.source import Document
 from panscope.types import Tokenizer, UserError
 
-Judged = Literal["all", "prompt", "response"]
+ContentRoles = Literal["all", "prompt", "response"]
 """Which tokens of a chat are content."""
 
 
 class ChatConfig(Config):
-    """The `[data.chat]` table: what a fine-tuned model reads before every document and after it."""
+    """The `[data.chat]` table: the chat format of a fine-tuned model."""
 
     user: str
-    """The prefix of the user's query, in Gemma "<start_of_turn>user\\n"; its tokens are never content."""
+    """The prefix of the user's query, for Gemma "<start_of_turn>user\\n"; its tokens are never content."""
     model: str
-    """The prefix of the model's response, in Gemma "<end_of_turn>\\n<start_of_turn>model\\n"."""
+    """The prefix of the model's response, for Gemma "<end_of_turn>\\n<start_of_turn>model\\n"."""
     response: str | None = None
-    """The field of the model's response in a file of chats, `data.column` being that of the query; left out, every
-    document is a query that has no response yet."""
-    content: Judged = "all"
-    """Which tokens give rows and are predicted: all but the user prefix, those of the query, or of the response."""
+    """The field with the model's response in a file of chats, in which `data.column` is the query; by default the
+    documents are queries without responses."""
+    content: ContentRoles = "all"
+    """Which tokens give rows and are predicted: all except the user prefix, only the query, or only the response."""
 
     @model_validator(mode="after")
-    def _has_responses(self) -> Self:
+    def _check_response(self) -> Self:
         if self.content == "response" and self.response is None:
             raise ValueError(
-                "content is 'response', but the documents have none: set response to its field, or content"
+                "content is 'response', but the documents have no responses: set response to their field, or change "
+                "content"
             )
         return self
 
@@ -61,70 +62,72 @@ class _Roles:
 
 
 class ChatSequences:
-    """Makes one sequence of every chat; one that has no content gives none.
+    """Makes one sequence per chat; a chat without content gives none.
 
-    Where a chat is longer than the context, its query is cut so that the model prefix still follows, and its response
-    gets the room that is left.
+    If a chat is longer than the context, its query is truncated so that the model prefix still fits, and its response
+    is truncated to the remaining tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, context: int, chat: ChatConfig):
         """Raises UserError if the prefixes alone fill the context."""
         self._tokenizer, self._context, self._chat = tokenizer, context, chat
-        self._opening = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        self._prefix = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         self._ends = frozenset({tokenizer.bos_id, tokenizer.eos_id})
         self._special = tokenizer.special_ids | self._ends
         prefixes = sum(map(len, tokenizer.encode([chat.user, chat.model])))
-        if len(self._opening) + prefixes >= context:
+        if len(self._prefix) + prefixes >= context:
             raise UserError(
-                f"data.chat: user and model are {prefixes} tokens, which leaves no room in sequences of "
-                f"{context}: raise data.context"
+                f"data.chat: user and model have {prefixes} tokens, which leaves none for documents in a context of "
+                f"{context}: increase data.context"
             )
 
-    def of(self, documents: list[Document]) -> list[TokenSequence]:
-        """A sequence of every document that has content, in order."""
-        found = [self._sequence(d.number, roles) for d, roles in zip(documents, self._encode(documents), strict=True)]
-        return [sequence for sequence in found if sequence.content is not None and sequence.content.any()]
+    def sequences(self, documents: list[Document]) -> list[TokenSequence]:
+        """One sequence for each document with content, in order."""
+        sequences = [
+            self._sequence(d.number, roles) for d, roles in zip(documents, self._encode(documents), strict=True)
+        ]
+        return [sequence for sequence in sequences if sequence.content is not None and sequence.content.any()]
 
     def _encode(self, documents: list[Document]) -> list[_Roles]:
-        """By role, the first tokens of queries and responses, as many as fit; the rest of them may be missing."""
-        most = self._context * HEAD_CHARACTERS
-        heads = [self._pieces(document, most) for document in documents]
+        """Token ids by role; of queries and responses only the tokens that can fit are guaranteed."""
+        max_characters = self._context * HEAD_CHARACTERS
+        heads = [self._pieces(document, max_characters) for document in documents]
         encoded = self._tokenizer.encode_with_ends(["".join(pieces) for pieces in heads])
-        found = [_by_role(*each, pieces) for each, pieces in zip(encoded, heads, strict=True)]
-        for i, (document, roles) in enumerate(zip(documents, found, strict=True)):
+        roles_by_document = [_by_role(*each, pieces) for each, pieces in zip(encoded, heads, strict=True)]
+        for i, (document, roles) in enumerate(zip(documents, roles_by_document, strict=True)):
             if self._is_short(document.text, roles.prompt) or self._is_short(document.response, roles.response):
                 pieces = self._pieces(document, None)
-                found[i] = _by_role(*self._tokenizer.encode_with_ends(["".join(pieces)])[0], pieces)
-        return found
+                roles_by_document[i] = _by_role(*self._tokenizer.encode_with_ends(["".join(pieces)])[0], pieces)
+        return roles_by_document
 
-    def _pieces(self, document: Document, most: int | None) -> tuple[str, str, str, str]:
-        """The text in its four roles; of query and response the first `most` characters."""
-        return self._chat.user, document.text[:most], self._chat.model, document.response[:most]
+    def _pieces(self, document: Document, max_characters: int | None) -> tuple[str, str, str, str]:
+        """The text of the four roles; of query and response the first `max_characters` characters."""
+        return self._chat.user, document.text[:max_characters], self._chat.model, document.response[:max_characters]
 
     def _is_short(self, text: str, tokens: list[int]) -> bool:
-        """Whether a head was cut off and gave so few tokens that its end may matter."""
+        """Whether a text was truncated to its head, and the head gave so few tokens that the rest may matter."""
         return len(text) > self._context * HEAD_CHARACTERS and len(tokens) < 2 * self._context
 
     def _sequence(self, number: int, roles: _Roles) -> TokenSequence:
-        room = max(0, self._context - len(self._opening) - len(roles.user) - len(roles.model))
-        prompt = roles.prompt[:room]
-        response = roles.response[: room - len(prompt)]
+        available = max(0, self._context - len(self._prefix) - len(roles.user) - len(roles.model))
+        prompt = roles.prompt[:available]
+        response = roles.response[: available - len(prompt)]
         wanted = self._chat.content
-        tokens = self._opening + roles.user
+        tokens = self._prefix + roles.user
         content = [False] * len(tokens)
-        for piece, is_wanted, never in (
+        for piece, is_wanted, excluded in (
             (prompt, wanted in ("all", "prompt"), self._special),
             (roles.model, wanted == "all", self._ends),
             (response, wanted in ("all", "response"), self._special),
         ):
             tokens += piece
-            content += [is_wanted and token not in never for token in piece]
+            content += [is_wanted and token not in excluded for token in piece]
         token_ids = torch.tensor(tokens[: self._context])
         return TokenSequence(token_ids, torch.full_like(token_ids, number), torch.tensor(content[: self._context]))
 
 
 def _by_role(tokens: list[int], ends: list[int], pieces: tuple[str, str, str, str]) -> _Roles:
-    """Each token to the piece in which it ends."""
+    """Split the tokens by the piece in which each of them ends."""
     bounds = list(accumulate(map(len, pieces)))
     cuts = [0, *(bisect_right(ends, bound) for bound in bounds[:-1]), len(tokens)]
     return _Roles(*(tokens[begin:end] for begin, end in pairwise(cuts)))

@@ -1,4 +1,4 @@
-"""The `[data]` table, and the documents it names: local files or a streamed hub dataset."""
+"""The `[data]` table, and opening its documents: local files or a streamed hub dataset."""
 
 import re
 from pathlib import Path
@@ -22,48 +22,48 @@ _FILE_SUFFIX = re.compile(r"\.[A-Za-z]\w*")
 
 
 class DataConfig(Config):
-    """Which text is read and how it is packed into sequences."""
+    """The text, and its packing into sequences."""
 
     text: tuple[str, ...] = Field(default=(DEMO_TEXT,), min_length=1)
     """Local .txt (documents are separated by blank lines), .jsonl or .parquet files, `panscope://demo`,
     or one hub dataset `owner/name`."""
     column: str = "text"
-    """The field of .jsonl lines or the column of .parquet files and hub datasets that holds the text."""
+    """The field of .jsonl lines or the column of .parquet files and hub datasets with the text."""
     subset: str | None = None
-    """The configuration of a hub dataset, where it has several."""
+    """The configuration of a hub dataset, if it has several."""
     split: str = "train"
     """The split of a hub dataset."""
     revision: str | None = None
-    """The commit, tag or branch of a hub dataset; the newest if it is not set."""
+    """The commit, tag or branch of a hub dataset; by default the newest commit."""
     packing: Literal["documents", "stream"] = "documents"
-    """`documents`: a sequence is one document, after BOS, cut at the context; `stream`: documents joined by EOS and cut
-    into pieces as long as the context."""
+    """`documents`: a sequence is BOS and one document, truncated to the context; `stream`: documents are joined by EOS
+    and split into sequences as long as the context."""
     context: int | None = Field(default=None, ge=2)
-    """Tokens of a sequence at most; left out, the plan takes the model's context, at most 1,024."""
+    """Maximum tokens per sequence; by default the model's context, at most 1,024."""
     held_out: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the documents that is kept for evaluation and never trained on."""
+    """Share of the documents that is held out for evaluation and never trained on."""
     sequences: int = Field(default=32, ge=1)
-    """Sequences of one pass of the language model."""
+    """Number of sequences per pass of the language model."""
     chat: ChatConfig | None = None
-    """How documents are put to a fine-tuned model; left out, they stand as they are."""
+    """The chat format in which a fine-tuned model reads the documents; by default they are read as plain text."""
 
     @field_validator("text", mode="before")
     @classmethod
-    def _one_or_several(cls, text: Any) -> Any:
+    def _as_tuple(cls, text: Any) -> Any:
         return (text,) if isinstance(text, str) else text
 
     @model_validator(mode="after")
-    def _chats_stand_alone(self) -> Self:
+    def _check_chat_packing(self) -> Self:
         if self.chat is not None and self.packing == "stream":
-            raise ValueError("packing is 'stream', but a chat begins its own sequence: set packing to 'documents'")
+            raise ValueError("packing is 'stream', but every chat needs its own sequence: set packing to 'documents'")
         return self
 
 
 class LocalDocuments:
-    """The documents of local files, one file after the other; 8 bytes a document more while one order is in use."""
+    """The documents of local files, numbered file by file; each walk needs 8 bytes of memory per document."""
 
     def __init__(self, files: list[TextFile], responses: list[TextFile] | None = None):
-        """Of chats, `responses` are the same files read for another field."""
+        """For chats, `responses` are the same files, opened with the field of the responses."""
         self._files, self._responses = files, responses
         self._units = np.concatenate([file.units for file in files])
         self._ends = np.cumsum([file.units.sum() for file in files])
@@ -73,11 +73,11 @@ class LocalDocuments:
 
     @property
     def count(self) -> int:
-        """How many documents there are, blank ones too."""
+        """Number of documents, including blank ones."""
         return len(self)
 
     def text(self, number: int) -> str:
-        """The text of document `number`; raises UserError if the file has none there, naming the line."""
+        """The text of document `number`; raises UserError, naming the line, if it cannot be read."""
         return self._read(self._files, number)
 
     def document(self, number: int) -> Document:
@@ -91,19 +91,19 @@ class LocalDocuments:
         return files[file].read(number - first)
 
     def file_of(self, number: int) -> int:
-        """Which of the files document `number` is in, from 0."""
+        """Index of the file with document `number`."""
         return int(np.searchsorted(self._ends, number, side="right"))
 
     def walk(self, seed: int, epoch: int) -> Walk:
-        """Every document once, in a seeded order; the rows of a Parquet row group stay together, shuffled."""
+        """Every document once, in a seeded order; the documents of a Parquet row group stay together."""
         return _LocalWalk(self, self._order(generator(seed, epoch)))
 
     def _order(self, rng: np.random.Generator) -> np.ndarray:
-        """[documents] a permutation: units in a random order, and the documents within each in a random order."""
+        """[documents] a permutation that shuffles the units, and the documents within each unit."""
         if len(self._units) == len(self):
             return rng.permutation(len(self))
-        place = np.repeat(rng.permutation(len(self._units)), self._units)
-        return np.lexsort((rng.random(len(self)), place))
+        rank = np.repeat(rng.permutation(len(self._units)), self._units)
+        return np.lexsort((rng.random(len(self)), rank))
 
 
 class _LocalWalk:
@@ -128,12 +128,12 @@ class _LocalWalk:
 
 
 def open_documents(config: DataConfig) -> LocalDocuments | Documents:
-    """The documents of `config.text`; raises UserError if a file or dataset cannot be opened or all are empty."""
+    """Open the documents of `config.text`; raises UserError if a file or dataset is invalid, or all are empty."""
     hub = [name for name in config.text if _is_hub_id(name)]
     if not hub:
         return _open_local(config)
     if len(config.text) > 1:
-        raise UserError(f"data.text: the hub dataset {hub[0]!r} stands beside other text; give it alone")
+        raise UserError(f"data.text: the hub dataset {hub[0]!r} cannot be combined with other text; give it alone")
     return open_hub(
         hub[0], config.column, _response_of(config), subset=config.subset, split=config.split, revision=config.revision
     )
@@ -152,11 +152,11 @@ def _open_local(config: DataConfig) -> LocalDocuments:
 
 
 def _response_of(config: DataConfig) -> str | None:
-    """The field of the responses, if documents are chats."""
+    """The field of the responses; None if documents are not chats or have no responses."""
     return None if config.chat is None else config.chat.response
 
 
 def _is_hub_id(name: str) -> bool:
-    """Whether `name` is owner/name, not a path: no such file is there and it does not end like a file's name."""
+    """Whether `name` is owner/name and not a path: it does not exist as a path and has no file suffix."""
     is_file_like = Path(name).exists() or _FILE_SUFFIX.fullmatch(Path(name).suffix)
     return bool(_HUB_ID.fullmatch(name)) and not is_file_like

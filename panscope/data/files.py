@@ -1,7 +1,7 @@
-"""Local text files with random access to their documents: an index of byte offsets is kept in memory, never the text.
+"""Local text files with random access to documents: only an index of byte offsets is kept in memory, not the text.
 
-We read .txt and .jsonl ourselves because `datasets` first copies local files into a cache in the home folder, and
-forgets at which line a fault lies. An index costs 16 bytes a document.
+.txt and .jsonl files are not read by `datasets`, which first copies local files into a cache in the home folder, and
+does not report the line of an error. The index needs 16 bytes per document.
 """
 
 import json
@@ -19,25 +19,25 @@ from panscope.storage.file_version import FileVersion
 from panscope.types import UserError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_MOST_INDEXES = 64
-"""Files whose indexes are kept."""
+_MAX_INDEXES = 64
+"""Maximum number of files whose indexes are cached."""
 
 
 class TextFile(Protocol):
-    """One file of documents, numbered from 0."""
+    """A file of documents, numbered from 0."""
 
     @property
     def units(self) -> np.ndarray:
-        """[units] int64: how many documents each unit holds; a unit is what is read from the disk in one piece."""
+        """[units] int64: number of documents in each unit; a unit is read from disk as a whole."""
         ...
 
     def read(self, index: int) -> str:
-        """The text of document `index`, empty if it has none; raises UserError if it cannot be read."""
+        """The text of document `index`, possibly empty; raises UserError if it cannot be read."""
         ...
 
 
 class _Spans:
-    """Where each document of a plain file begins and ends, in bytes."""
+    """Byte offsets of the documents of a plain-text file."""
 
     def __init__(self, path: Path, spans: Callable[[Path], Iterator[tuple[int, int]]]):
         self.path = path
@@ -47,7 +47,7 @@ class _Spans:
         return len(self.offsets)
 
     def line(self, index: int) -> int:
-        """The line number, from 1, at which document `index` begins; only error messages need it."""
+        """The line number, from 1, at which document `index` begins; for error messages."""
         with self.path.open("rb") as file:
             return file.read(int(self.offsets[index, 0])).count(b"\n") + 1
 
@@ -65,9 +65,9 @@ class _Spans:
             ) from None
 
 
-@lru_cache(maxsize=_MOST_INDEXES)
+@lru_cache(maxsize=_MAX_INDEXES)
 def _offsets(version: FileVersion, spans: Callable[[Path], Iterator[tuple[int, int]]]) -> np.ndarray:
-    """[documents, 2] int64; the index of a file is made once, as training, evaluation and checks all open it."""
+    """[documents, 2] int64, begin and end of each document; cached, as a run opens each file several times."""
     offsets = array("q")
     for span in spans(version.path):
         offsets.extend(span)
@@ -82,63 +82,67 @@ class ParagraphFile:
         self.units = np.ones(len(self._spans), dtype=np.int64)
 
     def read(self, index: int) -> str:
-        """Document `index`, with line ends written as \\n and none at the end."""
+        """Document `index`, with line breaks normalised to \\n and none at the end."""
         return self._spans.read(index).replace("\r\n", "\n").rstrip("\n")
 
 
 class LineFile:
-    """A .jsonl file: one JSON object a line, its text in `column`; other fields are ignored, blank lines skipped."""
+    """A .jsonl file: one JSON object per line with its text in `column`; blank lines are skipped."""
 
     def __init__(self, path: Path, column: str, setting: str = "data.column"):
-        """Read the field `column`, which the user named in `setting`."""
+        """Read the field `column`; `setting` is the setting with its name, for error messages."""
         self._path, self._column, self._setting = path, column, setting
         self._spans = _Spans(path, _lines)
         self.units = np.ones(len(self._spans), dtype=np.int64)
 
     def read(self, index: int) -> str:
-        """Document `index`; a null is an empty text, half a surrogate pair (no character) becomes U+FFFD."""
+        """Document `index`; null is read as empty text, and lone surrogates are replaced by U+FFFD."""
         line = self._spans.read(index)
         try:
             fields = json.loads(line)
         except (ValueError, RecursionError):
-            raise self._fault(index, "is not JSON", "write one object a line") from None
+            raise self._line_error(index, "is not JSON", "write one object per line") from None
         if not isinstance(fields, dict) or self._column not in fields:
-            raise self._fault(index, f"has no field {self._column!r}", f"set {self._setting} to the field of the text")
+            raise self._line_error(
+                index, f"has no field {self._column!r}", f"set {self._setting} to the field with the text"
+            )
         text = fields[self._column]
         if not isinstance(text, str | None):
-            raise self._fault(
+            raise self._line_error(
                 index, f"has {type(text).__name__} in the field {self._column!r}", f"expected text: set {self._setting}"
             )
-        return without_half_pairs(text or "")
+        return replace_lone_surrogates(text or "")
 
-    def _fault(self, index: int, what: str, advice: str) -> UserError:
+    def _line_error(self, index: int, what: str, advice: str) -> UserError:
         return UserError(f"data.text: {str(self._path)!r} line {self._spans.line(index)} {what}; {advice}")
 
 
 class ParquetFile:
-    """A .parquet file: one document a row. The text column of one row group, the last one read, is in memory."""
+    """A .parquet file: one document per row. The text column of the last used row group is kept in memory."""
 
     def __init__(self, path: Path, column: str, setting: str = "data.column"):
-        """Read the column `column`, which the user named in `setting`."""
+        """Read the column `column`; `setting` is the setting with its name, for error messages."""
         self._path, self._column = path, column
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
                 schema, metadata = file.schema_arrow, file.metadata
         except pa.ArrowException as error:
-            raise self._broken(error) from None
+            raise self._invalid_file_error(error) from None
         if column not in schema.names:
             names = ", ".join(schema.names)
-            raise UserError(f"{setting} is {column!r}, but {str(path)!r} has the columns {names}; name one of them")
+            raise UserError(f"{setting} is {column!r}, but {str(path)!r} has the columns {names}; choose one of them")
         kind = schema.field(column).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise UserError(f"{setting} is {column!r}, which holds {kind} in {str(path)!r}; name a column of text")
+            raise UserError(
+                f"{setting} is {column!r}, which has the type {kind} in {str(path)!r}; choose a column of text"
+            )
         self.units = np.array([metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)], dtype=np.int64)
         self._ends = np.cumsum(self.units)
         self._group = -1
         self._texts = pa.chunked_array([], pa.string())
 
     def read(self, index: int) -> str:
-        """Row `index`; a null is an empty text."""
+        """Row `index`; null is read as empty text."""
         group = int(np.searchsorted(self._ends, index, side="right"))
         if group != self._group:
             self._texts, self._group = self._read_group(group), group
@@ -149,17 +153,17 @@ class ParquetFile:
             with pyarrow.parquet.ParquetFile(self._path) as file:
                 return file.read_row_group(group, columns=[self._column]).column(0)
         except (pa.ArrowException, OSError) as error:
-            raise self._broken(error) from None
+            raise self._invalid_file_error(error) from None
 
-    def _broken(self, error: Exception) -> UserError:
+    def _invalid_file_error(self, error: Exception) -> UserError:
         reason = str(error).partition("\n")[0]
-        return UserError(f"data.text: {str(self._path)!r} is not a good Parquet file ({reason}); write it anew")
+        return UserError(f"data.text: {str(self._path)!r} is not a valid Parquet file ({reason}); create it again")
 
 
 def open_file(path: Path, column: str, *, setting: str = "data.column") -> TextFile:
-    """Index `path`; `setting` is where the user named `column`.
+    """Open and index the file `path`; `setting` is the setting with the name `column`, for error messages.
 
-    Raises UserError if it is not there, cannot be read, its suffix is not one of ours or it has no such column.
+    Raises UserError if the file is missing, unreadable or of an unknown type, or if it has no such column.
     """
     if not path.is_file():
         raise UserError(
@@ -169,23 +173,23 @@ def open_file(path: Path, column: str, *, setting: str = "data.column") -> TextF
     try:
         return _open(path, column, setting)
     except OSError as error:
-        raise UserError(f"data.text: {str(path)!r} cannot be read ({error}); give a file that can") from None
+        raise UserError(f"data.text: {str(path)!r} cannot be read ({error}); make it readable") from None
 
 
 def _open(path: Path, column: str, setting: str) -> TextFile:
     if path.suffix == ".txt" and setting != "data.column":
-        raise UserError(f"{setting} is {column!r}, but {str(path)!r} has no fields: give .jsonl or .parquet")
+        raise UserError(f"{setting} is {column!r}, but {str(path)!r} has no fields: use .jsonl or .parquet")
     if path.suffix == ".txt":
         return ParagraphFile(path)
     if path.suffix == ".jsonl":
         return LineFile(path, column, setting)
     if path.suffix == ".parquet":
         return ParquetFile(path, column, setting)
-    raise UserError(f"data.text: the kind {path.suffix!r} of {str(path)!r} is unknown; use .txt, .jsonl or .parquet")
+    raise UserError(f"data.text: the type {path.suffix!r} of {str(path)!r} is unknown; use .txt, .jsonl or .parquet")
 
 
-def without_half_pairs(text: str) -> str:
-    """The text with U+FFFD for each half of a surrogate pair, which JSON can write and which is no character."""
+def replace_lone_surrogates(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate, which JSON can contain although it is not a character."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -194,7 +198,7 @@ def without_half_pairs(text: str) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int]]:
-    """Begin and end of every line that is not blank."""
+    """Byte offsets (begin, end) of every line that is not blank."""
     begin = 0
     with path.open("rb") as file:
         for line in file:
@@ -204,7 +208,7 @@ def _lines(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def _paragraphs(path: Path) -> Iterator[tuple[int, int]]:
-    """Begin and end of every run of lines that are not blank."""
+    """Byte offsets (begin, end) of every maximal run of lines that are not blank."""
     begin = end = 0
     for line_begin, line_end in _lines(path):
         if line_begin != end:

@@ -1,7 +1,7 @@
-"""A dataset of the Hugging Face hub, streamed: nothing of it is copied to the disk and its length is not known.
+"""A streamed dataset of the Hugging Face hub: it is not copied to disk, and its length is not known.
 
-The order is that of the dataset, shuffled in windows: a window of documents is read and handed out in a seeded order.
-A checkpoint holds where the window began, not the window, which is read again.
+Documents are shuffled within windows: a window of consecutive documents is read and returned in a seeded order. A
+checkpoint has the position at the start of the window, which is read again.
 """
 
 import copy
@@ -15,26 +15,26 @@ from panscope.data.source import Document, Walk
 from panscope.types import UserError
 
 WINDOW = 10_000
-"""Documents shuffled together, and held in memory while they are handed out."""
+"""Number of documents that are shuffled together and kept in memory."""
 Columns = tuple[str, str | None]
-"""That of the text and, in chats, that of the response."""
+"""The columns of the text and, for chats, of the response."""
 _SETTINGS = ("data.column", "data.chat.response")
-"""Where the user names them."""
+"""The settings with their names."""
 
 
 class HubDocuments:
-    """The documents of a streamed dataset: the texts of one column, and in chats the responses of another."""
+    """The documents of a streamed dataset: the texts of one column and, for chats, the responses of another."""
 
     count = None
 
     def __init__(
         self, dataset: datasets.IterableDataset, column: str, response: str | None = None, *, window: int = WINDOW
     ):
-        """Read `dataset`, which is never iterated itself, only copies of it are."""
+        """Read `dataset`; only copies of it are iterated."""
         self._dataset, self._columns, self._window = dataset, (column, response), window
 
     def walk(self, seed: int, epoch: int) -> Walk:
-        """Every document once, shuffled in windows."""
+        """Every document once, shuffled within windows."""
         return _HubWalk(copy.deepcopy(self._dataset), self._columns, self._window, (seed, epoch))
 
 
@@ -50,7 +50,7 @@ def open_hub(
     for setting, asked in zip(_SETTINGS, (column, response), strict=True):
         if names is not None and asked is not None and asked not in names:
             known = ", ".join(names)
-            raise UserError(f"{setting} is {asked!r}, but {name!r} has the columns {known}; name one of them")
+            raise UserError(f"{setting} is {asked!r}, but {name!r} has the columns {known}; choose one of them")
     return HubDocuments(dataset, column, response)
 
 
@@ -88,12 +88,14 @@ class _HubWalk:
         self._window = [documents[i] for i in order]
 
     def _texts(self, number: int, row: dict[str, Any]) -> Iterator[str]:
-        """The text and the response, which is empty where none is asked for."""
+        """The text and the response, which is empty if no column is given for it."""
         for setting, column in zip(_SETTINGS, self._columns, strict=True):
             text = None if column is None else row.get(column)
             if not isinstance(text, str | None):
                 kind = type(text).__name__
-                raise UserError(f"{setting} is {column!r}, which holds {kind} in document {number}; name a text")
+                raise UserError(
+                    f"{setting} is {column!r}, which has type {kind} in document {number}; choose a column of text"
+                )
             yield text or ""
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""What tells one text from another under the same name: size and checksum of each file, the revision of a dataset.
+"""The identity of a text, which distinguishes texts of the same name: size and checksum of a file, or a revision.
 
-A store that is gone on with, or added to, must read the very text it was begun with.
+A store can only be resumed or extended with exactly the same text.
 """
 
 from functools import lru_cache
@@ -18,23 +18,23 @@ _PIECE = 1 << 22
 
 
 def text_identity(config: DataConfig) -> tuple[str, ...]:
-    """One for each text: `stories.jsonl 1234 bytes xxh3 0123456789abcdef`, or a dataset with its revision.
+    """The identity of each text: `stories.jsonl 1234 bytes xxh3 0123456789abcdef`, or a dataset with its revision.
 
-    Reads every local file whole. Raises UserError if one cannot be read.
+    Reads every local file entirely. Raises UserError if one cannot be read.
     """
-    return tuple(_with_checksum(name, _named(name, config)) for name in config.text)
+    return tuple(_with_checksum(name, _name_and_size(name, config)) for name in config.text)
 
 
 def text_sizes(config: DataConfig) -> tuple[str, ...]:
-    """The same without checksums, for which no file is read."""
-    return tuple(_named(name, config) for name in config.text)
+    """The identities without checksums, so that no file is read."""
+    return tuple(_name_and_size(name, config) for name in config.text)
 
 
 def _path(name: str) -> Path:
     return builtin.DEMO_TEXT if name == DEMO_TEXT else expanded(name)
 
 
-def _named(name: str, config: DataConfig) -> str:
+def _name_and_size(name: str, config: DataConfig) -> str:
     path = _path(name)
     if path.is_file():
         return f"{path.name} {path.stat().st_size} bytes"
@@ -47,12 +47,12 @@ def _with_checksum(name: str, known: str) -> str:
 
 @lru_cache(maxsize=64)
 def _checksum(version: FileVersion) -> str:
-    """Of a file's bytes; read once for each version of the file."""
+    """The checksum of a file, cached per version of the file."""
     digest, path = xxhash.xxh3_64(), version.path
     try:
         with path.open("rb") as file:
             while piece := file.read(_PIECE):
                 digest.update(piece)
     except OSError as error:
-        raise UserError(f"data.text: {str(path)!r} cannot be read ({error.strerror})") from None
+        raise UserError(f"data.text: {str(path)!r} cannot be read ({error.strerror}); make it readable") from None
     return digest.hexdigest()

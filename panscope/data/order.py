@@ -1,8 +1,8 @@
-"""Seeded random numbers that need no saved state: they depend on a seed and on the number of what they are for."""
+"""Random number generators that need no saved state: each is determined by a seed and stream numbers."""
 
 import numpy as np
 
 
 def generator(seed: int, *stream: int) -> np.random.Generator:
-    """Random numbers that are a function of `seed` and the numbers of the stream, none of them negative."""
+    """A generator determined by `seed` and `stream`, which are non-negative integers."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *stream])))

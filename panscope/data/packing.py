@@ -1,8 +1,8 @@
-"""Two ways to make sequences of documents: one a document, or all joined and cut.
+"""Packing of documents into token sequences: one sequence per document, or a stream split into equal pieces.
 
-`documents` (Llama Scope, section 3.2): BOS if there is one, then the document, cut at the context. `stream`
-(Multi-Layer SAE, section 3): the documents joined by EOS if there is one, cut into pieces of exactly the context; the
-last, incomplete piece is dropped, unless all of the text is asked for.
+`documents` (Llama Scope, section 3.2): BOS, if the tokenizer has it, and the document, truncated to the context.
+`stream` (Multi-Layer SAE, section 3): the documents are joined by EOS, if the tokenizer has it, and split into
+sequences of exactly the context; the incomplete last one is dropped, unless it is requested.
 
 Shape letters: T tokens of a sequence.
 """
@@ -22,88 +22,88 @@ Encoded = ListLike[tuple[int, list[int]]]
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """Tokens that the language model sees together."""
+    """Tokens that the language model processes as one sequence."""
 
     token_ids: Tensor
     """[T] int64."""
     document_ids: Tensor
     """[T] int64."""
     content: Tensor | None = None
-    """[T] bool: which tokens are content, where their roles say so; None where all are that are not special."""
+    """[T] bool: which tokens are content, if that depends on roles; None if all but special tokens are content."""
 
 
 class Packer(Protocol):
-    """Makes sequences of documents that come in chunks; how they are chunked changes nothing."""
+    """Packs documents into sequences, chunk by chunk; the result does not depend on the chunks."""
 
     @property
     def needed(self) -> int | None:
-        """How many tokens of a document are used at most; None for all."""
+        """Maximum number of tokens used of a document; None for all."""
         ...
 
     def pack(self, documents: Encoded) -> list[TokenSequence]:
-        """The sequences that are complete once `documents` have come."""
+        """Add `documents`; returns the sequences completed by them."""
         ...
 
-    def rest(self) -> list[TokenSequence]:
-        """The incomplete sequence at the end of the text, if there is one."""
+    def remainder(self) -> list[TokenSequence]:
+        """The incomplete sequence at the end of the text, if any."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """The tokens that wait for more."""
+        """The tokens of the incomplete sequence."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Wait with the tokens of `state`."""
+        """Continue with the incomplete sequence of `state`."""
         ...
 
 
 class DocumentPacker:
-    """One sequence a document; a document without tokens gives none."""
+    """One sequence per document; a document without tokens gives none."""
 
     def __init__(self, tokenizer: Tokenizer, context: int):
-        self._opening = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        self.needed = context - len(self._opening)
+        self._prefix = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        self.needed = context - len(self._prefix)
 
     def pack(self, documents: Encoded) -> list[TokenSequence]:
-        """As many sequences as there are documents with tokens."""
+        """One sequence for each document with tokens."""
         return [self._sequence(number, tokens) for number, tokens in documents if tokens]
 
     def _sequence(self, number: int, tokens: list[int]) -> TokenSequence:
-        token_ids = torch.tensor(self._opening + tokens[: self.needed])
+        token_ids = torch.tensor(self._prefix + tokens[: self.needed])
         return TokenSequence(token_ids, torch.full_like(token_ids, number))
 
-    def rest(self) -> list[TokenSequence]:
-        """None: every sequence is complete."""
+    def remainder(self) -> list[TokenSequence]:
+        """Empty, as every sequence is complete."""
         return []
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing waits."""
+        """Nothing: there is no incomplete sequence."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing waits."""
+        """Nothing: there is no incomplete sequence."""
 
 
 class StreamPacker:
-    """Pieces of the joined documents; an EOS between two documents counts to the first of them."""
+    """Splits the joined documents into sequences; the EOS between two documents belongs to the first."""
 
     needed = None
 
     def __init__(self, tokenizer: Tokenizer, context: int):
-        self._joint = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+        self._separator = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
         self._context = context
         self._token_ids = torch.empty(0, dtype=torch.int64)
         self._document_ids = torch.empty(0, dtype=torch.int64)
         self._last: int | None = None
 
     def pack(self, documents: Encoded) -> list[TokenSequence]:
-        """The complete pieces; what is left waits for more documents."""
+        """Add `documents`; returns the complete sequences and keeps the remainder."""
         token_ids, document_ids = [self._token_ids], [self._document_ids]
         for number, tokens in documents:
             if tokens:
-                joint = [] if self._last is None else self._joint
-                token_ids.append(torch.tensor(joint + tokens))
-                document_ids.append(torch.tensor([self._last] * len(joint) + [number] * len(tokens)))
+                separator = [] if self._last is None else self._separator
+                token_ids.append(torch.tensor(separator + tokens))
+                document_ids.append(torch.tensor([self._last] * len(separator) + [number] * len(tokens)))
                 self._last = number
         return self._cut(torch.cat(token_ids), torch.cat(document_ids))
 
@@ -115,16 +115,16 @@ class StreamPacker:
         both = zip(token_ids[:end].view(shape), document_ids[:end].view(shape), strict=True)
         return [TokenSequence(*pair) for pair in both]
 
-    def rest(self) -> list[TokenSequence]:
-        """The incomplete piece."""
+    def remainder(self) -> list[TokenSequence]:
+        """The incomplete sequence, if any."""
         return [TokenSequence(self._token_ids, self._document_ids)] if len(self._token_ids) else []
 
     def state_dict(self) -> dict[str, Any]:
-        """The incomplete piece and the last document."""
+        """The incomplete sequence and the number of the last document."""
         return {"token_ids": self._token_ids, "document_ids": self._document_ids, "last": self._last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the incomplete piece of `state`."""
+        """Continue with the incomplete sequence of `state`."""
         self._token_ids, self._document_ids = state["token_ids"], state["document_ids"]
         self._last = state["last"]
 

@@ -1,32 +1,34 @@
-"""The prompts that a model is to answer: a field `prompt` in JSON lines, or plain text with one on each line.
+"""Reading prompts for rollouts: JSON lines with a field `prompt`, or plain text with one prompt per line.
 
-They are few and short beside the text that coders learn from, so all are in memory.
+Prompts are few and short compared with training text, so all of them are kept in memory.
 """
 
 import json
 from pathlib import Path
 
-from panscope.data.files import without_half_pairs
+from panscope.data.files import replace_lone_surrogates
 from panscope.types import UserError
 
 FIELD = "prompt"
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Every prompt that is not blank, in order; raises UserError naming the file, the line and what is wrong there."""
+    """All prompts that are not blank, in order; raises UserError, naming the file and the line, if it is invalid."""
     if not path.is_file() or path.suffix not in (".jsonl", ".txt"):
         raise UserError(
             f"prompts {str(path)!r} is not a file of prompts: give a .jsonl file with a field {FIELD!r}, or a "
-            ".txt file with one prompt on each line"
+            ".txt file with one prompt per line"
         )
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts {str(path)!r} cannot be read as UTF-8 ({error}): give a file that can") from None
-    found = [(number, line.rstrip("\r")) for number, line in enumerate(lines, 1) if line.strip()]
+        raise UserError(
+            f"prompts {str(path)!r} cannot be read as UTF-8 ({error}): give a readable UTF-8 file"
+        ) from None
+    numbered = [(number, line.rstrip("\r")) for number, line in enumerate(lines, 1) if line.strip()]
     if path.suffix == ".jsonl":
-        found = [(number, _field(path, number, line)) for number, line in found]
-    prompts = [prompt for _, prompt in found if prompt.strip()]
+        numbered = [(number, _field(path, number, line)) for number, line in numbered]
+    prompts = [prompt for _, prompt in numbered if prompt.strip()]
     if not prompts:
         raise UserError(f"prompts {str(path)!r} has no prompt: write one on each line")
     return prompts
@@ -36,10 +38,10 @@ def _field(path: Path, number: int, line: str) -> str:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):
-        raise UserError(f"prompts {str(path)!r} line {number} is not JSON; write one object a line") from None
+        raise UserError(f"prompts {str(path)!r} line {number} is not JSON; write one object per line") from None
     text = fields.get(FIELD) if isinstance(fields, dict) else None
     if not isinstance(text, str):
         raise UserError(
             f"prompts {str(path)!r} line {number} has no text in the field {FIELD!r}; write the prompt there"
         )
-    return without_half_pairs(text)
+    return replace_lone_surrogates(text)

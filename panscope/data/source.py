@@ -1,7 +1,7 @@
-"""What a source of documents is, and which of its documents are held out for evaluation.
+"""The interface of document sources, and the split of their documents into training and held-out parts.
 
-Whether a document is held out depends on a hash of its text alone: copies of one text are on the same side, and the
-split is the same on every machine and in every order.
+Whether a document is held out depends only on a hash of its text. So duplicates are in the same part, and the split is
+independent of the machine and the order.
 """
 
 from collections.abc import Iterator
@@ -11,29 +11,30 @@ from typing import Any, Literal, Protocol
 import xxhash
 
 Part = Literal["training", "held_out", "all"]
-"""Which documents a stream gives: those to train on, those kept for evaluation, or both."""
+"""The documents of a stream: those for training, those held out for evaluation, or both."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text and its number: its place in the source, from 0."""
+    """A text and its number."""
 
     number: int
+    """Index of the document in the source, from 0."""
     text: str
-    """Of a chat, the user's query: what decides whether it is held out, so that all responses to it are on one side."""
+    """The text; for a chat, the user's query. It determines the part, so that all responses to it are in one part."""
     response: str = ""
-    """Of a chat, what the model responded; else empty."""
+    """For a chat, the model's response; otherwise empty."""
 
 
 class Walk(Iterator[Document], Protocol):
-    """Every document of a source once, in the order of one seed and epoch."""
+    """Iterates once over all documents of a source, in the order of a seed and epoch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the walk stands."""
+        """The position of the walk."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Stand where `state` was taken, in a walk of the same source, seed and epoch."""
+        """Continue at the position `state`, which must be from a walk of the same source, seed and epoch."""
         ...
 
 
@@ -42,7 +43,7 @@ class Documents(Protocol):
 
     @property
     def count(self) -> int | None:
-        """How many documents there are, blank ones too; None where that is not known before reading them all."""
+        """Number of documents, including blank ones; None if it is not known without reading all of them."""
         ...
 
     def walk(self, seed: int, epoch: int) -> Walk:
@@ -51,7 +52,7 @@ class Documents(Protocol):
 
 
 def is_in_part(text: str, part: Part, held_out: float) -> bool:
-    """Whether `text` belongs to `part` when the share `held_out` of all documents is held out. O(length of text)."""
+    """Whether `text` belongs to `part` if the share `held_out` of all documents is held out."""
     if part == "all":
         return True
     is_held_out = xxhash.xxh3_64_intdigest(text.encode()) < held_out * 2**64

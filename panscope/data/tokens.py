@@ -1,7 +1,8 @@
-"""Documents to batches of token sequences: which documents, in which order, tokenised a chunk at a time.
+"""A stream of batches of token sequences from documents, which are selected, shuffled and tokenised in chunks.
 
-Memory holds one chunk of documents, never the whole text. A checkpoint holds where the current chunk began and how many
-of its sequences were given; loading it tokenises the chunk again, so the stream goes on with the very same batches.
+Only one chunk of documents is in memory, never the whole text. A checkpoint has the position at the start of the chunk
+and the number of its sequences that were returned; loading it tokenises the chunk again, so that the stream continues
+with exactly the same batches.
 
 Shape letters: N sequences, T tokens of the longest of them.
 """
@@ -24,9 +25,9 @@ CHUNK_CHARACTERS = 2**20
 
 
 class TokenStream:
-    """An iterator of TokenBatch over one part of the documents, epoch after epoch, each in a new seeded order.
+    """An iterator of TokenBatch over one part of the documents, for several epochs, each in a different seeded order.
 
-    A batch may span two epochs; only the very last one may hold fewer than `config.sequences` sequences.
+    A batch may span two epochs; only the last one of all may have fewer than `config.sequences` sequences.
     """
 
     def __init__(
@@ -40,11 +41,11 @@ class TokenStream:
         epochs: int | None,
         keep_rest: bool = False,
     ):
-        """Give `part` of `documents` `epochs` times, or without end if None; `config.context` must be settled.
+        """Stream `part` of `documents` for `epochs` epochs, or without end if None; `config.context` must be set.
 
-        With `keep_rest` the incomplete sequence at the end of an epoch is given too, which packing "stream" else drops.
+        With `keep_rest` the incomplete sequence at the end of an epoch is kept, which packing "stream" drops otherwise.
         """
-        assert config.context is not None, "the plan settles the context before text is packed"
+        assert config.context is not None, "the plan sets the context before text is packed"
         self._context = config.context
         self._documents, self._tokenizer, self._config = documents, tokenizer, config
         self._part: Part = part
@@ -53,23 +54,23 @@ class TokenStream:
         self._chats = None if config.chat is None else ChatSequences(tokenizer, self._context, config.chat)
         special = tokenizer.special_ids | {tokenizer.bos_id, tokenizer.eos_id}
         self._special = torch.tensor(sorted(i for i in special if i is not None), dtype=torch.int64)
-        self._begin_epoch(0)
+        self._start_epoch(0)
 
     @property
     def epoch(self) -> int:
-        """Which pass over the text, from 0, the last batch ended in."""
+        """The epoch of the last sequence of the last batch, from 0."""
         return self._epoch
 
     def __iter__(self) -> "TokenStream":
         return self
 
     def __next__(self) -> TokenBatch:
-        """The next batch; raises UserError if the part has no text or, when packed as a stream, too little."""
+        """The next batch; raises UserError if the part has no text, or too little for packing "stream"."""
         wanted = self._config.sequences
         sequences: list[TokenSequence] = []
         while len(sequences) < wanted and self._has_more():
-            new = self._chunk[self._given : self._given + wanted - len(sequences)]
-            self._given += len(new)
+            new = self._chunk[self._returned : self._returned + wanted - len(sequences)]
+            self._returned += len(new)
             sequences += new
         if not sequences:
             raise StopIteration
@@ -85,48 +86,52 @@ class TokenStream:
         positions = torch.arange(token_ids.shape[1]).expand_as(token_ids).contiguous()
         return TokenBatch(token_ids, mask, content, document_ids, positions)
 
-    def _begin_epoch(self, epoch: int) -> None:
+    def _start_epoch(self, epoch: int) -> None:
         self._epoch = epoch
         self._walk = self._documents.walk(self._seed, epoch)
         self._packer = PACKERS[self._config.packing](self._tokenizer, self._context)
-        self._made = 0
-        self._mark_chunk()
+        self._sequence_count = 0
+        self._start_chunk()
 
-    def _mark_chunk(self) -> None:
-        """Remember where the chunk that is read next begins."""
-        self._start = {"walk": self._walk.state_dict(), "packer": self._packer.state_dict(), "made": self._made}
+    def _start_chunk(self) -> None:
+        """Save the state at the start of the next chunk, and make the current chunk empty."""
+        self._start = {
+            "walk": self._walk.state_dict(),
+            "packer": self._packer.state_dict(),
+            "made": self._sequence_count,
+        }
         self._chunk: list[TokenSequence] = []
-        self._given = 0
+        self._returned = 0
         self._walk_ended = False
 
     def _has_more(self) -> bool:
-        """Read chunks until one has a sequence to give; False after the last epoch."""
-        while self._given == len(self._chunk):
+        """Read chunks until there is a sequence to return; False after the last epoch."""
+        while self._returned == len(self._chunk):
             if not self._walk_ended:
-                self._mark_chunk()
+                self._start_chunk()
                 self._read_chunk()
-            elif self._made == 0:
-                raise self._nothing()
+            elif self._sequence_count == 0:
+                raise self._no_sequence_error()
             elif self._epoch + 1 == self._epochs:
                 return False
             else:
-                self._begin_epoch(self._epoch + 1)
+                self._start_epoch(self._epoch + 1)
         return True
 
     def _read_chunk(self) -> None:
         documents = self._next_documents()
-        self._chunk = self._sequences(documents) if self._chats is None else self._chats.of(documents)
+        self._chunk = self._sequences(documents) if self._chats is None else self._chats.sequences(documents)
         if self._walk_ended and self._keep_rest:
-            self._chunk += self._packer.rest()
-        self._made += len(self._chunk)
+            self._chunk += self._packer.remainder()
+        self._sequence_count += len(self._chunk)
 
     def _sequences(self, documents: list[Document]) -> list[TokenSequence]:
-        """Plain documents, packed."""
+        """Pack documents that are not chats."""
         encoded = encode_heads(self._tokenizer, [document.text for document in documents], self._packer.needed)
         return self._packer.pack([(d.number, ids) for d, ids in zip(documents, encoded, strict=True)])
 
     def _next_documents(self) -> list[Document]:
-        """The next documents of the part that are not blank, as many as make a chunk."""
+        """The next chunk of documents of the part, without blank ones."""
         chunk: list[Document] = []
         characters = 0
         for document in self._walk:
@@ -138,8 +143,8 @@ class TokenStream:
         self._walk_ended = True
         return chunk
 
-    def _nothing(self) -> UserError:
-        """Why an epoch gave no sequence."""
+    def _no_sequence_error(self) -> UserError:
+        """The error for an epoch without a sequence."""
         names = ", ".join(self._config.text)
         part = {"training": "training", "held_out": "held-out", "all": "whole"}[self._part]
         if self._config.chat is not None:
@@ -155,21 +160,21 @@ class TokenStream:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands: small, at most one incomplete sequence of tokens."""
-        return {"documents": self._documents.count, "epoch": self._epoch, "given": self._given, **self._start}
+        """The position in the stream; small, with at most one incomplete sequence of tokens."""
+        return {"documents": self._documents.count, "epoch": self._epoch, "given": self._returned, **self._start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the batch after `state`; raises UserError if the text is not the one it was taken from."""
+        """Continue with the batch after `state`; raises UserError if the number of documents has changed."""
         if state["documents"] != self._documents.count:
             raise UserError(
                 f"data.text: there are {self._documents.count} documents, but the checkpoint was written with "
                 f"{state['documents']}; resume with the same text"
             )
-        self._begin_epoch(state["epoch"])
+        self._start_epoch(state["epoch"])
         self._walk.load_state_dict(state["walk"])
         self._packer.load_state_dict(state["packer"])
-        self._made = state["made"]
-        self._mark_chunk()
+        self._sequence_count = state["made"]
+        self._start_chunk()
         if state["given"]:
             self._read_chunk()
-            self._given = state["given"]
+            self._returned = state["given"]

@@ -8,7 +8,7 @@ from panscope.activations.live import LiveActivations
 from panscope.activations.shuffle import BucketShuffle
 from panscope.activations.store.layout import cut_for
 from panscope.activations.store.manifest import FILE, Manifest, Origin, StoredType
-from panscope.activations.store.writer import StoreWriter, read_manifest, saying_what_failed
+from panscope.activations.store.writer import StoreWriter, read_manifest, translating_os_errors
 from panscope.data.identity import text_identity
 from panscope.events import Reporter
 from panscope.lms.load import load, memory_bytes
@@ -43,7 +43,7 @@ def collect(suite: SuiteConfig, folder: Path, options: StoreOptions, reporter: R
     plan = planned_from(suite)
     if plan.suite.activations.shuffle != "buckets":
         raise UserError("activations.shuffle is 'pool', but rows are stored in buckets: set it to 'buckets'")
-    with saying_what_failed(folder):
+    with translating_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         lm = load(suite.model)

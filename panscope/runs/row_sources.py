@@ -23,7 +23,7 @@ from panscope.lms.model import LanguageModel
 from panscope.planning.plan import Plan
 from panscope.serving.client.connection import Access
 from panscope.serving.client.served_rows import ServedRows, Servers
-from panscope.serving.server.server import token_of_environment
+from panscope.serving.server.server import token_from_environment
 from panscope.types import Site, UserError
 
 _SAME_DATA = ("column", "packing", "context", "held_out", "chat")
@@ -139,7 +139,7 @@ class ServerSource:
     def __init__(self, plan: Plan, lm: LanguageModel, say: Callable[[str], None]) -> None:
         settings, self._sites = plan.suite.activations, plan.sites()
         certificate = None if settings.certificate is None else expanded(settings.certificate)
-        access = Access(token_of_environment(), certificate)
+        access = Access(token_from_environment(), certificate)
         self.rows = ServedRows(
             Servers(settings.servers, access, say=say),
             self._sites,

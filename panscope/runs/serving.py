@@ -10,7 +10,7 @@ from panscope.activations.store.opening import open_store
 from panscope.activations.store.windows import Slice
 from panscope.runs.shutdown import StopRequest
 from panscope.serving.allocator import keep_large_blocks
-from panscope.serving.server.server import ActivationServer, ListenConfig, token_of_environment
+from panscope.serving.server.server import ActivationServer, ListenConfig, token_from_environment
 from panscope.serving.server.service import Service, ServiceLimits
 from panscope.types import Site, UserError
 
@@ -75,7 +75,7 @@ def serve_until_stopped(store: str, options: ServeOptions, log: Callable[[str], 
 
 
 def _listening(service: Service, options: ServeOptions, log: Callable[[str], None]) -> ActivationServer:
-    listen = ListenConfig(options.host, options.port, token_of_environment(), options.certificate, options.key)
+    listen = ListenConfig(options.host, options.port, token_from_environment(), options.certificate, options.key)
     return ActivationServer(service, listen, log)
 
 

@@ -1,10 +1,10 @@
-"""What trainers and servers say to each other, on Arrow Flight.
+"""The protocol between trainers and activation servers, on top of Arrow Flight.
 
-A trainer says hello and hears what is served. It then asks again and again which of the windows it has not had are in
-memory, and takes one by a ticket. It sends its whole position with every question, so a server has nothing to remember
-that matters: one that was killed and started again, or that forgot a trainer, goes on as if nothing had happened.
+A trainer connects with a Hello and receives a ServerInfo. It then repeatedly asks which of the windows that it has not
+received are in memory, and fetches one by its ticket. Every request contains the trainer's whole position, so the
+server's state about trainers can be lost safely: a restarted server continues as if nothing had happened.
 
-Every message is JSON. An error carries one word, and a sentence where it is meant for a person.
+All messages are JSON. An error has a code, and a message where it is meant for a person.
 """
 
 import json
@@ -23,63 +23,64 @@ from panscope.types import UserError
 HELLO, NEXT, BYE, HEALTH = "hello", "next", "bye", "health"
 """The actions."""
 REFUSED, FAILED, MISSED, UNKNOWN = "refused", "failed", "missed", "unknown"
-"""The errors: this trainer is wrong here; the server is broken; that window is not in memory; say hello first."""
+"""Error codes: the trainer is rejected; the server has failed; the window is not in memory; the trainer is unknown and
+has to reconnect."""
 TOKEN_HEADER = "authorization"
 _Message = TypeVar("_Message", bound=Config)
 
 
 class Hello(Config):
-    """The first thing that a trainer says; also after every loss of the connection."""
+    """The first request of a trainer on every new connection."""
 
     trainer: str = Field(min_length=1, max_length=200)
     weights: str | None
-    """The hash of the language model's weights that it trains for; None takes any."""
+    """Hash of the weights of the language model that the coders are trained for; None accepts any model."""
     sites: tuple[str, ...] = Field(min_length=1)
 
 
-class Facts(Config):
-    """The answer: what is served, from which rows and windows follow."""
+class ServerInfo(Config):
+    """The response to Hello: everything that determines which rows and windows the server has."""
 
     manifest: Manifest
-    """The store's, with the sites that were asked for."""
+    """The store's manifest, restricted to the requested sites."""
     window_rows: int = Field(ge=1)
     part: str
-    """The slice, such as 2/8."""
+    """The slice of the store, such as 2/8."""
     forget: float = Field(gt=0)
-    """Seconds after which a trainer that says nothing is forgotten."""
+    """Seconds of inactivity after which the server forgets a trainer."""
 
     def windows(self) -> Windows:
-        """Of the slice, in rows of the whole store."""
+        """The windows of the slice, in row numbers of the whole store."""
         manifest = self.manifest
         assert manifest.rows is not None
         return Windows(manifest.rows, self.window_rows, manifest.cut, Slice.parse(self.part))
 
 
 class Position(Config):
-    """Which windows a trainer does not need in its present epoch."""
+    """Which windows of its current epoch a trainer has received."""
 
     trainer: str
     epoch: int = Field(ge=0)
     had: str
-    """A bit a window, see `bits`."""
+    """The received windows, one bit each; see `encode_bits`."""
     wait: float = Field(ge=0, le=60)
-    """Seconds to wait for an answer that is not empty; 0 for a trainer that only says that it is still there."""
+    """Seconds to wait for a non-empty answer; 0 for a keep-alive request."""
 
 
 class Offer(Config):
-    """Windows in memory that the trainer has not had, those that leave first in front."""
+    """Windows in memory that the trainer has not received, the oldest first."""
 
     windows: tuple[int, ...]
 
 
 class Bye(Config):
-    """The last thing that a trainer says, if it can."""
+    """Sent by a trainer that disconnects, if it can."""
 
     trainer: str
 
 
 class Ticket(Config):
-    """One window, for one trainer."""
+    """A request for one window, by one trainer."""
 
     trainer: str
     epoch: int = Field(ge=0)
@@ -87,47 +88,47 @@ class Ticket(Config):
     sites: tuple[str, ...] = Field(min_length=1)
 
 
-def encoded(message: Config) -> bytes:
-    """As it is sent."""
+def encode(message: Config) -> bytes:
+    """The JSON bytes of a message."""
     return message.model_dump_json().encode()
 
 
-def decoded(kind: type[_Message], data: bytes, where: str) -> _Message:
-    """What was sent; raises UserError naming `where` if it is anything else."""
+def decode(kind: type[_Message], data: bytes, where: str) -> _Message:
+    """Parse a message of type `kind`; raises UserError naming `where` if the data is anything else."""
     try:
         fields = json.loads(data)
     except ValueError:
         raise UserError(f"{where} is not JSON: use the same version of panscope on both sides") from None
     if not isinstance(fields, dict):
-        raise UserError(f"{where} is not a table: use the same version of panscope on both sides")
+        raise UserError(f"{where} is not a JSON object: use the same version of panscope on both sides")
     return kind.read(fields, where)
 
 
-def bits(had: NDArray[np.bool_]) -> str:
-    """[windows] as hexadecimal digits, the first window in the highest bit."""
-    return np.packbits(had).tobytes().hex()
+def encode_bits(received: NDArray[np.bool_]) -> str:
+    """A mask [windows] as hexadecimal digits, the first window in the highest bit."""
+    return np.packbits(received).tobytes().hex()
 
 
-def from_bits(text: str, windows: int) -> NDArray[np.bool_]:
-    """Undo `bits`; raises UserError if it is not of that many windows."""
+def decode_bits(text: str, windows: int) -> NDArray[np.bool_]:
+    """[windows] the inverse of `encode_bits`; raises UserError if `text` does not have that many windows."""
     try:
         packed = np.frombuffer(bytes.fromhex(text), dtype=np.uint8)
     except ValueError:
         packed = np.zeros(0, dtype=np.uint8)
     if len(packed) != -(-windows // 8):
-        raise UserError(f"a position is of {4 * len(text)} windows, and the slice has {windows}: reconnect")
+        raise UserError(f"the position has {4 * len(text)} windows, and the slice has {windows}: reconnect")
     return np.unpackbits(packed, count=windows).astype(np.bool_)
 
 
-def error(word: str, sentence: str = "") -> flight.FlightServerError:
-    """An error as the server raises it."""
-    return flight.FlightServerError(word, extra_info=json.dumps([word, sentence]).encode())
+def protocol_error(code: str, message: str = "") -> flight.FlightServerError:
+    """The exception that a server raises to report an error to the client."""
+    return flight.FlightServerError(code, extra_info=json.dumps([code, message]).encode())
 
 
-def error_of(raised: BaseException) -> tuple[str, str]:
-    """The word and the sentence of `error` as the client gets it; empty if it is another."""
+def parse_error(raised: BaseException) -> tuple[str, str]:
+    """Code and message of an error made by `protocol_error`; two empty strings for any other exception."""
     try:
-        found: Any = json.loads(getattr(raised, "extra_info", None) or b"")
+        fields: Any = json.loads(getattr(raised, "extra_info", None) or b"")
     except ValueError:
         return "", ""
-    return (str(found[0]), str(found[1])) if isinstance(found, list) and len(found) == 2 else ("", "")
+    return (str(fields[0]), str(fields[1])) if isinstance(fields, list) and len(fields) == 2 else ("", "")

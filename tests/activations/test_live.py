@@ -1,4 +1,4 @@
-"""Live activations: which rows there are, where they came from, and what is not finite."""
+"""Live activations: which tokens become rows, their provenance, and non-finite values."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ def test_every_text_row_once_in_order_with_its_provenance() -> None:
 
 
 def test_special_tokens_can_be_rows_of_zeros() -> None:
-    """Every token that is not padding gives a row; BOS (0) a row of zeros, text the row it gives anyway."""
+    """Every token that is not padding gives a row: zeros for BOS (0), and the usual row for text."""
     zeroed = ActivationBatch.concatenate(list(LiveActivations(FakeLm(), FakeTokens(8), (MLP, RESID), special="zero")))
     dropped = ActivationBatch.concatenate(list(LiveActivations(FakeLm(), FakeTokens(8), (MLP, RESID))))
     bos = zeroed.positions == 0
@@ -37,7 +37,7 @@ def test_special_tokens_can_be_rows_of_zeros() -> None:
     assert torch.equal(zeroed.token_ids[~bos], dropped.token_ids)
 
 
-def test_a_pass_without_text_is_left_out() -> None:
+def test_a_pass_without_text_is_skipped() -> None:
     class BosOnly(FakeTokens):
         def __next__(self) -> TokenBatch:
             batch = super().__next__()
@@ -65,7 +65,7 @@ def test_a_row_that_is_not_finite_is_named(bad: float) -> None:
         next(live)
 
 
-def test_a_resumed_source_goes_on() -> None:
+def test_a_resumed_source_continues() -> None:
     live = LiveActivations(FakeLm(), FakeTokens(8), (RESID,))
     next(live)
     again = LiveActivations(FakeLm(), FakeTokens(8), (RESID,))

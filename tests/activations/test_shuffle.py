@@ -1,4 +1,4 @@
-"""Both shuffles: every row once, well mixed, taken up again bit for bit, in memory that does not grow."""
+"""Both shuffles: every row once, well mixed, bit-identical resumption, and constant memory."""
 
 import json
 from itertools import islice
@@ -65,7 +65,7 @@ def test_buckets_hold_consecutive_rows() -> None:
         assert sorted(found[first : first + 24]) == source[first : first + 24] != found[first : first + 24]
 
 
-def test_the_pool_is_filled_up_when_half_is_consumed() -> None:
+def test_the_pool_is_refilled_when_half_is_consumed() -> None:
     lm = FakeLm()
     shuffle = PoolShuffle(LiveActivations(lm, FakeTokens(None), (RESID,)), rows=24, batch=4, seed=0)
     taken, passes = [], []
@@ -78,14 +78,14 @@ def test_the_pool_is_filled_up_when_half_is_consumed() -> None:
         reached = source[: 24 + 12 * round_]
         given = taken[: 12 * round_ + 12]
         assert set(given) <= set(reached)
-    assert any(source.index(token) < 24 for token in taken[24:])  # a row outlives its round
+    assert any(source.index(token) < 24 for token in taken[24:])  # a row may stay in the pool for several rounds
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_one_document_are_spread(kind: str) -> None:
     batches = list(islice(_shuffle(kind, None, rows=400, batch=40, seed=1), 10))
     apart = [len(set(batch.document_ids.tolist())) for batch in batches]
-    assert min(apart) > 25  # 40 rows in source order would be of about 11 documents
+    assert min(apart) > 25  # 40 rows in source order are from about 11 documents
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -117,7 +117,7 @@ def test_a_resumed_shuffle_gives_the_same_batches(
     for stop in stops:
         found += islice(shuffle, stop)
         state = shuffle.state_dict()
-        list(islice(shuffle, 5))  # what comes later must not change a state already taken
+        list(islice(shuffle, 5))  # later batches must not change an earlier state
         shuffle = fresh()
         shuffle.load_state_dict(state)
         _assert_equal_states(shuffle.state_dict(), state)
@@ -161,8 +161,8 @@ def test_the_buffer_is_allocated_once(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_shapes_that_do_not_fit(kind: str) -> None:
-    with pytest.raises(UserError, match="buffer_rows is 3, fewer than one batch of 4 rows; hold at least that"):
+def test_inconsistent_sizes_are_refused(kind: str) -> None:
+    with pytest.raises(UserError, match="buffer_rows is 3, fewer than one batch of 4 rows; set it to at least that"):
         _shuffle(kind, 8, rows=3)
     state = _shuffle(kind, 8, rows=8).state_dict()
     with pytest.raises(UserError, match="12 rows in batches of 4, but the checkpoint was written with 8 rows"):

@@ -1,4 +1,4 @@
-"""Norms of sites against a float64 sum over all rows at once."""
+"""Norms of sites, compared with float64 sums over all rows."""
 
 import pytest
 import torch

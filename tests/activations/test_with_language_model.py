@@ -1,4 +1,4 @@
-"""The whole way from a text file to shuffled rows of a trained language model, stopped and taken up again."""
+"""From a text file to shuffled rows of a trained language model, with interruption and resumption."""
 
 from itertools import islice
 from pathlib import Path
@@ -60,5 +60,5 @@ def test_rows_are_those_of_the_document_they_name(lm: LanguageModel, shared: Pat
     assert mine.token_ids.tolist() == ids[1:]
     assert mine.positions.tolist() == list(range(1, len(ids)))
     alone = lm.run(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool), read=SITES).activations
-    for site in SITES:  # alone and beside others, float32 matrix products may round differently
+    for site in SITES:  # float32 matrix products may round differently in other batch sizes
         torch.testing.assert_close(mine.rows[site], alone[site][0, 1:], rtol=1e-4, atol=1e-4)

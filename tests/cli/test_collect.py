@@ -134,7 +134,7 @@ def test_mistakes_are_said(panscope: Command, flags: list[str], tmp_path: Path, 
     assert "--out" in sentence(panscope("collect", *flags, *SITES))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
-    assert "is no store" in sentence(panscope("collect", *flags, *SITES, "--out", "full"))
+    assert "is not a store" in sentence(panscope("collect", *flags, *SITES, "--out", "full"))
     assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
     assert "not a store" in sentence(panscope("train", tiny.suite(tmp_path / "s.toml"), "--store", "full"))
     assert "is not a folder" in sentence(panscope("collect", "--verify", "nowhere"))
@@ -232,7 +232,7 @@ def test_text_that_was_changed_is_another_one(
     other.write_text(other.read_text().replace("w7", "w8"))
     rest = [*SITES, "--tokens", "2000", "--out", str(stored), "--model", str(tiny.model), "--shard-gib", "1e-4"]
     assert panscope("collect", "--text", moved, *rest).status == 0
-    assert "was begun with text = " in sentence(panscope("collect", "--text", other, *rest))
+    assert "was created with text = " in sentence(panscope("collect", "--text", other, *rest))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_text_that_was_changed_is_another_one(
     [
         (["collect", "--out", "s3://bucket/mine"], "'s3://bucket/mine' is not on this machine"),
         (["collect", "--verify", "store", "--tokens", "4"], "--tokens cannot be combined with it"),
-        (["collect", "--verify", "ftp://somewhere/x"], "is not understood"),
+        (["collect", "--verify", "ftp://somewhere/x"], "is not a valid location"),
         (
             ["train", "--store", "a", "--servers", "grpc://b:1", "--width", "4", "--sparsity", "2"],
             "two sources of rows",

@@ -46,7 +46,7 @@ def test_an_empty_text(refused, tiny: Tiny, tmp_path: Path, name: str):
 def test_texts_that_cannot_be_read(refused, tiny: Tiny, tmp_path: Path):
     refused("is not a file", "train", "--model", tiny.model, "--text", "none.jsonl", *CODER)
     (tmp_path / "a.csv").write_text("text\nw5")
-    refused("the kind '.csv'", "train", "--model", tiny.model, "--text", "a.csv", *CODER)
+    refused("the type '.csv'", "train", "--model", tiny.model, "--text", "a.csv", *CODER)
     refused("--text is missing", "train", "--model", tiny.model, *CODER)
 
 

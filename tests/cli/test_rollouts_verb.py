@@ -58,7 +58,7 @@ def test_prompts_that_fill_the_context_are_passed_over_aloud(panscope: Command, 
         ("p.csv", "w6", "is not a file of prompts: give a .jsonl file with a field 'prompt', or a .txt file"),
         ("p.jsonl", "", "has no prompt: write one on each line"),
         ("p.txt", " \n", "has no prompt: write one on each line"),
-        ("p.jsonl", '{"prompt": "w6"}\nw7', "line 2 is not JSON; write one object a line"),
+        ("p.jsonl", '{"prompt": "w6"}\nw7', "line 2 is not JSON; write one object per line"),
         ("p.jsonl", '\n{"text": "w6"}', "line 2 has no text in the field 'prompt'"),
         ("p.jsonl", '{"prompt": 5}', "line 1 has no text in the field 'prompt'"),
         ("p.jsonl", "[1]", "line 1 has no text in the field 'prompt'"),
@@ -106,7 +106,7 @@ def test_training_on_a_chat_model_from_flags(panscope: Command, tiny: Tiny, tmp_
     beside = panscope("train", "--model", tiny.model, "--text", tiny.text, *flags[:-1], "b", "--chat-user", "w3 ")
     assert "'data.chat.model' is missing; set it" in beside.sentence()
     suite = tiny.suite(tmp_path / "s.toml", data={"packing": "stream"}, tokens=640)
-    assert "packing is 'stream', but a chat begins its own sequence" in panscope("train", suite, *CHAT).sentence()
+    assert "packing is 'stream', but every chat needs its own sequence" in panscope("train", suite, *CHAT).sentence()
 
 
 def test_a_store_of_a_chat_model_has_every_row_but_the_prefix(panscope: Command, tiny: Tiny, tmp_path: Path):

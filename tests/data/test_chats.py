@@ -1,4 +1,4 @@
-"""Chats against sequences written the plain way, word by word: which tokens, in which order, and which are content."""
+"""Chats, compared with a simple word-by-word implementation: tokens, their order, and which are content."""
 
 import itertools
 import json
@@ -62,7 +62,7 @@ def _sequences(batches: list[TokenBatch]) -> list[tuple[int, list[int], list[boo
 
 
 def _plain_chat(prompt: list[int], response: list[int], bos: list[int], context: int, content: str) -> tuple:
-    """Tokens and content of one chat, by way of the words' roles."""
+    """Tokens and content of one chat, from the roles of its words."""
     room = context - len(bos) - 3
     said = prompt[:room]
     answered = response[: room - len(said)]
@@ -73,7 +73,7 @@ def _plain_chat(prompt: list[int], response: list[int], bos: list[int], context:
 
 
 def _numbered(lengths: list[tuple[int, int]]) -> tuple[list[Chat], list[tuple[list[int], list[int]]]]:
-    """Chats of so many words, no word twice, as text and as words."""
+    """Chats of the given numbers of words, all different, as text and as words."""
     numbers = itertools.count()
     words = [([next(numbers) for _ in range(n)], [next(numbers) for _ in range(m)]) for n, m in lengths]
     return [(" ".join(map(str, p)), " ".join(map(str, r))) for p, r in words], words
@@ -86,7 +86,7 @@ def _numbered(lengths: list[tuple[int, int]]) -> tuple[list[Chat], list[tuple[li
     context=st.integers(5, 14),
 )
 @same_file
-def test_chats_equal_the_plain_ones(
+def test_chats_equal_the_simple_implementation(
     write_chats: Write, content: str, bos: int | None, lengths: list[tuple[int, int]], context: int
 ) -> None:
     chats, words = _numbered(lengths)
@@ -105,8 +105,8 @@ def test_chats_equal_the_plain_ones(
     assert _sequences(list(stream)) == expected
 
 
-def test_plain_documents_stand_between_the_prefixes(write: Callable[[list[str]], LocalDocuments]) -> None:
-    """What a coder of a fine-tuned model learns from: all but the user prefix (Gemma Scope, 4.5), cut to fit."""
+def test_plain_documents_are_placed_between_the_prefixes(write: Callable[[list[str]], LocalDocuments]) -> None:
+    """Content is everything except the user prefix (Gemma Scope, 4.5), truncated to the context."""
     stream = _stream(write(["1 2", "3 4 5 6 7 8"]), chat={"response": None}, context=8)
     found = {number: (tokens, content) for number, tokens, content in _sequences(list(stream))}
     no, yes = [False] * 3, [True]
@@ -114,8 +114,8 @@ def test_plain_documents_stand_between_the_prefixes(write: Callable[[list[str]],
     assert found[1] == ([1, 9011, 9012, 13, 14, 15, 16, 9013], no + 5 * yes)
 
 
-def test_special_tokens_are_content_only_where_they_are_the_models_mark(write_chats: Write) -> None:
-    """The marks of many chat formats are tokens of their own; only the user's are left out."""
+def test_special_tokens_are_content_only_in_the_model_prefix(write_chats: Write) -> None:
+    """In many chat formats the prefixes have special tokens; only the user prefix is excluded."""
     documents = write_chats([("1 <pad> 2", "3 <pad>")])
     chat = {"user": "<pad> 9001 ", "model": " <pad> 9003 "}
     assert _sequences(list(_stream(documents, chat=chat, context=12))) == [
@@ -132,7 +132,7 @@ def test_special_tokens_are_content_only_where_they_are_the_models_mark(write_ch
     ]
 
 
-def test_a_token_over_a_seam_belongs_to_the_piece_in_which_it_ends(write_chats: Write) -> None:
+def test_a_token_across_two_pieces_belongs_to_the_piece_in_which_it_ends(write_chats: Write) -> None:
     chat = {"user": "9001 9", "model": "7 80"}
     stream = _stream(write_chats([("1 2 3", "4 5")]), "prompt", chat=chat, context=20)
     assert _sequences(list(stream)) == [
@@ -173,7 +173,7 @@ def test_a_resumed_stream_of_chats_gives_the_same_batches(
             assert torch.equal(value, getattr(batch, name)), name
 
 
-def test_all_responses_to_one_prompt_are_on_one_side(write_chats: Write) -> None:
+def test_all_responses_to_one_prompt_are_in_one_part(write_chats: Write) -> None:
     prompts = [f"{i} {i + 1}" for i in range(100, 160)]
     documents = write_chats([(prompt, str(k)) for prompt in prompts for k in range(3)])
     held_out = {number for number, _, _ in _sequences(list(_stream(documents, part="held_out")))}
@@ -192,7 +192,10 @@ def test_chats_in_parquet(tmp_path: Path) -> None:
     documents = open_documents(config(chat=chat, **fields))
     walked = {d.number: (d.text, d.response) for d in documents.walk(0, 0)}
     assert walked == {0: ("1 2", "4"), 1: ("", "5"), 2: ("3", "")}
-    for name, expected in (("m", "data.chat.response is 'm', but"), ("n", "data.chat.response is 'n', which holds")):
+    for name, expected in (
+        ("m", "data.chat.response is 'm', but"),
+        ("n", "data.chat.response is 'n', which has the type"),
+    ):
         with pytest.raises(UserError, match=expected):
             open_documents(config(chat=chat | {"response": name}, **fields))
 
@@ -205,24 +208,29 @@ def test_chats_of_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == {i: (str(i), "" if i == 2 else f"r{i}") for i in range(25)}
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: dataset)
     options: dict[str, Any] = {"subset": None, "split": "train", "revision": None}
-    with pytest.raises(UserError, match=r"data\.chat\.response is 'n', which holds int in document"):
+    with pytest.raises(UserError, match=r"data\.chat\.response is 'n', which has type int in document"):
         next(open_hub("owner/name", "prompt", "n", **options).walk(0, 0))
     with pytest.raises(UserError, match=r"data\.chat\.response is 'm', but 'owner/name' has the columns prompt, resp"):
         open_hub("owner/name", "prompt", "m", **options)
 
 
-def test_mistakes_are_one_sentence(tmp_path: Path, write_chats: Write) -> None:
+def test_mistakes_are_one_message(tmp_path: Path, write_chats: Write) -> None:
     chat = {"user": USER, "model": MODEL}
     for fields, expected in (
-        ({"chat": chat, "packing": "stream"}, "packing is 'stream', but a chat begins its own sequence"),
-        ({"chat": chat | {"content": "response"}}, "content is 'response', but the documents have none: set response"),
+        ({"chat": chat, "packing": "stream"}, "packing is 'stream', but every chat needs its own sequence"),
+        (
+            {"chat": chat | {"content": "response"}},
+            "content is 'response', but the documents have no responses: set response",
+        ),
         ({"chat": chat | {"content": "user"}}, "chat.content is 'user'"),
         ({"chat": {"user": USER}}, "'chat.model' is missing"),
         ({"chat": chat | {"prompt": "q"}}, "the key 'chat.prompt' is unknown"),
     ):
         with pytest.raises(UserError, match=expected):
             DataConfig.read(fields, "data")
-    with pytest.raises(UserError, match="user and model are 3 tokens, which leaves no room in sequences of 4: raise"):
+    with pytest.raises(
+        UserError, match="user and model have 3 tokens, which leaves none for documents in a context of 4: increase"
+    ):
         _stream(write_chats([("1", "2")]), context=4)
     (tmp_path / "a.txt").write_text("1 2")
     with pytest.raises(UserError, match=r"data.chat.response is 'r', but .*a.txt' has no fields"):
@@ -234,7 +242,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path, write_chats: Write) -> None:
         next(documents.walk(0, 0))
 
 
-def test_a_text_without_a_judged_token_is_refused_and_not_searched_for_ever(write_chats: Write) -> None:
+def test_a_text_without_content_is_refused_instead_of_searched_for_ever(write_chats: Write) -> None:
     documents = write_chats([("1 2 3 4 5 6", "7"), ("8", "")])
     with pytest.raises(UserError, match=r"data\.chat: the whole part of x\.jsonl has no content \(data\.chat\.content"):
         next(_stream(documents, "response", epochs=None, context=8))

@@ -60,7 +60,7 @@ def test_the_order_is_a_function_of_seed_and_epoch(write: Write) -> None:
         assert sorted(order) == list(range(200)) != order
 
 
-def test_a_walk_goes_on_where_it_was(write: Write) -> None:
+def test_a_walk_can_be_resumed(write: Write) -> None:
     documents = write([str(i) for i in range(20)])
     for taken in (0, 1, 19, 20):
         walk = documents.walk(5, 2)
@@ -88,7 +88,7 @@ def test_open_documents_reads_every_named_file(tmp_path: Path) -> None:
     assert sorted(document.text for document in documents.walk(0, 0)) == ["a.txt", "b.txt"]
 
 
-def test_one_text_may_stand_without_its_list() -> None:
+def test_one_text_may_be_given_without_a_list() -> None:
     assert DataConfig.read({"text": "a.jsonl"}, "data") == DataConfig(text=("a.jsonl",))
     with pytest.raises(UserError, match="text is 5: input should be a valid tuple"):
         DataConfig.read({"text": 5}, "data")
@@ -100,20 +100,20 @@ def test_the_demo_text_is_the_file_of_the_demo(tmp_path: Path, monkeypatch: pyte
     assert [document.text for document in open_documents(DataConfig()).walk(0, 0)] == ["once"]
 
 
-def test_what_cannot_be_opened(tmp_path: Path) -> None:
+def test_invalid_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n \n")
     for text, sentence in [
         (("missing.jsonl",), "'missing.jsonl' is not a file"),
         (("data/missing.csv",), "'data/missing.csv' is not a file"),
         (("nonsense",), "'nonsense' is not a file; .* or a hub dataset as owner/name"),
         ((str(tmp_path / "empty.txt"),), "there is no document in"),
-        (("owner/name", "a.txt"), "hub dataset 'owner/name' stands beside other text; give it alone"),
+        (("owner/name", "a.txt"), "hub dataset 'owner/name' cannot be combined with other text; give it alone"),
     ]:
         with pytest.raises(UserError, match=sentence):
             open_documents(DataConfig(text=text))
 
 
-def test_a_configuration_that_makes_no_sense() -> None:
+def test_invalid_configurations_are_refused() -> None:
     for fields in ({"context": 1}, {"held_out": 1.0}, {"text": ()}, {"sequences": 0}, {"packing": "tight"}):
         with pytest.raises(UserError, match=f"data: {next(iter(fields))}"):
             config(**fields)

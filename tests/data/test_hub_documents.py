@@ -1,4 +1,4 @@
-"""Streamed datasets: every document once, shuffled in windows, and taken up again exactly. No network is used."""
+"""Streamed datasets: every document once, shuffled within windows, and exact resumption. No network is used."""
 
 from itertools import islice
 
@@ -28,7 +28,7 @@ def test_a_walk_gives_every_document_once_shuffled_in_windows() -> None:
     assert [d.number for d in documents.walk(0, 1)] != numbers
 
 
-def test_a_walk_goes_on_where_it_was_beside_another_walk() -> None:
+def test_a_walk_can_be_resumed_during_another_walk() -> None:
     documents = HubDocuments(_dataset(25), "text", window=10)
     expected = list(documents.walk(4, 1))
     for taken in range(26):
@@ -44,11 +44,11 @@ def test_a_walk_goes_on_where_it_was_beside_another_walk() -> None:
 def test_null_is_empty_and_other_types_are_refused() -> None:
     table = datasets.Dataset.from_dict({"text": ["a", None]}).to_iterable_dataset()
     assert sorted(document.text for document in HubDocuments(table, "text").walk(0, 0)) == ["", "a"]
-    with pytest.raises(UserError, match="is 'n', which holds int in document 0"):
+    with pytest.raises(UserError, match="is 'n', which has type int in document 0"):
         next(HubDocuments(_dataset(3), "n").walk(0, 0))
 
 
-def test_the_configuration_reaches_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_configuration_is_passed_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[tuple, dict]] = []
 
     def load_dataset(*args: object, **options: object) -> datasets.IterableDataset:
@@ -63,7 +63,7 @@ def test_the_configuration_reaches_the_hub(monkeypatch: pytest.MonkeyPatch) -> N
         open_hub("owner/name", "body", subset=None, split="train", revision=None)
 
 
-def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="the hub dataset 'owner/name' cannot be opened"):
         open_documents(DataConfig(text=("owner/name",)))

@@ -1,4 +1,4 @@
-"""Local files: what a document is in each kind, and what hostile files get told."""
+"""Local files: the documents of each file type, and errors for invalid files."""
 
 import json
 import os
@@ -97,18 +97,18 @@ def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
         ("missing.txt", "text", "is not a file; give"),
         ("folder.txt", "text", "is not a file; give"),
         ("text.csv", "text", r"'\.csv'.*is unknown; use \.txt, \.jsonl or \.parquet"),
-        ("bad.parquet", "text", "is not a good Parquet file"),
-        ("numbers.parquet", "text", "holds int64"),
-        ("numbers.parquet", "body", "has the columns text; name one"),
+        ("bad.parquet", "text", "is not a valid Parquet file"),
+        ("numbers.parquet", "text", "has the type int64"),
+        ("numbers.parquet", "body", "has the columns text; choose one"),
     ]:
         with pytest.raises(UserError, match=sentence):
             open_file(tmp_path / name, column)
 
 
-def test_a_parquet_file_that_breaks_later(tmp_path: Path) -> None:
+def test_a_parquet_file_damaged_after_opening(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pa.table({"text": ["one", "two"]}), path)
     file = open_file(path, "text")
     path.write_bytes(b"gone")
-    with pytest.raises(UserError, match="is not a good Parquet file"):
+    with pytest.raises(UserError, match="is not a valid Parquet file"):
         file.read(0)

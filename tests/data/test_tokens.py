@@ -1,4 +1,4 @@
-"""Token streams against a packing written the plain way, over whole texts at once, and their resumption."""
+"""Token streams, compared with a simple packing of whole texts, and their resumption."""
 
 import gc
 import tracemalloc
@@ -39,7 +39,7 @@ def _sequences(batches: list[TokenBatch]) -> list[list[tuple[int, int]]]:
 
 
 def _packed_plainly(documents: LocalDocuments, packing: str, tokenizer: WordTokenizer, seed: int, epoch: int) -> list:
-    """The same sequences from all documents at once, context 8."""
+    """The expected sequences, from all documents at once, with context 8."""
     walked = [(d.number, tokenizer.encode([d.text])[0]) for d in documents.walk(seed, epoch)]
     full = [(number, tokens) for number, tokens in walked if tokens]
     if packing == "documents":
@@ -68,7 +68,7 @@ def _is_held_out(text: str) -> bool:
 @pytest.mark.parametrize("special", [(1, 2), (None, None), (1, 1)])
 @given(lengths=st.lists(st.integers(0, 20), min_size=1, max_size=30), seed=st.integers(0, 5))
 @same_file
-def test_packing_equals_the_plain_one(
+def test_packing_equals_the_simple_implementation(
     write: Write, packing: str, special: tuple[int | None, int | None], lengths: list[int], seed: int
 ) -> None:
     documents, tokenizer = write(words(lengths)), WordTokenizer(*special)
@@ -95,7 +95,7 @@ def test_chunks_change_nothing(write: Write, packing: str, chunk: int, monkeypat
 
 def test_only_the_head_of_a_long_document_is_tokenised(write: Write) -> None:
     texts = words([5_000, 3])
-    texts.append(" ".join(f"{7:040d}" for _ in range(50)))  # the head has too few of these long words
+    texts.append(" ".join(f"{7:040d}" for _ in range(50)))  # the head has too few tokens because these words are long
     for packing, read in (("documents", 50 * 41 - 1), ("stream", len(texts[0]))):
         tokenizer = WordTokenizer()
         documents = write(texts)
@@ -230,17 +230,17 @@ def test_memory_does_not_grow_with_the_tokens(write: Write) -> None:
 
     tracemalloc.start()
     try:
-        peak(500)  # fills the caches of the libraries
+        peak(500)  # warms up the caches of libraries
         first = peak(500)  # two epochs
-        assert peak(1_500) < 1.1 * first  # six more: the slack is for the odd cached object
+        assert peak(1_500) < 1.1 * first  # six epochs; the tolerance is for cached objects
     finally:
         tracemalloc.stop()
 
 
 @pytest.mark.parametrize("count", [1, 7, 60])
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_with_the_rest_no_token_is_lost(write: Write, packing: str, count: int) -> None:
-    """What `panscope eval --text` asks for; without it a short text packed as a stream gives nothing at all."""
+def test_with_keep_rest_no_token_is_lost(write: Write, packing: str, count: int) -> None:
+    """`panscope eval --text` uses it; without it a short text with packing "stream" would give no sequence."""
     documents = write(words([1 + number % 5 for number in range(count)]))
     kept = _sequences(list(_stream(documents, packing=packing, context=8, keep_rest=True)))
     plain = _packed_plainly(documents, packing, WordTokenizer(), 0, 0)

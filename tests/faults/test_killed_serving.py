@@ -69,12 +69,12 @@ def expected(store: Store, state: dict[str, Any]) -> dict[str, int]:
     counts = torch.zeros(store.rows, dtype=torch.int64)
     for part in (Slice(1, 2), Slice(2, 2)):
         windows = Windows(store.rows, WINDOW_ROWS, store.manifest.cut, part)
-        standing = TrainerProgress.of(state["slices"][f"{windows.first}-{windows.end}"])
-        counts[windows.first : windows.end] = standing.epoch
+        progress = TrainerProgress.from_state(state["slices"][f"{windows.first}-{windows.end}"])
+        counts[windows.first : windows.end] = progress.epoch
         for window in range(len(windows)):
             first, count = windows.bounds(window)
-            given = count if standing.had[window] else standing.partial.get(window, 0)
-            counts[first + windows.permutation(SEED, standing.epoch, window)[:given]] += 1
+            given = count if progress.used[window] else progress.partial.get(window, 0)
+            counts[first + windows.permutation(SEED, progress.epoch, window)[:given]] += 1
     names = [f"{d} {p}" for d, p in zip(document_ids.tolist(), positions.tolist(), strict=True)]
     return {name: count for name, count in zip(names, counts.tolist(), strict=True) if count}
 

@@ -1,233 +1,233 @@
-"""Which window is read and which makes room: bookkeeping under a clock that the test turns."""
+"""The buffer's replacement policy, under a clock controlled by the test."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panscope.serving.server.buffer import UNTOUCHED, Buffer, WindowChoice
+from panscope.serving.server.buffer import MIN_UNSENT_SECONDS, Buffer, WindowChoice
 
 GRACE, FORGET = 10.0, 60.0
 
 
-class Desk:
-    """A buffer, its clock, and trainers that take at once what they are given."""
+class BufferDriver:
+    """A buffer with a manual clock, and trainers that receive every window instantly."""
 
-    def __init__(self, windows: int, places: int, grace: float = GRACE) -> None:
+    def __init__(self, windows: int, capacity: int, grace: float = GRACE) -> None:
         self.now = 0.0
-        self.buffer = Buffer(windows, places, grace, FORGET, lambda: self.now)
+        self.buffer = Buffer(windows, capacity, grace, FORGET, lambda: self.now)
         self.epochs: dict[str, int] = {}
         self.had: dict[str, set[int]] = {}
         self.reads: list[int] = []
 
-    def come(self, name: str, *had: int) -> None:
+    def connect(self, name: str, *had: int) -> None:
         self.epochs[name], self.had[name] = self.epochs.get(name, 0), set(had)
-        self.buffer.meet(name)
-        self.say(name)
+        self.buffer.add_trainer(name)
+        self.report(name)
 
-    def say(self, name: str) -> None:
+    def report(self, name: str) -> None:
         had = np.zeros(self.buffer.windows, dtype=np.bool_)
         had[list(self.had[name])] = True
-        self.buffer.heard(name, self.epochs[name], had)
+        self.buffer.update_position(name, self.epochs[name], had)
 
     def read(self) -> list[int]:
-        """Read as long as there is something to read; what was read."""
+        """Load windows until the buffer chooses none; returns the loaded windows."""
         found = []
         while (choice := self.buffer.choose()) is not None:
             if choice.drop is not None:
-                self.buffer.drop(choice.drop)
-            self.buffer.loaded(choice.window)
+                self.buffer.drop_window(choice.drop)
+            self.buffer.add_window(choice.window)
             found.append(choice.window)
         self.reads += found
         return found
 
     def take(self, name: str) -> int | None:
-        """The oldest window that a trainer can have; None if there is none."""
-        self.say(name)
-        offered = self.buffer.asks(name)
+        """Send a trainer the oldest window that it can receive; returns the window, or None."""
+        self.report(name)
+        offered = self.buffer.offer(name)
         if not offered:
             return None
         window = offered[0]
-        self.buffer.begins(name, window)
-        self.buffer.ends(name, self.epochs[name], window, whole=True)
+        self.buffer.start_sending(name, window)
+        self.buffer.finish_sending(name, self.epochs[name], window, whole=True)
         assert window not in self.had[name]
         self.had[name].add(window)
         if len(self.had[name]) == self.buffer.windows:
             self.epochs[name], self.had[name] = self.epochs[name] + 1, set()
-        self.say(name)
+        self.report(name)
         return window
 
 
-def test_nothing_is_read_for_nobody() -> None:
-    desk = Desk(5, 2)
-    assert desk.read() == []
-    assert desk.buffer.seconds() is None
-    desk.come("a", 0, 1, 2, 3, 4)
-    assert desk.read() == []
+def test_nothing_is_read_without_a_trainer_that_wants_it() -> None:
+    driver = BufferDriver(5, 2)
+    assert driver.read() == []
+    assert driver.buffer.seconds_until_change() is None
+    driver.connect("a", 0, 1, 2, 3, 4)
+    assert driver.read() == []
 
 
-def test_windows_are_read_in_order_as_far_as_there_is_room() -> None:
-    desk = Desk(5, 2)
-    desk.come("a")
-    assert desk.read() == [0, 1]
-    assert desk.take("a") == 0
-    assert desk.read() == [2]
-    assert list(desk.buffer.resident) == [1, 2]
+def test_windows_are_read_in_order_up_to_the_capacity() -> None:
+    driver = BufferDriver(5, 2)
+    driver.connect("a")
+    assert driver.read() == [0, 1]
+    assert driver.take("a") == 0
+    assert driver.read() == [2]
+    assert list(driver.buffer.resident) == [1, 2]
 
 
 def test_what_all_want_is_read_before_what_one_wants() -> None:
-    desk = Desk(5, 1)
-    desk.come("a", 3, 4)
-    desk.come("b", 0, 1)
-    assert desk.read() == [2]
+    driver = BufferDriver(5, 1)
+    driver.connect("a", 3, 4)
+    driver.connect("b", 0, 1)
+    assert driver.read() == [2]
 
 
-def test_those_that_lag_are_waited_for_and_no_longer_than_that() -> None:
-    desk = Desk(5, 1)
-    desk.come("fast")
-    desk.come("slow")
-    assert desk.read() == [0]
-    assert desk.take("fast") == 0
-    assert desk.take("fast") is None
-    assert desk.read() == []
-    assert desk.buffer.seconds() == GRACE
-    desk.now = GRACE
-    assert desk.read() == [1]
-    assert desk.take("slow") == 1
-    assert desk.take("fast") == 1
+def test_lagging_trainers_are_waited_for_during_the_grace_period() -> None:
+    driver = BufferDriver(5, 1)
+    driver.connect("fast")
+    driver.connect("slow")
+    assert driver.read() == [0]
+    assert driver.take("fast") == 0
+    assert driver.take("fast") is None
+    assert driver.read() == []
+    assert driver.buffer.seconds_until_change() == GRACE
+    driver.now = GRACE
+    assert driver.read() == [1]
+    assert driver.take("slow") == 1
+    assert driver.take("fast") == 1
 
 
-def test_nobody_is_waited_for_while_nobody_is_hungry() -> None:
-    """A slow trainer's windows stay: there is no reason to drop them."""
-    desk = Desk(5, 2)
-    desk.come("fast")
-    desk.come("slow")
-    assert desk.read() == [0, 1]
-    desk.take("fast")
-    desk.now = 5 * GRACE
-    assert desk.read() == []
+def test_windows_are_kept_while_no_trainer_is_starved() -> None:
+    """A slow trainer's windows are not dropped without need."""
+    driver = BufferDriver(5, 2)
+    driver.connect("fast")
+    driver.connect("slow")
+    assert driver.read() == [0, 1]
+    driver.take("fast")
+    driver.now = 5 * GRACE
+    assert driver.read() == []
 
 
-def test_a_trainer_that_leaves_everything_lying_costs_the_others_one_grace() -> None:
-    desk = Desk(20, 2)
-    desk.come("busy")
-    desk.come("elsewhere")
+def test_a_stalled_trainer_costs_the_others_one_grace_period() -> None:
+    driver = BufferDriver(20, 2)
+    driver.connect("busy")
+    driver.connect("elsewhere")
     waited = 0.0
-    while len(desk.had["busy"]) < 19:
-        desk.read()
-        if desk.take("busy") is None and not desk.read():
-            step = desk.buffer.seconds() or 0.0
-            desk.now += step
+    while len(driver.had["busy"]) < 19:
+        driver.read()
+        if driver.take("busy") is None and not driver.read():
+            step = driver.buffer.seconds_until_change() or 0.0
+            driver.now += step
             waited += step
     assert waited == pytest.approx(GRACE)
 
 
 def test_a_window_just_read_for_one_is_not_dropped_for_another() -> None:
-    """Without this, two trainers in different places would wait for ever with no grace."""
-    desk = Desk(5, 1, grace=0.0)
-    desk.come("a", 0, 1, 2, 3)
-    desk.come("b", 1, 2, 3, 4)
-    assert desk.take("a") is None
-    assert desk.take("b") is None
-    assert desk.read() == [4]
-    assert desk.buffer.seconds() == UNTOUCHED
-    assert desk.take("a") == 4
-    assert desk.read() == [0]
-    assert desk.take("b") == 0
+    """Otherwise two trainers at different positions would wait for ever if the grace period is zero."""
+    driver = BufferDriver(5, 1, grace=0.0)
+    driver.connect("a", 0, 1, 2, 3)
+    driver.connect("b", 1, 2, 3, 4)
+    assert driver.take("a") is None
+    assert driver.take("b") is None
+    assert driver.read() == [4]
+    assert driver.buffer.seconds_until_change() == MIN_UNSENT_SECONDS
+    assert driver.take("a") == 4
+    assert driver.read() == [0]
+    assert driver.take("b") == 0
 
 
-def test_silent_trainers_are_forgotten_also_in_the_middle_of_a_window() -> None:
-    """One that takes message after message is not silent."""
-    desk = Desk(5, 2)
-    desk.come("a")
-    desk.read()
-    desk.buffer.begins("a", 0)
-    desk.now = 0.9 * FORGET
-    desk.buffer.goes_on("a")
-    desk.now = 1.8 * FORGET
-    assert desk.buffer.forget_silent() == []
-    assert desk.buffer.seconds() == pytest.approx(0.1 * FORGET)
-    desk.now = 2 * FORGET
-    assert desk.buffer.forget_silent() == ["a"]
-    desk.buffer.goes_on("a")
-    desk.buffer.ends("a", 0, 0, whole=False)
-    assert desk.buffer.choose() is None
-    desk.buffer.ends("a", 0, 1, whole=True)
+def test_inactive_trainers_are_forgotten_even_during_a_window() -> None:
+    """A trainer that receives messages is active."""
+    driver = BufferDriver(5, 2)
+    driver.connect("a")
+    driver.read()
+    driver.buffer.start_sending("a", 0)
+    driver.now = 0.9 * FORGET
+    driver.buffer.record_activity("a")
+    driver.now = 1.8 * FORGET
+    assert driver.buffer.forget_inactive() == []
+    assert driver.buffer.seconds_until_change() == pytest.approx(0.1 * FORGET)
+    driver.now = 2 * FORGET
+    assert driver.buffer.forget_inactive() == ["a"]
+    driver.buffer.record_activity("a")
+    driver.buffer.finish_sending("a", 0, 0, whole=False)
+    assert driver.buffer.choose() is None
+    driver.buffer.finish_sending("a", 0, 1, whole=True)
 
 
-def test_a_window_that_broke_off_is_offered_again() -> None:
-    desk = Desk(5, 2)
-    desk.come("a")
-    desk.read()
-    desk.buffer.begins("a", 0)
-    assert desk.buffer.asks("a") == [1]
-    desk.buffer.ends("a", 0, 0, whole=False)
-    assert desk.buffer.asks("a") == [0, 1]
+def test_an_interrupted_window_is_offered_again() -> None:
+    driver = BufferDriver(5, 2)
+    driver.connect("a")
+    driver.read()
+    driver.buffer.start_sending("a", 0)
+    assert driver.buffer.offer("a") == [1]
+    driver.buffer.finish_sending("a", 0, 0, whole=False)
+    assert driver.buffer.offer("a") == [0, 1]
 
 
-def test_trainers_in_step_read_each_window_once_an_epoch() -> None:
-    desk = Desk(50, 3)
+def test_trainers_at_the_same_pace_read_each_window_once_an_epoch() -> None:
+    driver = BufferDriver(50, 3)
     names = ["a", "b", "c"]
     for name in names:
-        desk.come(name)
+        driver.connect(name)
     for _ in range(100):
         for name in names:
-            desk.read()
-            assert desk.take(name) is not None
-    assert len(desk.reads) <= 100 + 3
+            driver.read()
+            assert driver.take(name) is not None
+    assert len(driver.reads) <= 100 + 3
 
 
 def test_a_trainer_of_half_the_speed_costs_at_most_half_as_much_again() -> None:
-    """One epoch of each, nobody is waited for; what the slow one missed is read for it alone."""
-    desk = Desk(60, 4, grace=0.0)
+    """One epoch of each trainer without a grace period; what the slow one misses is read for it alone."""
+    driver = BufferDriver(60, 4, grace=0.0)
     for name in ("a", "b", "slow"):
-        desk.come(name)
+        driver.connect(name)
     turn = 0
-    while desk.epochs["slow"] == 0:
+    while driver.epochs["slow"] == 0:
         for name in ("a", "b", "slow") if turn % 2 == 0 else ("a", "b"):
-            desk.read()
-            if desk.epochs[name] == 0:
-                desk.take(name)
-                if desk.epochs[name]:
-                    del desk.buffer.trainers[name]
+            driver.read()
+            if driver.epochs[name] == 0:
+                driver.take(name)
+                if driver.epochs[name]:
+                    del driver.buffer.trainers[name]
         turn += 1
-        desk.now += 1.0
-    assert len(desk.reads) <= 1.5 * 60 + 4
+        driver.now += 1.0
+    assert len(driver.reads) <= 1.5 * 60 + 4
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     windows=st.integers(1, 12),
-    places=st.integers(1, 5),
+    capacity=st.integers(1, 5),
     grace=st.sampled_from([0.0, GRACE]),
     order=st.lists(st.integers(0, 3), min_size=20, max_size=200),
 )
-def test_nobody_starves(windows: int, places: int, grace: float, order: list[int]) -> None:
-    """Whoever asks gets something it has not had within two patiences a trainer, whatever the others do."""
-    desk = Desk(windows, places, grace)
+def test_no_trainer_starves(windows: int, capacity: int, grace: float, order: list[int]) -> None:
+    """Every trainer receives a new window within two grace periods per trainer, whatever the others do."""
+    driver = BufferDriver(windows, capacity, grace)
     names = [str(number) for number in range(4)]
     for name in names:
-        desk.come(name)
+        driver.connect(name)
     for number in order:
-        begun = desk.now
-        desk.read()
-        while desk.take(names[number]) is None:
-            desk.read()
-            if not desk.buffer.asks(names[number]):
-                step = desk.buffer.seconds()
+        begun = driver.now
+        driver.read()
+        while driver.take(names[number]) is None:
+            driver.read()
+            if not driver.buffer.offer(names[number]):
+                step = driver.buffer.seconds_until_change()
                 assert step is not None
-                desk.now += step
-                desk.read()
+                driver.now += step
+                driver.read()
             for name in names:
-                desk.say(name)
-            assert desk.now - begun <= 2 * len(names) * max(grace, UNTOUCHED)
-        assert len(desk.buffer.resident) <= places
+                driver.report(name)
+            assert driver.now - begun <= 2 * len(names) * max(grace, MIN_UNSENT_SECONDS)
+        assert len(driver.buffer.resident) <= capacity
 
 
-def test_a_choice_says_what_makes_room() -> None:
-    desk = Desk(3, 1)
-    desk.come("a")
-    assert desk.buffer.choose() == WindowChoice(0, None)
-    desk.read()
-    desk.take("a")
-    assert desk.buffer.choose() == WindowChoice(1, 0)
+def test_a_choice_names_the_window_to_drop() -> None:
+    driver = BufferDriver(3, 1)
+    driver.connect("a")
+    assert driver.buffer.choose() == WindowChoice(0, None)
+    driver.read()
+    driver.take("a")
+    assert driver.buffer.choose() == WindowChoice(1, 0)

@@ -1,4 +1,4 @@
-"""Every row of an epoch exactly once to every trainer, bit for bit, whatever their number and speed."""
+"""Every trainer receives every row of an epoch exactly once and bit-identical, for any number and speed of trainers."""
 
 import json
 import threading
@@ -26,7 +26,7 @@ from tests.support.served_store import (
 )
 
 ROWS = 330
-"""Eleven windows in six shards, the last of ten rows."""
+"""Eleven windows in six shards; the last window has ten rows."""
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +71,13 @@ def test_only_the_sites_that_are_asked_for_are_sent(store: Store) -> None:
 @pytest.mark.parametrize("trainers", [2, 4])
 @pytest.mark.parametrize("windows", [1, 3])
 def test_trainers_of_different_speeds_all_get_every_row_once(store: Store, trainers: int, windows: int) -> None:
-    """With no grace: whoever lags misses windows, and is given them later."""
+    """Without a grace period lagging trainers miss windows, and receive them later."""
     turns = threading.Barrier(trainers, timeout=TIME_LIMIT)
 
     def train(address: str, number: int) -> list[ActivationBatch]:
         found = []
         with trainer([address], batch=3 + number, seed=number) as source:
-            for _ in range(10):  # The later a trainer, the more rows it takes between two meetings.
+            for _ in range(10):  # Trainers with higher numbers take more rows between two barriers.
                 turns.wait()
                 found += take(source, 2 + 5 * number)
             turns.wait()
@@ -93,7 +93,7 @@ def test_trainers_of_different_speeds_all_get_every_row_once(store: Store, train
 
 
 def test_one_read_serves_all_that_keep_up(store: Store) -> None:
-    """Trainers in step: each window is read once for all, though not all windows fit into memory."""
+    """For trainers that keep pace each window is read once, even if not all windows fit into memory."""
     turns = threading.Barrier(3, timeout=TIME_LIMIT)
 
     def train(address: str) -> None:
@@ -119,7 +119,7 @@ def test_nothing_is_read_while_no_trainer_is_there(store: Store) -> None:
 
 
 @pytest.mark.parametrize("given", [0, 1, 5, 13, 47, 48])
-def test_a_trainer_goes_on_in_the_middle_of_a_window(store: Store, given: int) -> None:
+def test_a_trainer_resumes_in_the_middle_of_a_window(store: Store, given: int) -> None:
     with serving(store) as served:
         with trainer([served.address]) as source:
             before = take(source, given)
@@ -133,7 +133,7 @@ def test_a_trainer_goes_on_in_the_middle_of_a_window(store: Store, given: int) -
     check_bits(store, after)
 
 
-def test_a_source_that_has_begun_can_be_taken_back(store: Store) -> None:
+def test_a_started_source_can_be_reset_to_an_earlier_state(store: Store) -> None:
     with serving(store) as served, trainer([served.address]) as source:
         before = take(source, 4)
         state = source.state_dict()
@@ -144,7 +144,7 @@ def test_a_source_that_has_begun_can_be_taken_back(store: Store) -> None:
 
 
 def test_a_batch_that_is_interrupted_loses_no_row(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while a batch is waited for."""
+    """Ctrl-C while waiting for a batch."""
     with serving(store) as served, trainer([served.address], batch=110) as source:
         before = take(source, 1)
         waiting, calls = source._wait_for_window, []
@@ -168,7 +168,10 @@ def test_a_batch_that_is_interrupted_loses_no_row(store: Store, monkeypatch: pyt
     [
         ({"seed": 5}, "seed = 5"),
         ({"identity": "other"}, "identity = 'other'"),
-        ({"slices": {"0-160": {"windows": 5, "epoch": 0, "had": "00", "partial": {}, "last": 0}}}, "slices of before"),
+        (
+            {"slices": {"0-160": {"windows": 5, "epoch": 0, "had": "00", "partial": {}, "last": 0}}},
+            "same slices as before",
+        ),
         ({"slices": {"0-330": {"windows": 5, "epoch": 0, "had": "00", "partial": {}, "last": 0}}}, "--window-rows"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A small store of rows that say which they are, a server of it in this process, and what trainers must have got."""
+"""A small store with identifiable rows, a server of it in this process, and checks of what trainers received."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -84,14 +84,14 @@ def serving(
     *,
     part: str = "1/1",
     sites: tuple[Site, ...] = (RESID, MLP),
-    door: ListenConfig | None = None,
+    listen: ListenConfig | None = None,
     **limits: Any,
 ) -> Iterator[Served]:
     """A server of windows of 32 rows, four of them in memory."""
     log: list[str] = []
     defaults = {"window_rows": 2 * BLOCK, "windows": 4, "grace": 0.0, "forget": 60.0}
     service = Service(store, sites, Slice.parse(part), ServiceLimits(**defaults | limits), log=log.append)
-    with ActivationServer(service, door or ListenConfig(port=0), log.append) as server:
+    with ActivationServer(service, listen or ListenConfig(port=0), log.append) as server:
         yield Served(server, service, log)
 
 

@@ -1,4 +1,4 @@
-"""Where the files of a store are: a folder on this machine; `remote.py` has the other place, an object store."""
+"""Access to the files of a store: the interface, and its implementation for a local folder (see also `remote.py`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,44 +9,46 @@ from panscope.types import UserError
 
 
 class Files(Protocol):
-    """Files by their names inside the store, such as `sites/L03.resid_post/00000.safetensors`."""
+    """Files by their names relative to the store, such as `sites/L03.resid_post/00000.safetensors`."""
 
     @property
     def where(self) -> str:
-        """The folder or address, for messages."""
+        """The folder or address, for error messages."""
         ...
 
     @property
-    def stays(self) -> bool:
-        """Whether files stay where they are; if not, a map of one that is not needed any more must be let go of."""
+    def is_persistent(self) -> bool:
+        """Whether local paths stay valid; if not, memory maps of files no longer needed must be released."""
         ...
 
     def path(self, name: str) -> Path:
-        """Where a file lies on this machine, fetched first if it must be; raises UserError if there is none."""
+        """The local path of a file, which is fetched first if necessary; raises UserError if there is no such file."""
         ...
 
     def fetch_ahead(self, names: Sequence[str]) -> None:
-        """These files are read soon."""
+        """Start fetching files that will be read soon."""
         ...
 
 
 class LocalFiles:
-    """A folder."""
+    """The files of a store in a local folder."""
 
-    stays = True
+    is_persistent = True
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.where = str(folder)
 
     def path(self, name: str) -> Path:
-        """Inside the folder."""
+        """The path of a file in the folder; raises UserError if there is none."""
         path = self._folder / name
         with reading(path):
-            found = path.is_file()
-        if not found:
-            raise UserError(f"the file {str(path)!r} is missing: take a whole copy of the store, or collect it again")
+            exists = path.is_file()
+        if not exists:
+            raise UserError(
+                f"the file {str(path)!r} is missing: take a complete copy of the store, or collect it again"
+            )
         return path
 
     def fetch_ahead(self, names: Sequence[str]) -> None:
-        """They are here already."""
+        """Do nothing: the files are local."""

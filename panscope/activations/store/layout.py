@@ -1,8 +1,9 @@
-"""How the rows of one column lie in a shard: a safetensors file of one tensor, its data beginning on a page.
+"""The format of a shard: a safetensors file with one tensor, whose data is page-aligned.
 
-A store has a column a site, `sites/L03.resid_post`, and the column `tokens`: token id, document id and position of
-every row, once for all sites. Shard k of every column holds the same rows. The header is padded with blanks, which the
-format allows, so that rows can be mapped page by page; it follows from the shape, so a reader knows every byte of it.
+A store has one column per site, such as `sites/L03.resid_post`, and the column `tokens` with token id, document id and
+position of every row, shared by all sites. Shard k of every column has the same rows. The header is padded with blanks,
+which the format allows, so that rows can be mapped page by page. It is determined by the shape, so a reader can verify
+every byte of it.
 
 Shape letters: N rows of a shard, D width of a column.
 """
@@ -15,36 +16,36 @@ import torch
 from panscope.types import Site, UserError
 
 PAGE = 4096
-"""Bytes of a header, its length in front included; data begins there."""
+"""Size of the header in bytes, including its length field; the data begins there."""
 TOKENS = "tokens"
 TOKEN_FIELDS = 3
-"""Token id, document id, position."""
+"""Number of token fields: token id, document id, position."""
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}
 
 
 @dataclass(frozen=True)
 class StoredColumn:
-    """One tensor of a store, cut into shards."""
+    """One column of a store, divided into shards."""
 
     folder: str
-    """Inside the store."""
+    """The folder of its files, relative to the store."""
     width: int
     """D."""
     dtype: torch.dtype
 
     @classmethod
     def of_site(cls, site: Site, width: int, dtype: torch.dtype) -> "StoredColumn":
-        """The rows of one site."""
+        """The column of one site's activations."""
         return cls(f"sites/{site}", width, dtype)
 
     @classmethod
     def of_tokens(cls) -> "StoredColumn":
-        """Where every row comes from."""
+        """The column of token id, document id and position of every row."""
         return cls(TOKENS, TOKEN_FIELDS, torch.int64)
 
     @property
     def row_bytes(self) -> int:
-        """Of one row."""
+        """Size of one row in bytes."""
         return self.width * self.dtype.itemsize
 
     def shard(self, number: int) -> str:
@@ -52,11 +53,11 @@ class StoredColumn:
         return f"{self.folder}/{number:05d}.safetensors"
 
     def record(self, number: int) -> str:
-        """The name of the file that tells of a shard."""
+        """The name of a shard's record file."""
         return f"{self.folder}/{number:05d}.json"
 
     def header(self, rows: int) -> bytes:
-        """The first PAGE bytes of a shard of that many rows."""
+        """The header of a shard of `rows` rows: its first PAGE bytes."""
         tensor = {"dtype": _NAMES[self.dtype], "shape": [rows, self.width], "data_offsets": [0, rows * self.row_bytes]}
         text = json.dumps({"rows": tensor}, separators=(",", ":")).encode()
         length = PAGE - 8
@@ -65,25 +66,25 @@ class StoredColumn:
 
 @dataclass(frozen=True)
 class Cut:
-    """How rows are cut into shards, and those into the blocks that have a checksum each."""
+    """The division of rows into shards, and of shards into blocks with one checksum each."""
 
     shard_rows: int
     """A multiple of `block_rows`."""
     block_rows: int
 
     def shards(self, rows: int) -> int:
-        """How many shards `rows` rows make."""
+        """Number of shards of a store of `rows` rows."""
         return -(-rows // self.shard_rows)
 
     def rows_of(self, shard: int, rows: int) -> int:
-        """How many of `rows` rows are in that shard."""
+        """Number of rows in a shard of a store of `rows` rows."""
         return max(0, min(self.shard_rows, rows - shard * self.shard_rows))
 
 
 def cut_for(shard_bytes: int, block_rows: int, widest: int) -> Cut:
-    """Shards of at most `shard_bytes` where a row of the widest column has `widest` bytes.
+    """Shards of at most `shard_bytes` bytes, if a row of the widest column has `widest` bytes.
 
-    Raises UserError if not even one block of rows fits.
+    Raises UserError if one block of rows is larger than that.
     """
     blocks = shard_bytes // (block_rows * widest)
     if not blocks:

@@ -1,7 +1,7 @@
-"""What a store says of itself: which rows it holds, of which model and text, in which order, and of which sites.
+"""A store's manifest: the model, text, order and sites of its rows.
 
-The first part is fixed when a store is begun: going on, or adding sites, must give the very same rows. What is known
-only at the end, the number of rows and the norms of each site, is written when everything is on disk.
+The origin of the rows is fixed when a store is created, since resuming or adding sites must produce the same rows. The
+number of rows and the norms of each site are known, and written, only when all rows are on disk.
 """
 
 from typing import Any, Literal
@@ -20,40 +20,45 @@ StoredType = Literal["float32", "bfloat16"]
 
 
 class Origin(Config):
-    """Everything that the rows and their order follow from."""
+    """Everything that determines the rows and their order."""
 
     model: str
-    """Path or hub id of the language model, as it was given."""
+    """Path or hub id of the language model, as given by the user."""
     revision: str | None
-    """Of a hub id."""
+    """Revision of a model on the hub."""
     weights: str
-    """A hash of the model's weights, and the next of its tokenizer: what tells another model under the same name."""
+    """Hash of the model's weights, which distinguishes models of the same name."""
     tokenizer: str
+    """Hash of the model's tokenizer."""
     model_dtype: str
     attention: str
     text: tuple[str, ...] = ()
-    """What tells the text from another one under the same name, see `data/identity.py`."""
+    """Identity of each text, which distinguishes texts of the same name; see `data/identity.py`."""
     data: dict[str, Any]
-    """The `[data]` table: text, packing, context, held-out share, sequences a pass."""
+    """The `[data]` table: text, packing, context, held-out share, sequences per pass."""
     special_tokens: str
     seed: int
     wanted_rows: int = Field(ge=1)
-    """At most so many rows are collected; fewer where the text ends before."""
+    """Maximum number of rows to collect; there are fewer if the text is shorter."""
     bucket_rows: int = Field(ge=1)
-    """Rows that were shuffled together before they were written."""
+    """Number of rows that were shuffled together before they were written."""
 
 
 class StoredSite(Config):
-    """One site of which all rows are there."""
+    """A site with all its rows, and means over the rows x."""
 
     width: int = Field(ge=1)
+    """D."""
     mean_norm: float
+    """The mean of ||x||."""
     mean_squared_norm: float
+    """The mean of ||x||^2."""
     mean: tuple[float, ...]
+    """[D] the mean of x."""
 
 
 class Manifest(Config):
-    """`manifest.json`."""
+    """The contents of `manifest.json`."""
 
     format: int = FORMAT
     origin: Origin
@@ -61,53 +66,53 @@ class Manifest(Config):
     shard_rows: int = Field(ge=1)
     block_rows: int = Field(ge=1)
     versions: dict[str, str]
-    """Of what wrote it."""
+    """Versions of the packages that wrote the store."""
     rows: int | None = None
-    """None until all of them have been written."""
+    """Number of rows; None until all of them have been written."""
     sites: dict[str, StoredSite] = Field(default={})
 
     @field_validator("format")
     @classmethod
-    def _known(cls, found: int) -> int:
-        if found != FORMAT:
-            raise ValueError(f"a store of format {found} cannot be read by this version, which knows format {FORMAT}")
-        return found
+    def _check_format(cls, version: int) -> int:
+        if version != FORMAT:
+            raise ValueError(f"a store of format {version} cannot be read by this version, which knows format {FORMAT}")
+        return version
 
     @property
     def identity(self) -> str:
-        """A hash of what the rows and their cut follow from: the same from its begin on and with sites added."""
+        """A hash of what determines the rows and their shards; it does not change on completion or with new sites."""
         return self.replace(rows=None, sites={}, versions={}).fingerprint()
 
     @property
     def cut(self) -> Cut:
-        """Into shards and blocks."""
+        """The division of rows into shards and blocks."""
         return Cut(self.shard_rows, self.block_rows)
 
     def column(self, site: Site, width: int) -> StoredColumn:
-        """Where rows of a site are."""
+        """The column of a site."""
         return StoredColumn.of_site(site, width, getattr(torch, self.dtype))
 
     def norms(self, site: Site) -> SiteNorms:
-        """What normalisers are made from, over all rows."""
+        """Means over all rows of a site, from which its normaliser is made."""
         stored = self.sites[str(site)]
         assert self.rows is not None
         mean = torch.tensor(stored.mean, dtype=torch.float64)
         return SiteNorms(self.rows, stored.mean_norm, stored.mean_squared_norm, mean)
 
 
-def check_same(begun: Manifest, now: Manifest, where: str) -> None:
-    """Raise UserError naming the first thing in which a store that was begun is not what is asked for now."""
-    for name, before in _fixed(begun).items():
-        asked = _fixed(now).get(name)
-        if before != asked:
+def check_same(existing: Manifest, requested: Manifest, where: str) -> None:
+    """Raise UserError naming the first setting in which an existing store differs from the requested one."""
+    for name, before in _fixed(existing).items():
+        now = _fixed(requested).get(name)
+        if before != now:
             raise UserError(
-                f"the store {where!r} was begun with {name} = {before!r}, and now it is {asked!r}: give the same, or "
-                "collect into another folder"
+                f"the store {where!r} was created with {name} = {before!r}, and now it is {now!r}: use the same value, "
+                "or collect into another folder"
             )
 
 
 def _fixed(manifest: Manifest) -> dict[str, Any]:
-    """What rows and their cut follow from; where model and text lie is none of it."""
+    """Settings that determine rows and shards by name; the locations of model and text are not among them."""
     origin = manifest.origin.model_dump(exclude={"model", "revision", "data"})
     data = {f"data.{name}": value for name, value in manifest.origin.data.items() if name != "text"}
     cut = {"dtype": manifest.dtype, "shard_rows": manifest.shard_rows, "block_rows": manifest.block_rows}

@@ -1,4 +1,4 @@
-"""Where a store is told by how it is written: a folder on this machine, or an address in an object store."""
+"""Opening a store by its location: a local folder, or the address of an object store."""
 
 import os
 from pathlib import Path
@@ -10,38 +10,38 @@ from panscope.config import expanded
 from panscope.types import UserError
 
 
-def open_store(place: str, *, cache: Path | None, cache_bytes: int) -> Store:
-    """The store at `place`; of a remote one at most `cache_bytes` bytes are kept in the folder `cache`.
+def open_store(location: str, *, cache: Path | None, cache_bytes: int) -> Store:
+    """The store at `location`; at most `cache_bytes` bytes of a remote one are cached in the folder `cache`.
 
-    Raises UserError if there is no store there, or it cannot be read.
+    Raises UserError if there is no store, or it cannot be read.
     """
-    if not is_remote(place):
-        return Store.open(expanded(place))
-    return Store(open_files(place, cache=cache, cache_bytes=cache_bytes))
+    if not is_remote(location):
+        return Store.open(expanded(location))
+    return Store(open_files(location, cache=cache, cache_bytes=cache_bytes))
 
 
-def open_files(place: str, *, cache: Path | None, cache_bytes: int) -> Files:
-    """The files at `place`, whatever they are; raises UserError if there is no such place."""
-    if not is_remote(place):
-        folder = expanded(place)
+def open_files(location: str, *, cache: Path | None, cache_bytes: int) -> Files:
+    """The files at `location`, which need not be a store; raises UserError if there is no such folder or address."""
+    if not is_remote(location):
+        folder = expanded(location)
         if not folder.is_dir():
-            raise UserError(f"{place!r} is not a folder: give the folder of a store, or its address")
+            raise UserError(f"{location!r} is not a folder: give the folder of a store, or its address")
         return LocalFiles(folder)
-    scheme, _, rest = place.partition("://")
+    scheme, _, rest = location.partition("://")
     if scheme not in SCHEMES or not rest.partition("/")[0]:
         raise UserError(
-            f"the store {place!r} is not understood: give a folder, or an address such as "
+            f"the store {location!r} is not a valid location: give a folder, or an address such as "
             f"{' or '.join(f'{scheme}://bucket/prefix' for scheme in SCHEMES)}"
         )
-    return RemoteFiles(place, expanded(cache or default_cache()), cache_bytes)
+    return RemoteFiles(location, expanded(cache or default_cache()), cache_bytes)
 
 
-def is_remote(place: str) -> bool:
-    """Whether it is written as an address."""
-    return "://" in place
+def is_remote(location: str) -> bool:
+    """Whether `location` is an address and not a local folder."""
+    return "://" in location
 
 
 def default_cache() -> Path:
-    """In the user's folder of caches."""
+    """The folder for cached stores in the user's cache folder."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(caches) / "panscope" / "stores"

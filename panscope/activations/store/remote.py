@@ -1,8 +1,8 @@
-"""The files of a store that is in an object store (S3, Google Cloud Storage), through copies in a bounded folder.
+"""The files of a store in an object store (S3, Google Cloud Storage), through a local cache of bounded size.
 
-A file is fetched whole before it is read, in ranges, several at once. The copies have at most so many bytes: those that
-were used least recently make room for others. A removed one that is mapped stays readable, and its bytes are given back
-when it is let go of. Several processes may share the folder: what one has fetched, the others find there.
+A file is downloaded entirely before it is read, in several ranges at once. The cache evicts the least recently used
+files. An evicted file that is still mapped stays readable, and its disk space is freed when it is unmapped. Several
+processes may share the cache folder and use the files that another one has downloaded.
 """
 
 import errno
@@ -26,17 +26,17 @@ from panscope.extras import optional
 from panscope.types import UserError
 
 RANGE = 16 * 2**20
-"""Bytes asked for in one request."""
+"""Number of bytes per request."""
 RANGES_AT_ONCE = 8
 FILES_AT_ONCE = 4
 PATIENCE = timedelta(minutes=2)
-"""How long a request is tried again, and how long room in the folder of copies is waited for."""
+"""How long a failing request is retried, and how long to wait for space in the cache."""
 FIRST_PATIENCE = timedelta(seconds=10)
-"""The same of the very first request, before which a wrong address is more likely than a fault."""
+"""Maximum retry time of the first request, at which a wrong address is more likely than a temporary fault."""
 POLL = timedelta(milliseconds=20)
-"""How often it is looked whether there is room, or whether another process has finished a copy."""
+"""Interval of checks for free space, or for a file that another process is downloading."""
 _ENDPOINTS = {"s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3"), "gs": ("GOOGLE_BASE_URL",)}
-"""What the client reads the address of another service from, the usual one first."""
+"""Environment variables with the address of another service, by scheme; the usual one first."""
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or GOOGLE_SKIP_SIGNATURE=true for a public bucket",
@@ -45,83 +45,84 @@ SCHEMES = tuple(_ENDPOINTS)
 
 
 @dataclass(frozen=True)
-class _Object:
-    """What the object store says of a file."""
+class _ObjectInfo:
+    """Metadata of a file in the object store."""
 
     size: int
-    changed: int
-    """When, in seconds."""
+    modified: int
+    """Time of modification in seconds."""
     tag: str
+    """Identifies the version of the file."""
 
 
 class RemoteFiles:
     """Files below an address such as s3://bucket/prefix."""
 
-    stays = False
+    is_persistent = False
 
     def __init__(self, url: str, cache: Path, cache_bytes: int, *, patience: timedelta = PATIENCE) -> None:
-        """Copies go into the folder `cache`; raises UserError if the store cannot be reached."""
+        """Files are cached in the folder `cache`; raises UserError if the store cannot be reached."""
         self.where = url.rstrip("/")
         self._scheme = url.partition("://")[0]
-        self._known: dict[str, _Object] = {}
-        self._remote = self._connected(min(patience, FIRST_PATIENCE))
-        manifest = self._object(FILE)
-        self._remote = self._connected(patience)
+        self._known: dict[str, _ObjectInfo] = {}
+        self._remote = self._connect(min(patience, FIRST_PATIENCE))
+        manifest = self._object_info(FILE)
+        self._remote = self._connect(patience)
         version = xxhash.xxh3_128_hexdigest(f"{self.where}\n{manifest.tag}".encode())
-        self._copies = _Copies(cache, cache_bytes, f"panscope-{version}", patience)
+        self._cache = _Cache(cache, cache_bytes, f"panscope-{version}", patience)
         self._needed: tuple[str, ...] = ()
         self._ahead: dict[str, Future[None]] = {}
         self._files = ThreadPoolExecutor(FILES_AT_ONCE, "panscope-files")
         self._ranges = ThreadPoolExecutor(RANGES_AT_ONCE, "panscope-ranges")
-        self._thread = threading.local()
+        self._thread_local = threading.local()
 
     def path(self, name: str) -> Path:
-        """A copy of the file, fetched if it is not there; it is not removed before this thread asks for another one.
+        """The cached file, downloaded if necessary; it is not evicted before this thread requests another file.
 
-        Raises UserError if there is no such file, it cannot be fetched, or no room can be made for it.
+        Raises UserError if there is no such file, it cannot be downloaded, or there is no space for it.
         """
-        self._thread.held = None
+        self._thread_local.held = None
         job = self._ahead.pop(name, None)
         if job is not None and not job.cancel():
             job.result()
-        self._thread.held = self._copy(name)
-        return self._copies.place(name)
+        self._thread_local.held = self._held_file(name)
+        return self._cache.path(name)
 
     def fetch_ahead(self, names: Sequence[str]) -> None:
-        """Begin to fetch these files, which are needed at the same time, instead of those that were named before."""
-        self._thread.held = None
+        """Start to download these files, which are needed at the same time, and cancel those of the previous call."""
+        self._thread_local.held = None
         for job in self._ahead.values():
             job.cancel()
         self._needed = tuple(dict.fromkeys(names))
-        self._ahead = {name: self._files.submit(self._bring, name) for name in self._needed}
+        self._ahead = {name: self._files.submit(self._fetch_ahead, name) for name in self._needed}
 
-    def _bring(self, name: str) -> None:
-        self._copy(name)
+    def _fetch_ahead(self, name: str) -> None:
+        self._held_file(name)
 
-    def _copy(self, name: str) -> "_Held":
-        """A whole copy of the object as it is now, held."""
-        wanted = self._object(name)
+    def _held_file(self, name: str) -> "_HeldFile":
+        """A lock on the complete cached file, which is downloaded if it is missing or outdated."""
+        wanted = self._object_info(name)
         while True:
-            held = self._copies.found(name, wanted)
+            held = self._cache.lookup(name, wanted)
             if held is not None:
                 return held
-            with self._copies.begun(name) as file:
+            with self._cache.open_unfinished(name) as file:
                 if file is None:
                     time.sleep(POLL.total_seconds())
-                elif not self._copies.found(name, wanted):  # Else another process has just finished it.
-                    self._make_room(file, name, wanted.size)
+                elif not self._cache.lookup(name, wanted):  # Another process may have finished it in the meantime.
+                    self._reserve(file, name, wanted.size)
                     self._fetch(file, name, wanted.size)
-                    self._copies.finish(file, name, wanted)
+                    self._cache.finish(file, name, wanted)
 
-    def _make_room(self, file: int, name: str, size: int) -> None:
-        """Reserve the bytes of a file; raises UserError if too many are needed at once."""
+    def _reserve(self, file: int, name: str, size: int) -> None:
+        """Reserve the disk space of a file; raises UserError if the files needed at once exceed the limit."""
         needed = dict.fromkeys([*self._needed, name])
         at_once = sum(self._known[n].size for n in needed if n in self._known)
-        if not self._copies.make_room(file, size, needed, possible=at_once <= self._copies.limit):
+        if not self._cache.reserve(file, size, needed, possible=at_once <= self._cache.limit):
             raise UserError(
-                f"activations.cache_gib allows {self._copies.limit} bytes of copies in {str(self._copies.folder)!r}, "
-                f"and the files of {self.where!r} that are read at once have {at_once}, beside those that other "
-                f"processes read: set it to {2 * at_once / 2**30:.3g} or more"
+                f"activations.cache_gib allows {self._cache.limit} bytes in the cache {str(self._cache.folder)!r}, "
+                f"and the files of {self.where!r} that are read at once have {at_once}, in addition to those that "
+                f"other processes read: set it to {2 * at_once / 2**30:.3g} or more"
             )
 
     def _fetch(self, file: int, name: str, size: int) -> None:
@@ -135,35 +136,37 @@ class RemoteFiles:
         finally:
             for job in jobs:
                 job.cancel()
-            wait(jobs)  # The file must not be closed under one that is still writing.
+            wait(jobs)  # The file must not be closed while a job is writing to it.
 
     def _fetch_range(self, file: int, name: str, start: int, length: int) -> None:
-        with self._saying_what_failed(name):
+        with self._translating_client_errors(name):
             data = memoryview(
                 optional("obstore", extra="store").get_range(self._remote, name, start=start, length=length)
             )
         if len(data) != length:
             raise UserError(
-                f"the file {self._address(name)!r} is damaged: {len(data)} bytes came where {length} were asked for; "
-                "take an undamaged copy of the store"
+                f"the file {self._address(name)!r} is damaged: {len(data)} bytes were received and {length} were "
+                "requested; take an undamaged copy of the store"
             )
-        with self._copies.saying_what_failed():
+        with self._cache.translating_os_errors():
             while data:
                 written = os.pwrite(file, data, start)
                 data, start = data[written:], start + written
 
-    def _object(self, name: str) -> _Object:
-        """Asked for once; what changes later in the object store is another store."""
+    def _object_info(self, name: str) -> _ObjectInfo:
+        """Metadata of a file, requested once: a store must not change while it is read."""
         if name not in self._known:
-            with self._saying_what_failed(name):
-                found = optional("obstore", extra="store").head(self._remote, name)
-            changed = round(found["last_modified"].timestamp())
-            self._known[name] = _Object(found["size"], changed, found["e_tag"] or f"{changed} {found['size']}")
+            with self._translating_client_errors(name):
+                metadata = optional("obstore", extra="store").head(self._remote, name)
+            modified = round(metadata["last_modified"].timestamp())
+            self._known[name] = _ObjectInfo(
+                metadata["size"], modified, metadata["e_tag"] or f"{modified} {metadata['size']}"
+            )
         return self._known[name]
 
-    def _connected(self, patience: timedelta) -> Any:
+    def _connect(self, patience: timedelta) -> Any:
         unsafe = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS[self._scheme])
-        with self._saying_what_failed():
+        with self._translating_client_errors():
             return optional("obstore.store", extra="store").from_url(
                 self.where,
                 client_options={
@@ -173,15 +176,15 @@ class RemoteFiles:
                     "allow_http": unsafe,
                 },
                 retry_config={
-                    "max_retries": 10_000,  # Their time is the bound: the pauses are random, and many are short.
+                    "max_retries": 10_000,  # `retry_timeout` is the limit; many of the random pauses are short.
                     "retry_timeout": patience,
                     "backoff": {"init_backoff": patience / 1000, "max_backoff": patience / 8, "base": 3},
                 },
             )
 
     @contextmanager
-    def _saying_what_failed(self, name: str = "") -> Iterator[None]:
-        """Turn what the client says into one sentence."""
+    def _translating_client_errors(self, name: str = "") -> Iterator[None]:
+        """Translate the client's exceptions into a UserError."""
         try:
             yield
         except FileNotFoundError:
@@ -191,7 +194,7 @@ class RemoteFiles:
                     f"and {_ENDPOINTS[self._scheme][0]} in the environment"
                 ) from None
             raise UserError(
-                f"the file {self._address(name)!r} is missing: take a whole copy of the store, or collect it again"
+                f"the file {self._address(name)!r} is missing: take a complete copy of the store, or collect it again"
             ) from None
         except (optional("obstore.exceptions", extra="store").BaseError, OSError, ValueError) as error:
             raise UserError(
@@ -204,94 +207,94 @@ class RemoteFiles:
 
 
 def _reason(error: Exception) -> str:
-    """The client's first line, and the innermost cause of those below it."""
+    """The first line of the client's error, and the innermost cause from the lines below it."""
     first, *below = str(error).splitlines() or [type(error).__name__]
     causes = re.findall(r'(?:message|error): "([^"]+)"', "\n".join(below))
     return " ".join(first.split()) + (f" ({causes[-1]})" if causes else "")
 
 
-class _Held:
-    """A file that is open and locked, until nobody refers to this any more."""
+class _HeldFile:
+    """An open and locked file, which is closed when this object is garbage-collected."""
 
     def __init__(self, file: int) -> None:
         self._file = file
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        close(self._file)  # Bound here, as `os` may be gone when the process ends.
+        close(self._file)  # A default argument, since `os` may be gone at interpreter shutdown.
 
 
-class _Copies:
-    """Copies of files in a folder, those of all stores together of at most `limit` bytes.
+class _Cache:
+    """Cached files of all stores in a folder, at most `limit` bytes in total.
 
-    Each file is its own lock. Who fetches one, or was just given it, holds it; nobody removes what is held, and what
-    was left behind by a process that died is held by none. Room is made and reserved under the lock of the folder. A
-    copy has the time of its object as time of change, which with its size tells whether it is whole and of now, and its
-    last use as time of access.
+    Each file is its own lock: it is held by the process that downloads it or is about to open it. A held file is not
+    evicted; a process that dies releases its locks. Space is freed and reserved under the lock of the folder. The
+    modification time of a file is that of its object, which shows together with the size whether it is complete and
+    current; the access time is that of its last use.
     """
 
     def __init__(self, folder: Path, limit: int, store: str, patience: timedelta) -> None:
         self.folder, self.limit = folder, limit
         self._store, self._patience = folder / store, patience
 
-    def place(self, name: str) -> Path:
-        """Where the copy of a file is."""
+    def path(self, name: str) -> Path:
+        """The path of a cached file."""
         return self._store / name
 
     def _unfinished(self, name: str) -> Path:
-        place = self.place(name)
-        return place.with_name(f".{place.name}.tmp")
+        path = self.path(name)
+        return path.with_name(f".{path.name}.tmp")
 
-    def found(self, name: str, wanted: _Object) -> _Held | None:
-        """The copy of a file, or None if there is none that is whole; one that is not is removed."""
-        place, changed = self.place(name), wanted.changed * 10**9
-        with self.saying_what_failed():
-            file = _locked(place, os.O_RDONLY, fcntl.LOCK_SH)
+    def lookup(self, name: str, wanted: _ObjectInfo) -> _HeldFile | None:
+        """A lock on a cached file; None if there is no complete and current one. An outdated one is removed."""
+        path, modified = self.path(name), wanted.modified * 10**9
+        with self.translating_os_errors():
+            file = _locked(path, os.O_RDONLY, fcntl.LOCK_SH)
             if file is None:
                 return None
-            held, found = _Held(file), os.fstat(file)
-            if (found.st_size, found.st_mtime_ns) != (wanted.size, changed):
-                place.unlink(missing_ok=True)
+            held, stat = _HeldFile(file), os.fstat(file)
+            if (stat.st_size, stat.st_mtime_ns) != (wanted.size, modified):
+                path.unlink(missing_ok=True)
                 return None
-            os.utime(file, ns=(time.time_ns(), changed))
+            os.utime(file, ns=(time.time_ns(), modified))
             return held
 
     @contextmanager
-    def begun(self, name: str) -> Iterator[int | None]:
-        """An empty file to fetch into; None while another thread or process fetches the same.
+    def open_unfinished(self, name: str) -> Iterator[int | None]:
+        """An empty file to download into; None while another thread or process downloads the same file.
 
-        Nobody waits for that lock: once the file is finished, who was given it holds the same lock for long.
+        Does not wait for the file's lock, since readers of the finished file may hold it for a long time.
         """
-        place = self._unfinished(name)
-        with self.saying_what_failed():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            file = _locked(place, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path = self._unfinished(name)
+        with self.translating_os_errors():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = _locked(path, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if file is None:
             yield None
             return
         try:
-            with self.saying_what_failed():
+            with self.translating_os_errors():
                 os.ftruncate(file, 0)
             yield file
         finally:
-            if _is_at(file, place):  # Else it was finished, and what is there now is another process's.
-                place.unlink()
+            if _is_at(file, path):  # Otherwise it was finished, and the path may have another process's file.
+                path.unlink()
             os.close(file)
 
-    def finish(self, file: int, name: str, wanted: _Object) -> None:
-        """What was fetched is whole; renamed under the lock, so that it is counted once."""
-        with self.saying_what_failed(), self._counting():
-            os.utime(file, ns=(time.time_ns(), wanted.changed * 10**9))
-            os.rename(self._unfinished(name), self.place(name))
+    def finish(self, file: int, name: str, wanted: _ObjectInfo) -> None:
+        """Rename a completely downloaded file; under the folder's lock, so that its size is counted exactly once."""
+        with self.translating_os_errors(), self._locked_folder():
+            os.utime(file, ns=(time.time_ns(), wanted.modified * 10**9))
+            os.rename(self._unfinished(name), self.path(name))
 
-    def make_room(self, file: int, size: int, needed: Collection[str], *, possible: bool) -> bool:
-        """Give an empty file its size, once older copies other than `needed` have made room for it.
+    def reserve(self, file: int, size: int, needed: Collection[str], *, possible: bool) -> bool:
+        """Extend an empty file to its size after evicting older files except those `needed`; returns whether it fits.
 
-        What others hold is waited for; False if there is no room then, or at once where it is not `possible`.
+        Waits for files held by others; returns False after a timeout, or immediately if it is not `possible`.
         """
-        kept = {place for name in needed for place in (self.place(name), self._unfinished(name))}
+        kept = {path for name in needed for path in (self.path(name), self._unfinished(name))}
         end = time.monotonic() + self._patience.total_seconds()
         while possible:
-            with self.saying_what_failed(), self._counting():
+            with self.translating_os_errors(), self._locked_folder():
                 if self._evict(size, kept):
                     os.ftruncate(file, size)
                     return True
@@ -301,8 +304,8 @@ class _Copies:
         return False
 
     @contextmanager
-    def _counting(self) -> Iterator[None]:
-        """Hold the lock of the folder, which is never held for long."""
+    def _locked_folder(self) -> Iterator[None]:
+        """Hold the lock of the folder, which must be brief."""
         lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -311,8 +314,8 @@ class _Copies:
             os.close(lock)
 
     def _evict(self, size: int, kept: set[Path]) -> bool:
-        """Remove what was used least recently until `size` more bytes fit; whether they do."""
-        files = sorted(self._all(), key=lambda item: item[1].st_atime_ns)
+        """Evict the least recently used files until `size` more bytes fit; returns whether they do."""
+        files = sorted(self._all_copies(), key=lambda item: item[1].st_atime_ns)
         used = sum(stat.st_size for _, stat in files)
         for path, stat in files:
             if used + size <= self.limit:
@@ -321,8 +324,8 @@ class _Copies:
                 used -= stat.st_size
         return used + size <= self.limit
 
-    def _all(self) -> Iterator[tuple[Path, os.stat_result]]:
-        """Every copy, whole or begun, of any store; nothing else that may be in the folder."""
+    def _all_copies(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Every cached file of any store, complete or not; other files in the folder are not touched."""
         for store in self.folder.iterdir():
             if re.fullmatch("panscope-[0-9a-f]{32}", store.name):
                 for path in store.rglob("*"):
@@ -334,20 +337,22 @@ class _Copies:
                         yield path, stat
 
     @contextmanager
-    def saying_what_failed(self) -> Iterator[None]:
-        """Turn what the system says of a full disk or a refused folder into one sentence."""
+    def translating_os_errors(self) -> Iterator[None]:
+        """Translate OSErrors in the cache folder into a UserError."""
         try:
             yield
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            why = "the disk is full; make room, or set activations.cache_gib lower" if full else error.strerror or error
+            why = (
+                "the disk is full; free some space or lower activations.cache_gib" if full else error.strerror or error
+            )
             raise UserError(
-                f"the folder of copies {str(self.folder)!r} cannot be used: {why}; or choose another activations.cache"
+                f"the cache folder {str(self.folder)!r} cannot be used: {why}; or choose another activations.cache"
             ) from None
 
 
 def _locked(path: Path, flags: int, how: int) -> int | None:
-    """The file at `path`, opened and locked; None if it is not there any more, or is held and `how` is not to wait."""
+    """Open and lock the file at `path`; None if it no longer exists, or is locked and `how` has LOCK_NB."""
     try:
         file = os.open(path, flags | os.O_CLOEXEC, 0o666)
     except FileNotFoundError:
@@ -366,7 +371,7 @@ def _locked(path: Path, flags: int, how: int) -> int | None:
 
 
 def _is_at(file: int, path: Path) -> bool:
-    """Whether an open file has not been removed or renamed."""
+    """Whether `path` is still the path of an open file, which may have been removed or renamed."""
     try:
         return os.path.samestat(os.fstat(file), path.lstat())
     except FileNotFoundError:
@@ -374,7 +379,7 @@ def _is_at(file: int, path: Path) -> bool:
 
 
 def _removed(path: Path) -> bool:
-    """Remove a file unless it is held; whether that was done."""
+    """Remove a file unless it is locked; returns whether it was removed."""
     file = _locked(path, os.O_RDWR, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if file is None:
         return False

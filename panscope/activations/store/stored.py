@@ -1,7 +1,7 @@
-"""Rows of a store as a source of training batches: every row of an epoch once, in an order that is a function of seed.
+"""Rows of a store as a source of training batches: every row once per epoch, in an order determined by a seed.
 
-Where a reader stands is one number, the batches it has given. A batch may hold rows of two windows, or of two epochs.
-While one window is given, the next one is brought into memory and checked in another thread.
+A reader's position is the number of batches it has returned. A batch may span several windows and two epochs. While the
+rows of one window are used, another thread reads the next one into memory and verifies it.
 
 Shape letters: B rows of a batch, D width of a site.
 """
@@ -36,90 +36,90 @@ class StoredRows:
         self._columns = store.columns(self._sites)
         self._batch, self._seed = batch, seed
         self.device = device or torch.device("cpu")
-        self._given = 0
+        self._returned = 0
         self._reader = ThreadPoolExecutor(1, "panscope-store")
-        self._ahead: dict[tuple[int, int], Future[Tensor]] = {}
-        self._begin_epoch(0)
+        self._prefetched: dict[tuple[int, int], Future[Tensor]] = {}
+        self._start_epoch(0)
 
     @property
     def epoch(self) -> int:
-        """Which pass over the rows the last batch ended in, from 0."""
-        return max(0, self._given * self._batch - 1) // self._windows.rows
+        """The epoch of the last row of the last batch, from 0."""
+        return max(0, self._returned * self._batch - 1) // self._windows.rows
 
     def __iter__(self) -> "StoredRows":
         return self
 
     def __next__(self) -> ActivationBatch:
-        """The next batch; raises UserError if what it is made of is damaged."""
-        pieces = [self._taken(index) for index in self._rows(self._given * self._batch, self._batch)]
-        self._given += 1
+        """The next batch; raises UserError if the files of its rows are damaged."""
+        pieces = [self._take(index) for index in self._rows(self._returned * self._batch, self._batch)]
+        self._returned += 1
         *rows, tokens = pieces[0] if len(pieces) == 1 else map(torch.cat, zip(*pieces, strict=True))
         return ActivationBatch(dict(zip(self._sites, rows, strict=True)), *tokens.unbind(dim=1))
 
-    def _taken(self, index: Tensor) -> list[Tensor]:
-        """[n, D] a column: the rows at `index`, of one window, while that can be read."""
+    def _take(self, index: Tensor) -> list[Tensor]:
+        """[n, D] per column: the rows at `index`, which must be in the current window."""
         return [rows.to(self.device) for rows in self._store.take_all(self._columns, index)]
 
-    def _rows(self, place: int, count: int) -> Iterator[Tensor]:
-        """The numbers of `count` rows from the place-th on, counted over all epochs; those of each window together."""
+    def _rows(self, position: int, count: int) -> Iterator[Tensor]:
+        """Row numbers of the `count` rows from `position` on, counted over all epochs; one tensor per window."""
         while count:
-            epoch, within = divmod(place, self._windows.rows)
+            epoch, within = divmod(position, self._windows.rows)
             if epoch != self._epoch:
-                self._begin_epoch(epoch)
+                self._start_epoch(epoch)
             visit = int(torch.searchsorted(self._ends, within, right=True))
-            order = self._opened(visit)
+            order = self._open_window(visit)
             left = int(self._ends[visit]) - within
             piece = order[len(order) - left :][:count]
             yield piece
-            place, count = place + len(piece), count - len(piece)
+            position, count = position + len(piece), count - len(piece)
 
-    def _begin_epoch(self, epoch: int) -> None:
+    def _start_epoch(self, epoch: int) -> None:
         self._epoch = epoch
         self._order = self._windows.order(self._seed, epoch).tolist()
         self._ends = torch.tensor([self._windows.bounds(window)[1] for window in self._order]).cumsum(0)
         self._visit: int | None = None
 
-    def _opened(self, visit: int) -> Tensor:
-        """The numbers of the rows of the epoch's visit-th window, in their order, once they can be read."""
+    def _open_window(self, visit: int) -> Tensor:
+        """Wait for the epoch's visit-th window and prefetch the next one; the window's row numbers in their order."""
         if visit != self._visit:
-            self._shuffled = self._fetched(self._epoch, visit).result()
+            self._shuffled = self._prefetch(self._epoch, visit).result()
             self._visit = visit
             self._store.keep_only(*self._windows.bounds(self._order[visit]))
             if visit + 1 < len(self._order):
-                self._fetched(self._epoch, visit + 1)
+                self._prefetch(self._epoch, visit + 1)
             else:
-                self._fetched(self._epoch + 1, 0)
+                self._prefetch(self._epoch + 1, 0)
         return self._shuffled
 
-    def _fetched(self, epoch: int, visit: int) -> Future[Tensor]:
-        """The bringing into memory of a window, begun now if it was not yet; those before it are forgotten."""
+    def _prefetch(self, epoch: int, visit: int) -> Future[Tensor]:
+        """Start to read a window if not done before; forgets earlier windows and returns the future of `_fetch`."""
         key = (epoch, visit)
-        self._ahead = {known: future for known, future in self._ahead.items() if known >= key}
-        if key not in self._ahead:
+        self._prefetched = {known: future for known, future in self._prefetched.items() if known >= key}
+        if key not in self._prefetched:
             order = self._order if epoch == self._epoch else self._windows.order(self._seed, epoch).tolist()
-            self._ahead[key] = self._reader.submit(self._fetch, epoch, order[visit])
-        return self._ahead[key]
+            self._prefetched[key] = self._reader.submit(self._fetch, epoch, order[visit])
+        return self._prefetched[key]
 
     def _fetch(self, epoch: int, window: int) -> Tensor:
-        """Have a window brought into memory and checked; the numbers of its rows in their order."""
+        """Read a window into memory and verify it; its row numbers in their order."""
         first, count = self._windows.bounds(window)
         self._store.fetch_ahead(self._columns, first, count)
         return first + self._windows.permutation(self._seed, epoch, window)
 
     def state_dict(self) -> dict[str, Any]:
-        """How many batches were given, and of what."""
-        return {"given": self._given, **self._shape()}
+        """The number of batches returned, and what determines them."""
+        return {"given": self._returned, **self._shape()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after `state`; raises UserError if it is of another store, order or batch."""
+        """Continue after `state`; raises UserError if it is from another store, order or batch size."""
         for name, now in self._shape().items():
             if (was := state.get(name)) != now:
                 raise UserError(
                     f"the checkpoint was written with {name} = {was!r} of its store, and now it is {now!r}: "
                     "give the same store and the same [activations] and train.batch, or start a new run"
                 )
-        self._given = state["given"]
-        self._ahead, self._visit = {}, None  # What was let go of since must be checked again.
+        self._returned = state["given"]
+        self._prefetched, self._visit = {}, None  # Shards released meanwhile must be verified again.
 
     def _shape(self) -> dict[str, Any]:
         windows = self._windows

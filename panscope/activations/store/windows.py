@@ -1,9 +1,9 @@
-"""In which order the rows of a store are given: a pure function of seed, epoch and window.
+"""The order in which the rows of a store are read: a pure function of seed, epoch and window.
 
-A window is a part of a slice that fits into memory. An epoch visits every window of a slice once, in an order of its
-own, and the rows of each window in an order of their own, so a reader's position is one number. Rows were shuffled one
-by one before they were written; in reading, runs of a few rows stay together, since reading single rows in a random
-order is less than half as fast as copying memory.
+A window is a part of a slice that fits into memory. An epoch visits every window of a slice once, and each row of a
+window once; both orders are different in every epoch, so a reader's position is one number. Rows were shuffled
+individually before they were written; reading keeps runs of a few rows together, as reading single rows in random order
+is less than half as fast as copying memory.
 
 Shape letters: W rows of a window.
 """
@@ -20,8 +20,8 @@ from panscope.data.order import generator
 from panscope.types import UserError
 
 RUN = 16
-"""Rows that stay together."""
-_WRITTEN = re.compile(r"([1-9]\d*)/([1-9]\d*)")
+"""Number of consecutive rows that are kept together."""
+_SLICE_FORMAT = re.compile(r"([1-9]\d*)/([1-9]\d*)")
 
 
 @dataclass(frozen=True)
@@ -33,32 +33,33 @@ class Slice:
 
     @classmethod
     def parse(cls, text: str) -> "Slice":
-        """From how it is written, such as 2/8; raises UserError on anything else."""
-        found = _WRITTEN.fullmatch(text)
-        if found is None or int(found[1]) > int(found[2]):
-            raise UserError(f"slice {text!r} is not understood: write the second of eight slices as 2/8")
-        return cls(int(found[1]), int(found[2]))
+        """Parse a slice written as 2/8; raises UserError on anything else."""
+        match = _SLICE_FORMAT.fullmatch(text)
+        if match is None or int(match[1]) > int(match[2]):
+            raise UserError(f"slice {text!r} is not valid: write the second of eight slices as 2/8")
+        return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
 
 class Windows:
-    """The windows of one slice: from row `first` to row `end` - 1 of the store.
+    """The windows of one slice, which has the rows `first` to `end` - 1 of the store.
 
-    A window is a part of a shard or some whole shards, and windows of one shard follow each other, so that each file is
-    needed at one time of an epoch only.
+    A window is a part of a shard or a number of whole shards. The windows of a shard are visited one after another, so
+    that each file is needed at one time of an epoch only.
     """
 
     def __init__(self, rows: int, window_rows: int, cut: Cut, part: Slice | None = None) -> None:
-        """Windows of at most `window_rows` rows, but of one block at least, of a store of `rows` rows.
+        """Windows of at most `window_rows` rows, but at least one block, for a store of `rows` rows.
 
-        Slices are whole blocks, so that no checksum is shared; raises UserError if there are too few of them.
+        Slices consist of whole blocks, so that none shares a checksum with another. Raises UserError if there are fewer
+        blocks than slices.
         """
         part, size = part or Slice(), cut.block_rows
         blocks = -(-rows // size)
         if blocks < part.count:
-            raise UserError(f"slice {str(part)!r}: the store has {blocks} blocks of {size} rows; make fewer slices")
+            raise UserError(f"slice {str(part)!r}: the store has {blocks} blocks of {size} rows; use fewer slices")
         self.first = (part.index - 1) * blocks // part.count * size
         self.end = min(rows, part.index * blocks // part.count * size)
         self.window_rows = _rounded(window_rows, cut)
@@ -71,24 +72,24 @@ class Windows:
 
     @property
     def rows(self) -> int:
-        """Of the slice."""
+        """Number of rows of the slice."""
         return self.end - self.first
 
     def bounds(self, window: int) -> tuple[int, int]:
-        """The first row of a window, and how many it has."""
+        """The first row of a window, and its number of rows."""
         return self._edges[window], self._edges[window + 1] - self._edges[window]
 
     def order(self, seed: int, epoch: int) -> Tensor:
-        """[windows] int64 the order in which an epoch visits them: shard by shard, both in random orders."""
+        """[windows] int64: the order in which an epoch visits the windows; shards and their windows are shuffled."""
         mixed = torch.from_numpy(generator(seed, epoch, 2).permutation(len(self)))
         shards, firsts = self._shards[mixed].unique(return_inverse=True)
-        place = torch.from_numpy(generator(seed, epoch, 3).permutation(len(shards)))
-        return mixed[place[firsts].sort(stable=True).indices]
+        rank = torch.from_numpy(generator(seed, epoch, 3).permutation(len(shards)))
+        return mixed[rank[firsts].sort(stable=True).indices]
 
     def permutation(self, seed: int, epoch: int, window: int) -> Tensor:
-        """[W] int64 the order of the rows of a window in an epoch, from 0.
+        """[W] int64: the order of the rows of a window in an epoch, as row numbers from 0.
 
-        Runs of RUN rows in a random order; where they begin is random too, so each epoch has other runs.
+        Runs of RUN rows are shuffled. The offset of the first run is random, so that the runs differ between epochs.
         """
         first, count = self.bounds(window)
         draw = generator(seed, epoch, 1, first)
@@ -98,7 +99,7 @@ class Windows:
 
 
 def _rounded(window_rows: int, cut: Cut) -> int:
-    """The rows of the largest window: whole shards, or as many blocks as the largest part of a shard has."""
+    """The number of rows of the largest window: whole shards, or the largest of equal parts of a shard."""
     if window_rows >= cut.shard_rows:
         return window_rows // cut.shard_rows * cut.shard_rows
     blocks = cut.shard_rows // cut.block_rows
@@ -107,7 +108,7 @@ def _rounded(window_rows: int, cut: Cut) -> int:
 
 
 def _edges(rows: int, window_rows: int, cut: Cut) -> Iterator[int]:
-    """The rows at which windows begin: each so many shards on, or shards cut into equal parts."""
+    """The first rows of all windows: every so many shards, or at equal parts of each shard."""
     if window_rows >= cut.shard_rows:
         yield from range(0, rows, window_rows)
         return

@@ -1,4 +1,4 @@
-"""Where a trainer stands in one slice: which windows of its present epoch it has given whole, and which in part.
+"""A trainer's position in one slice: which windows of its current epoch have been used entirely, and which in part.
 
 Shape letters: N windows of the slice.
 """
@@ -9,53 +9,53 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from panscope.serving.protocol import bits, from_bits
+from panscope.serving.protocol import decode_bits, encode_bits
 
 
 @dataclass
 class TrainerProgress:
-    """Changes only by `give`."""
+    """The position in one slice; it changes only by `advance`."""
 
     windows: int
     """N."""
     epoch: int = 0
-    had: NDArray[np.bool_] = field(init=False)
-    """[N] given whole."""
+    used: NDArray[np.bool_] = field(init=False)
+    """[N] windows of which all rows have been used."""
     partial: dict[int, int] = field(default_factory=dict)
-    """Of windows that were begun: how many rows were given."""
-    last: int = 0
-    """The epoch of the row that was given last."""
+    """Partly used windows: how many of their rows have been used."""
+    last_epoch: int = 0
+    """The epoch of the last used row."""
 
     def __post_init__(self) -> None:
-        self.had = np.zeros(self.windows, dtype=np.bool_)
+        self.used = np.zeros(self.windows, dtype=np.bool_)
 
-    def give(self, window: int, upto: int, *, whole: bool) -> None:
-        """The rows of a window have been given up to there; after the last window the next epoch begins."""
-        assert not self.had[window], f"window {window} was given twice in epoch {self.epoch}"
-        self.last = self.epoch
+    def advance(self, window: int, upto: int, *, whole: bool) -> None:
+        """Mark the first `upto` rows of a window, or all of it, as used; the last window starts the next epoch."""
+        assert not self.used[window], f"window {window} was used twice in epoch {self.epoch}"
+        self.last_epoch = self.epoch
         if not whole:
             self.partial[window] = upto
             return
         self.partial.pop(window, None)
-        self.had[window] = True
-        if self.had.all():
-            self.epoch, self.had = self.epoch + 1, np.zeros_like(self.had)
+        self.used[window] = True
+        if self.used.all():
+            self.epoch, self.used = self.epoch + 1, np.zeros_like(self.used)
 
     def state_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The position as JSON values."""
         partial = {str(window): rows for window, rows in self.partial.items()}
         return {
             "windows": self.windows,
             "epoch": self.epoch,
-            "had": bits(self.had),
+            "had": encode_bits(self.used),
             "partial": partial,
-            "last": self.last,
+            "last": self.last_epoch,
         }
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> "TrainerProgress":
-        """Undo `state_dict`."""
+    def from_state(cls, state: dict[str, Any]) -> "TrainerProgress":
+        """The inverse of `state_dict`."""
         partial = {int(window): rows for window, rows in state["partial"].items()}
-        standing = cls(state["windows"], state["epoch"], partial, state["last"])
-        standing.had = from_bits(state["had"], standing.windows)
-        return standing
+        progress = cls(state["windows"], state["epoch"], partial, state["last"])
+        progress.used = decode_bits(state["had"], progress.windows)
+        return progress

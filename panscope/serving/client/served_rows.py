@@ -1,11 +1,11 @@
-"""Rows of servers as a source of training batches: every row of a slice once an epoch, whoever dies meanwhile.
+"""Rows from activation servers as a source of training batches: every row of a slice once per epoch, despite crashes.
 
-Each server owns a slice, and each slice has epochs of its own: a trainer takes from whichever server has a window
-ready, of several from the one it has had least of, so a server that is gone never makes it wait while others have rows,
-and what it missed comes first when that server is back. Only where nobody has anything does it wait.
+Each server has one slice, and each slice has its own epochs. A trainer takes windows from any server that has one
+ready, preferring the slice that is least advanced. So an unavailable server does not block the trainer while others
+have rows, and its rows are preferred once it is back. The trainer waits only if no server has a window ready.
 
-Which window comes when depends on who is faster; the rows of a window have an order that is a function of seed, epoch
-and window. So two runs give the same rows in different order, and a resumed one exactly those that were not given.
+The order of windows depends on the servers' speeds; the order of the rows in a window is a function of seed, epoch and
+window. So two runs use the same rows in different orders, and a resumed run uses exactly the rows not yet used.
 
 Shape letters: B rows of a batch, D width of a site.
 """
@@ -27,26 +27,26 @@ from panscope.serving.allocator import keep_large_blocks
 from panscope.serving.client.connection import Access, check_address
 from panscope.serving.client.feed import Feed, Window
 from panscope.serving.client.progress import TrainerProgress
-from panscope.serving.protocol import Facts, Hello
+from panscope.serving.protocol import Hello, ServerInfo
 from panscope.types import ActivationBatch, Site, StoppedWaiting, UserError
 
-_LOOK = 1.0
-"""Seconds after which a waiting trainer looks round at the latest."""
+_POLL_SECONDS = 1.0
+"""Maximum seconds between two checks of the feeds while waiting."""
 
 
 @dataclass(frozen=True)
 class Servers:
-    """Which servers to read from, and as whom."""
+    """The servers to read from, and how."""
 
     addresses: tuple[str, ...]
-    """Such as grpc://host:8815, one a slice."""
+    """One address per slice, such as grpc://host:8815."""
     access: Access = field(default_factory=Access)
     trainer: str | None = None
-    """A name that no other trainer has; None makes one."""
+    """A name that no other trainer has; None for a random one."""
     patience: float = 600.0
-    """Seconds to wait for the first of them to answer; later there is no limit."""
+    """Timeout in seconds for the first server to answer; afterwards there is no limit."""
     say: Callable[[str], None] = lambda sentence: None
-    """Hears of servers that go and come back, in the thread that asks for batches."""
+    """Called with messages about servers lost and found, in the thread that requests batches."""
 
 
 class ServedRows:
@@ -62,7 +62,7 @@ class ServedRows:
         weights: str | None = None,
         device: torch.device | None = None,
     ) -> None:
-        """Meet the servers; `weights` is the hash of the model's weights, None takes any.
+        """Connect to the servers; `weights` is the hash of the model's weights, None accepts any model.
 
         Raises UserError if a server refuses, if two servers overlap, or if none answers.
         """
@@ -74,97 +74,97 @@ class ServedRows:
         self._sites, self._batch, self._seed = tuple(sites), batch, seed
         self._say = servers.say
         self.device = device or torch.device("cpu")
-        self._standings: dict[tuple[int, int], TrainerProgress] = {}
-        self._opened: deque[Window] = deque()
-        self._begun = False
-        self._asked: Callable[[], bool] = lambda: False
-        self._changed = threading.Condition()
+        self._progress: dict[tuple[int, int], TrainerProgress] = {}
+        self._open_windows: deque[Window] = deque()
+        self._started = False
+        self._should_stop: Callable[[], bool] = lambda: False
+        self._condition = threading.Condition()
         name = servers.trainer or uuid.uuid4().hex[:12]
         hello = Hello(trainer=name, weights=weights, sites=tuple(str(site) for site in sites))
         self._feeds = [
-            Feed(address, hello, seed, access=servers.access, changed=self._changed)
+            Feed(address, hello, seed, access=servers.access, condition=self._condition)
             for address in dict.fromkeys(servers.addresses)
         ]
-        self._waiting = False
-        self._closed = weakref.finalize(self, _end, self._feeds)
+        self._reported_waiting = False
+        self._finalizer = weakref.finalize(self, _stop_feeds, self._feeds)
         for feed in self._feeds:
             feed.start()
         try:
-            self.manifest: Manifest = self._first_facts(servers.patience).manifest
+            self.manifest: Manifest = self._wait_for_first_server(servers.patience).manifest
         except BaseException:
             self.close()
             raise
 
     def norms(self, site: Site) -> SiteNorms:
-        """Means over all rows of the store."""
+        """Means over all rows of the store, of all slices."""
         return self.manifest.norms(site)
 
     @property
     def epoch(self) -> int:
-        """The pass over the rows that the least advanced slice is in, from 0."""
-        return min((standing.last for standing in self._standings.values()), default=0)
+        """The epoch of the least advanced slice, from 0."""
+        return min((progress.last_epoch for progress in self._progress.values()), default=0)
 
     def __iter__(self) -> "ServedRows":
         return self
 
     def __next__(self) -> ActivationBatch:
-        """The next batch; raises UserError if a server refuses to go on."""
-        self._begin()
-        while sum(window.rows - window.given for window in self._opened) < self._batch:
-            self._opened.append(self._wait_for_window())
+        """The next batch; raises UserError if a server refuses this trainer."""
+        self._start()
+        while sum(window.rows - window.used for window in self._open_windows) < self._batch:
+            self._open_windows.append(self._wait_for_window())
         pieces, given, need = [], [], self._batch
-        for window in self._opened:
-            count = min(need, window.rows - window.given)
+        for window in self._open_windows:
+            count = min(need, window.rows - window.used)
             pieces.append(window.piece(count))
             given.append((window, count))
             need -= count
             if not need:
                 break
         *rows, tokens = (torch.cat(parts).to(self.device) for parts in zip(*pieces, strict=True))
-        self._note(given)
+        self._mark_used(given)
         return ActivationBatch(dict(zip(self._sites, rows, strict=True)), *tokens.unbind(dim=1))
 
-    def _note(self, given: list[tuple[Window, int]]) -> None:
-        """The rows are the trainer's now."""
-        with self._changed:
+    def _mark_used(self, given: list[tuple[Window, int]]) -> None:
+        """Record that `count` more rows of each window have been used."""
+        with self._condition:
             for window, count in given:
-                window.given += count
-                whole = window.given == window.rows
-                standing = self._standings[_rows_of(window.feed)]
-                assert standing.epoch == window.epoch
-                standing.give(window.number, window.given, whole=whole)
+                window.used += count
+                whole = window.used == window.rows
+                progress = self._progress[_slice_bounds(window.feed)]
+                assert progress.epoch == window.epoch
+                progress.advance(window.number, window.used, whole=whole)
                 if whole:
-                    self._opened.popleft()
-                    window.feed.give_back(window)
+                    self._open_windows.popleft()
+                    window.feed.recycle(window)
 
     def state_dict(self) -> dict[str, Any]:
-        """Which windows of each slice were given, whole or in part."""
-        standings = {f"{first}-{end}": standing.state_dict() for (first, end), standing in self._standings.items()}
-        return {"seed": self._seed, "identity": self.manifest.identity, "slices": standings}
+        """Which windows of each slice have been used, entirely or in part."""
+        slices = {f"{first}-{end}": progress.state_dict() for (first, end), progress in self._progress.items()}
+        return {"seed": self._seed, "identity": self.manifest.identity, "slices": slices}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after `state`; raises UserError if it is of another store or order, or of other slices."""
+        """Continue after `state`; raises UserError if it is from another store, seed or division into slices."""
         for name, now in (("seed", self._seed), ("identity", self.manifest.identity)):
             if state[name] != now:
                 raise UserError(
                     f"the checkpoint was written with {name} = {state[name]!r} of its servers' store, and now it is "
-                    f"{now!r}: give what it was, or start a new run"
+                    f"{now!r}: restore the previous value, or start a new run"
                 )
         slices = {tuple(map(int, name.split("-"))): value for name, value in state["slices"].items()}
-        with self._changed:
-            self._standings = {(first, end): TrainerProgress.of(value) for (first, end), value in slices.items()}
-            self._opened.clear()
+        with self._condition:
+            self._progress = {(first, end): TrainerProgress.from_state(value) for (first, end), value in slices.items()}
+            self._open_windows.clear()
             for feed in self._feeds:
-                if feed.facts is not None:
+                if feed.info is not None:
                     self._admit(feed)
 
     def stop_when(self, asked: Callable[[], bool]) -> None:
-        """Wait for servers no longer than until `asked` says so; the next batch then raises StoppedWaiting."""
-        self._asked = asked
+        """Raise StoppedWaiting instead of waiting for servers once `asked` returns true."""
+        self._should_stop = asked
 
     def close(self) -> None:
-        """Let the servers go; nothing can be read afterwards."""
-        self._closed()
+        """Disconnect from the servers; no batch can be read afterwards."""
+        self._finalizer()
 
     def __enter__(self) -> "ServedRows":
         return self
@@ -172,114 +172,116 @@ class ServedRows:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _first_facts(self, patience: float) -> Facts:
-        """What the first server to answer says, once every server has answered or was found not to."""
+    def _wait_for_first_server(self, patience: float) -> ServerInfo:
+        """Wait until every server has answered or failed to; returns what the first one has."""
         until = time.monotonic() + patience
-        with self._changed:
+        with self._condition:
             while True:
-                self._look_at_feeds()
-                met = [feed.facts for feed in self._feeds if feed.facts is not None]
-                if met and all(feed.facts is not None or feed.lost is not None for feed in self._feeds):
-                    return met[0]
+                self._poll_feeds()
+                infos = [feed.info for feed in self._feeds if feed.info is not None]
+                if infos and all(feed.info is not None or feed.lost_reason is not None for feed in self._feeds):
+                    return infos[0]
                 left = until - time.monotonic()
                 if left <= 0:
-                    reasons = "; ".join(f"{feed.address}: {feed.lost}" for feed in self._feeds)
+                    reasons = "; ".join(f"{feed.address}: {feed.lost_reason}" for feed in self._feeds)
                     raise UserError(f"no server answered within {patience:g} s ({reasons}): start panscope serve")
-                self._changed.wait(min(left, _LOOK))
+                self._condition.wait(min(left, _POLL_SECONDS))
 
-    def _begin(self) -> None:
-        """Have the servers that answered fetched from, at the first batch."""
-        if not self._begun:
-            self._begun = True
-            with self._changed:
-                self._look_at_feeds()
+    def _start(self) -> None:
+        """Start fetching from the connected servers, at the first batch."""
+        if not self._started:
+            self._started = True
+            with self._condition:
+                self._poll_feeds()
             for first, end in self._unserved():
                 self._say(
-                    f"rows {first:,} to {end - 1:,} of {self.manifest.rows:,} are on no server that answered: they are "
-                    "not learned from until one does"
+                    f"rows {first:,} to {end - 1:,} of {self.manifest.rows:,} are on no server that has answered: "
+                    "training does not use them until one does"
                 )
 
     def _unserved(self) -> list[tuple[int, int]]:
-        """The rows of the store between the slices that are known."""
+        """Row ranges (first, end) of the store that are in no known slice."""
         assert self.manifest.rows is not None
-        slices = sorted(self._standings)
+        slices = sorted(self._progress)
         ends, firsts = [0, *(end for _, end in slices)], [*(first for first, _ in slices), self.manifest.rows]
         return [(end, first) for end, first in zip(ends, firsts, strict=True) if end < first]
 
     def _wait_for_window(self) -> Window:
-        """From the server of which least was given, of those that have one ready."""
-        with self._changed:
+        """Wait for a window; of several, takes one from the least advanced slice."""
+        with self._condition:
             while True:
-                self._look_at_feeds()
+                self._poll_feeds()
                 ready = [feed for feed in self._feeds if feed.ready]
                 if ready:
-                    self._waiting = False
-                    return self._taken(min(ready, key=lambda feed: feed.progress))
-                if all(feed.lost is not None for feed in self._feeds) and not self._waiting:
-                    self._waiting = True
-                    self._say("no server answers: waiting for the first that does")
-                if self._asked():
+                    self._reported_waiting = False
+                    return self._take_from(min(ready, key=lambda feed: feed.epochs_taken))
+                if all(feed.lost_reason is not None for feed in self._feeds) and not self._reported_waiting:
+                    self._reported_waiting = True
+                    self._say("no server answers: waiting until one does")
+                if self._should_stop():
                     raise StoppedWaiting
-                self._changed.wait(_LOOK)
+                self._condition.wait(_POLL_SECONDS)
 
-    def _taken(self, feed: Feed) -> Window:
-        """The next window of a feed, from the row on that was not given yet."""
-        window, standing = feed.take(), self._standings[_rows_of(feed)]
-        if window.epoch == standing.epoch:
-            window.given = standing.partial.get(window.number, 0)
+    def _take_from(self, feed: Feed) -> Window:
+        """The next window of a feed, starting at its first unused row."""
+        window, progress = feed.take(), self._progress[_slice_bounds(feed)]
+        if window.epoch == progress.epoch:
+            window.used = progress.partial.get(window.number, 0)
         return window
 
-    def _look_at_feeds(self) -> None:
-        """Pass on what they say, and take in those that answered for the first time."""
+    def _poll_feeds(self) -> None:
+        """Forward the feeds' messages and errors, and admit those whose servers have answered for the first time."""
         for feed in self._feeds:
-            while feed.said:
-                self._say(feed.said.popleft())
+            while feed.notices:
+                self._say(feed.notices.popleft())
             alive = feed.alive
             if feed.error is not None:
                 raise feed.error
             assert alive, f"the thread that reads from {feed.address} has died, or this source was closed"
-            if feed.facts is not None and (_rows_of(feed) not in self._standings or (self._begun and not feed.begun)):
+            if feed.info is None:
+                continue
+            if _slice_bounds(feed) not in self._progress or (self._started and not feed.fetching):
                 self._admit(feed)
 
     def _admit(self, feed: Feed) -> None:
-        """Give a feed its place, and let it fetch what was not given yet."""
-        assert feed.facts is not None and feed.windows is not None
+        """Register a feed's slice, and start fetching its unused windows if the first batch has been requested."""
+        assert feed.info is not None and feed.windows is not None
         self._check_fits(feed)
-        standing = self._standings.setdefault(_rows_of(feed), TrainerProgress(len(feed.windows)))
-        if standing.windows != len(feed.windows):
+        progress = self._progress.setdefault(_slice_bounds(feed), TrainerProgress(len(feed.windows)))
+        if progress.windows != len(feed.windows):
             raise UserError(
-                f"the server {feed.address!r} cuts its slice into {len(feed.windows)} windows, and the checkpoint has "
-                f"{standing.windows}: start it with the --window-rows of before"
+                f"the server {feed.address!r} divides its slice into {len(feed.windows)} windows, and the checkpoint "
+                f"has {progress.windows}: start it with the same --window-rows as before"
             )
-        if self._begun:
-            feed.begin(standing.epoch, standing.had)
+        if self._started:
+            feed.start_fetching(progress.epoch, progress.used)
 
     def _check_fits(self, feed: Feed) -> None:
-        """Raise UserError if a server has other rows than the others, or rows that another one has too."""
-        assert feed.facts is not None
-        first, end = mine = _rows_of(feed)
+        """Raise UserError if a server has another store than the others, or rows in common with another slice."""
+        assert feed.info is not None
+        first, end = mine = _slice_bounds(feed)
         address = feed.address
         for other in self._feeds:
-            if other is feed or other.facts is None:
+            if other is feed or other.info is None:
                 continue
-            if other.facts.manifest != feed.facts.manifest:
+            if other.info.manifest != feed.info.manifest:
                 raise UserError(
-                    f"the servers {other.address!r} and {address!r} have different stores: give servers of one"
+                    f"the servers {other.address!r} and {address!r} have different stores: give servers of one store"
                 )
-            if _overlap(mine, _rows_of(other)):
+            if _overlap(mine, theirs := _slice_bounds(other)):
                 raise UserError(
-                    f"the servers {other.address!r} and {address!r} both have row {max(first, _rows_of(other)[0])}, "
-                    "which would be given twice: start them with different slices"
+                    f"the servers {other.address!r} and {address!r} both have row {max(first, theirs[0])}, "
+                    "which would be used twice: start them with different slices"
                 )
-        for known in self._standings:
+        for known in self._progress:
             if known != mine and _overlap(known, mine):
                 raise UserError(
                     f"the server {address!r} has rows {first} to {end - 1}, and the checkpoint was written with a "
-                    f"slice of rows {known[0]} to {known[1] - 1}: start the servers with the slices of before"
+                    f"slice of rows {known[0]} to {known[1] - 1}: start the servers with the same slices as before"
                 )
 
 
-def _rows_of(feed: Feed) -> tuple[int, int]:
+def _slice_bounds(feed: Feed) -> tuple[int, int]:
     assert feed.windows is not None
     return feed.windows.first, feed.windows.end
 
@@ -288,7 +290,7 @@ def _overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
     return a[0] < b[1] and b[0] < a[1]
 
 
-def _end(feeds: list[Feed]) -> None:
+def _stop_feeds(feeds: list[Feed]) -> None:
     for feed in feeds:
         feed.stop()
     for feed in feeds:

@@ -1,1 +1,1 @@
-"""The server: which rows are sent to which trainer."""
+"""The server: reads windows of rows into memory and sends them to trainers."""

@@ -1,12 +1,13 @@
-"""Which windows are in memory, which is read next, and which makes room for it.
+"""Replacement policy of the server's window buffer: which window to read next, and which one to drop for it.
 
-Every trainer has a set of windows it has had in its present epoch. The window that is read next is one that somebody
-has not had, so nothing is read that nobody wants, and of those the one that most have not had, in the order of the
-rows: one read serves all that keep up. The oldest window that everybody has had makes room. Where all are still wanted
-and a trainer has nothing left to take, those that lag are waited for: `grace` seconds since a window was first taken,
-and no longer than that for a trainer that leaves everything lying. What they did not get comes round again.
+For each trainer the buffer knows which windows it has received in its current epoch. The next window to read is one
+that some trainer has not received; among these, the one that most trainers lack, in row order, so that one read serves
+all trainers that keep pace. The oldest window that every trainer has received is dropped. If every window is still
+wanted by some trainer and another trainer has nothing left to receive, the lagging trainers are given `grace` seconds
+from the moment a window was first sent, and no more than that in total for a trainer that takes no windows at all.
+Windows that they miss are read again later.
 
-Nothing here reads, sends or waits, and the clock is given, so every choice can be tested.
+Nothing here reads, sends or waits, and the clock is a parameter, so that every decision can be tested.
 
 Shape letters: N windows of the slice.
 """
@@ -17,31 +18,31 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-UNTOUCHED = 5.0
-"""Seconds at least for which a window that nobody has begun to take yet stays."""
+MIN_UNSENT_SECONDS = 5.0
+"""Minimum time in memory of a window that has not been sent to any trainer."""
 
 
 @dataclass
 class Trainer:
-    """What is known of one trainer."""
+    """The state of one trainer."""
 
     name: str
     epoch: int
-    had: NDArray[np.bool_]
-    """[N]."""
-    heard: float
-    """When it last said anything."""
-    taking: set[int] = field(default_factory=set)
-    """Windows on their way to it."""
+    received: NDArray[np.bool_]
+    """[N] windows received in this epoch."""
+    last_seen: float
+    """Time of its last activity."""
+    in_transit: set[int] = field(default_factory=set)
+    """Windows being sent to it."""
     lagging_since: float | None = None
-    """Since when it leaves something lying that it could take."""
+    """Since when windows that it lacks have been available and it has not started to receive one; None if not so."""
     starved_since: float | None = None
-    """Since when it has asked and nothing was there."""
+    """Since when its requests have found no window that it lacks; None if not so."""
 
-    def wants(self) -> NDArray[np.bool_]:
-        """[N] neither had nor on their way."""
-        wanted = ~self.had
-        wanted[list(self.taking)] = False
+    def wanted(self) -> NDArray[np.bool_]:
+        """[N] windows that are neither received nor being sent."""
+        wanted = ~self.received
+        wanted[list(self.in_transit)] = False
         return wanted
 
 
@@ -50,166 +51,166 @@ class Resident:
     """A window in memory."""
 
     loaded: float
-    touched: float | None = None
-    """When somebody began to take it."""
+    first_sent: float | None = None
+    """When it was first sent to a trainer; None if it has not been."""
 
 
 @dataclass(frozen=True)
 class WindowChoice:
-    """Read `window`, after dropping `drop` if it is not None."""
+    """Read `window`, after dropping the window `drop` if it is not None."""
 
     window: int
     drop: int | None
 
 
 class Buffer:
-    """Room for `places` of `windows` windows; every method is called by one thread at a time."""
+    """Bookkeeping for at most `capacity` of `windows` windows in memory; not thread-safe."""
 
-    def __init__(self, windows: int, places: int, grace: float, forget: float, clock: Callable[[], float]) -> None:
-        assert places > 0
-        self.windows, self._places, self._grace, self._forget, self._clock = windows, places, grace, forget, clock
+    def __init__(self, windows: int, capacity: int, grace: float, forget: float, clock: Callable[[], float]) -> None:
+        assert capacity > 0
+        self.windows, self._capacity, self._grace, self._forget, self._clock = windows, capacity, grace, forget, clock
         self.trainers: dict[str, Trainer] = {}
         self.resident: dict[int, Resident] = {}
-        """The oldest first."""
+        """Windows in memory, the oldest first."""
         self._cursor = 0
 
-    def meet(self, name: str) -> None:
-        """A trainer, which wants nothing until it says its position."""
+    def add_trainer(self, name: str) -> None:
+        """Register a trainer, which wants nothing until its first `update_position`."""
         self.trainers[name] = Trainer(name, -1, np.ones(self.windows, dtype=np.bool_), self._clock())
-        self._look_round()
+        self._update_waiting()
 
-    def heard(self, name: str, epoch: int, had: NDArray[np.bool_]) -> None:
-        """A trainer's position, as itself says it."""
+    def update_position(self, name: str, epoch: int, received: NDArray[np.bool_]) -> None:
+        """Set a trainer's position to the one that it reported."""
         trainer = self.trainers[name]
-        trainer.heard = self._clock()
-        if trainer.epoch != epoch or (had & ~trainer.had).any():
+        trainer.last_seen = self._clock()
+        if trainer.epoch != epoch or (received & ~trainer.received).any():
             trainer.lagging_since = None
-        trainer.epoch, trainer.had = epoch, had
-        self._look_round()
+        trainer.epoch, trainer.received = epoch, received
+        self._update_waiting()
 
-    def asks(self, name: str) -> list[int]:
-        """The windows that a trainer can take now, the oldest first; if there are none, that is remembered."""
+    def offer(self, name: str) -> list[int]:
+        """Windows that can be sent to a trainer now, the oldest first; if there are none, it counts as starved."""
         trainer = self.trainers[name]
-        wanted = trainer.wants()
+        wanted = trainer.wanted()
         offered = [window for window in self.resident if wanted[window]]
         if not offered and trainer.starved_since is None:
             trainer.starved_since = self._clock()
         return offered
 
-    def begins(self, name: str, window: int) -> None:
-        """A window goes on its way to a trainer."""
+    def start_sending(self, name: str, window: int) -> None:
+        """Record that a window is being sent to a trainer."""
         now, trainer = self._clock(), self.trainers[name]
-        trainer.heard, trainer.lagging_since = now, None
-        trainer.taking.add(window)
+        trainer.last_seen, trainer.lagging_since = now, None
+        trainer.in_transit.add(window)
         resident = self.resident.get(window)
-        if resident is not None and resident.touched is None:
-            resident.touched = now
-        self._look_round()
+        if resident is not None and resident.first_sent is None:
+            resident.first_sent = now
+        self._update_waiting()
 
-    def goes_on(self, name: str) -> None:
-        """A trainer takes more of a window."""
+    def record_activity(self, name: str) -> None:
+        """Record that a trainer has received another message of a window."""
         if name in self.trainers:
-            self.trainers[name].heard = self._clock()
+            self.trainers[name].last_seen = self._clock()
 
-    def ends(self, name: str, epoch: int, window: int, *, whole: bool) -> None:
-        """It has been sent, or that broke off."""
+    def finish_sending(self, name: str, epoch: int, window: int, *, whole: bool) -> None:
+        """Record that sending a window has ended, after the `whole` window or early."""
         trainer = self.trainers.get(name)
         if trainer is None:
             return
-        trainer.taking.discard(window)
+        trainer.in_transit.discard(window)
         if whole:
-            trainer.heard = self._clock()
+            trainer.last_seen = self._clock()
             if trainer.epoch == epoch:
-                trainer.had[window] = True
-        self._look_round()
+                trainer.received[window] = True
+        self._update_waiting()
 
-    def loaded(self, window: int) -> None:
-        """A chosen window is in memory."""
+    def add_window(self, window: int) -> None:
+        """Record that a window has been read into memory."""
         self.resident[window] = Resident(self._clock())
         self._cursor = (window + 1) % self.windows
-        self._look_round()
+        self._update_waiting()
 
-    def drop(self, window: int) -> None:
-        """It is not any more."""
+    def drop_window(self, window: int) -> None:
+        """Record that a window is no longer in memory."""
         del self.resident[window]
-        self._look_round()
+        self._update_waiting()
 
-    def forget_silent(self) -> list[str]:
-        """Forget the trainers that have said nothing for too long; their names."""
+    def forget_inactive(self) -> list[str]:
+        """Forget the trainers that have been inactive for too long; returns their names."""
         now = self._clock()
-        gone = [t.name for t in self.trainers.values() if now >= t.heard + self._forget]
-        for name in gone:
+        inactive = [t.name for t in self.trainers.values() if now >= t.last_seen + self._forget]
+        for name in inactive:
             del self.trainers[name]
-        return gone
+        return inactive
 
     def choose(self) -> WindowChoice | None:
-        """What to read now; None if nothing is wanted or nothing may make room."""
-        window = self._next()
+        """The next window to read; None if no window is wanted or none may be dropped for it."""
+        window = self._next_window()
         if window is None:
             return None
-        if len(self.resident) < self._places:
+        if len(self.resident) < self._capacity:
             return WindowChoice(window, None)
         drop = self._droppable()
         return None if drop is None else WindowChoice(window, drop)
 
-    def seconds(self) -> float | None:
-        """After which time alone may change what `choose` or `forget_silent` do; None for never."""
+    def seconds_until_change(self) -> float | None:
+        """Seconds after which `choose` or `forget_inactive` may give another result by time alone; None for never."""
         now = self._clock()
-        times = [trainer.heard + self._forget for trainer in self.trainers.values()]
+        times = [trainer.last_seen + self._forget for trainer in self.trainers.values()]
         if self._starved():
             times += [self._kept_until(window) for window in self.resident]
         return max(0.0, min(times) - now) if times else None
 
-    def _next(self) -> int | None:
-        """Of what the trainer that is hungry longest wants, or else anybody, the window that most want."""
+    def _next_window(self) -> int | None:
+        """The window that most trainers want, of those that the longest starved trainer wants if one is starved."""
         missing = np.ones(self.windows, dtype=np.bool_)
         missing[list(self.resident)] = False
-        wants = {trainer.name: trainer.wants() & missing for trainer in self.trainers.values()}
-        if not wants:
+        wanted = {trainer.name: trainer.wanted() & missing for trainer in self.trainers.values()}
+        if not wanted:
             return None
-        counts = np.sum(list(wants.values()), axis=0)
-        starved_since = self._starved()
-        candidates = np.flatnonzero(wants[starved_since[0].name] if starved_since else counts)
+        counts = np.sum(list(wanted.values()), axis=0)
+        starved = self._starved()
+        candidates = np.flatnonzero(wanted[starved[0].name] if starved else counts)
         if not len(candidates):
             return None
         most = candidates[counts[candidates] == counts[candidates].max()]
         return int(most[np.argmin((most - self._cursor) % self.windows)])
 
     def _starved(self) -> list[Trainer]:
-        """Those that asked in vain and for whom there is something to read, the longest waiting first."""
-        found = [t for t in self.trainers.values() if t.starved_since is not None and t.wants().any()]
-        return sorted(found, key=lambda trainer: _or_never(trainer.starved_since))
+        """Starved trainers that still want a window, the longest starved first."""
+        starved = [t for t in self.trainers.values() if t.starved_since is not None and t.wanted().any()]
+        return sorted(starved, key=lambda trainer: _or_infinity(trainer.starved_since))
 
     def _droppable(self) -> int | None:
         for window in self.resident:
-            if not self._lacking(window):
+            if not self._trainers_lacking(window):
                 return window
         now = self._clock()
         if self._starved():
             return next((window for window in self.resident if now >= self._kept_until(window)), None)
         return None
 
-    def _lacking(self, window: int) -> list[Trainer]:
-        return [trainer for trainer in self.trainers.values() if not trainer.had[window]]
+    def _trainers_lacking(self, window: int) -> list[Trainer]:
+        return [trainer for trainer in self.trainers.values() if not trainer.received[window]]
 
     def _kept_until(self, window: int) -> float:
-        """When those that lack a window are not waited for any more, if others are hungry."""
+        """Until when a window is kept for the trainers that lack it while other trainers are starved."""
         resident = self.resident[window]
-        if resident.touched is None:
-            return resident.loaded + max(self._grace, UNTOUCHED)
-        since = [min(resident.touched, _or_never(trainer.lagging_since)) for trainer in self._lacking(window)]
-        return max(since, default=resident.touched) + self._grace
+        if resident.first_sent is None:
+            return resident.loaded + max(self._grace, MIN_UNSENT_SECONDS)
+        since = [min(resident.first_sent, _or_infinity(t.lagging_since)) for t in self._trainers_lacking(window)]
+        return max(since, default=resident.first_sent) + self._grace
 
-    def _look_round(self) -> None:
-        """After any change: who finds something here, and who leaves it lying."""
+    def _update_waiting(self) -> None:
+        """Update which trainers are starved or lagging, after any change."""
         now = self._clock()
         for trainer in self.trainers.values():
-            if trainer.wants()[list(self.resident)].any():
+            if trainer.wanted()[list(self.resident)].any():
                 trainer.starved_since = None
                 trainer.lagging_since = now if trainer.lagging_since is None else trainer.lagging_since
             else:
                 trainer.lagging_since = None
 
 
-def _or_never(moment: float | None) -> float:
+def _or_infinity(moment: float | None) -> float:
     return float("inf") if moment is None else moment

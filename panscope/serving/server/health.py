@@ -1,4 +1,4 @@
-"""What a server tells of itself: by an action, and in a line of its log."""
+"""Status of a server, returned by the health action and written to its log."""
 
 from panscope.config import Config
 
@@ -6,19 +6,19 @@ _GIB = 2**30
 
 
 class TrainerHealth(Config):
-    """One trainer."""
+    """Status of one trainer."""
 
     name: str
     epoch: int
     windows_had: int
     lag: int
-    """Windows by which it is behind the one that is furthest."""
+    """Number of windows behind the most advanced trainer."""
     silent: float
-    """Seconds since it said anything."""
+    """Seconds since its last activity."""
 
 
 class WindowHealth(Config):
-    """One window in memory."""
+    """Status of one window in memory."""
 
     window: int
     age: float
@@ -26,25 +26,26 @@ class WindowHealth(Config):
 
 
 class Health(Config):
-    """A server, now."""
+    """Current status of a server."""
 
     part: str
     windows: int
-    """Of the slice."""
+    """Number of windows of the slice."""
     rows_per_second: float
-    """Sent to all trainers together, in the last ten seconds."""
+    """Rows sent to all trainers together, averaged over the last ten seconds."""
     rows_served: int
     bytes_read: int
-    """From the store, and the next sent to trainers: what one reading of the disk was worth."""
+    """Bytes read from the store; `bytes_served` / `bytes_read` measures how well trainers share the reads."""
     bytes_served: int
+    """Bytes sent to trainers."""
     resident: tuple[WindowHealth, ...]
     """The oldest first."""
     trainers: tuple[TrainerHealth, ...]
     failure: str | None
-    """Why nothing more can be read, if so."""
+    """Why reading has failed; None while it works."""
 
     def line(self) -> str:
-        """In short."""
+        """A one-line summary for the log."""
         ages = [f"{window.age:.0f}" for window in self.resident]
         lags = [f"{trainer.name} epoch {trainer.epoch} lag {trainer.lag}" for trainer in self.trainers]
         return (

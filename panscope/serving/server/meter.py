@@ -1,4 +1,4 @@
-"""How much went through in the last seconds."""
+"""Throughput over the last few seconds."""
 
 from collections.abc import Callable
 
@@ -6,16 +6,16 @@ _SECONDS = 10
 
 
 class RateMeter:
-    """Counts, and tells the rate over the last `_SECONDS` whole seconds; every method is called by one thread."""
+    """A counter with its rate over the last `_SECONDS` seconds; not thread-safe."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._begun = clock()
+        self._started = clock()
         self._by_second: dict[int, int] = {}
         self.total = 0
 
     def add(self, amount: int) -> None:
-        """So much more, now."""
+        """Count `amount` at the current time."""
         second = int(self._clock())
         self.total += amount
         self._by_second[second] = self._by_second.get(second, 0) + amount
@@ -23,7 +23,7 @@ class RateMeter:
             del self._by_second[min(self._by_second)]
 
     def rate(self) -> float:
-        """A second."""
+        """The amount per second."""
         now = self._clock()
         recent = sum(amount for second, amount in self._by_second.items() if second > now - _SECONDS)
-        return recent / max(1.0, min(_SECONDS, now - self._begun))
+        return recent / max(1.0, min(_SECONDS, now - self._started))

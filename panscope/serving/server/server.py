@@ -1,6 +1,6 @@
-"""The network side of a server: addresses, token, TLS, and what goes wrong in words.
+"""The network side of a server: listening address, token, TLS, and readable errors for each.
 
-Without a token it listens on the loopback interface only, so that nobody else's machine can ask.
+Without a token it listens on the loopback interface only, so that other machines cannot connect.
 """
 
 import hmac
@@ -26,45 +26,48 @@ from panscope.serving.protocol import (
     Hello,
     Position,
     Ticket,
-    decoded,
-    encoded,
+    decode,
+    encode,
 )
 from panscope.serving.server.service import Service
 from panscope.types import UserError
 
 TOKEN_VARIABLE = "PANSCOPE_TOKEN"
-_ENDING = 5.0
-"""Seconds for answers that are on their way when a server ends."""
+_SHUTDOWN_SECONDS = 5.0
+"""Maximum time for responses in progress to complete when a server closes."""
 
 
-def token_of_environment() -> str | None:
-    """The token, which is never given on a command line, as those can be seen by everybody; None if there is none.
+def token_from_environment() -> str | None:
+    """The token from the environment; None if it is not set.
 
-    Raises UserError if it has characters that cannot be sent.
+    It is never given on a command line, which other users of the machine can see. Raises UserError if it has characters
+    that cannot be sent in a header.
     """
     token = os.environ.get(TOKEN_VARIABLE) or None
     if token is not None and not (token.isascii() and token.isprintable() and token == token.strip()):
         raise UserError(
-            f"{TOKEN_VARIABLE} has a character that cannot be sent: use letters, digits and signs of ASCII, with no "
-            "space or line end around them"
+            f"{TOKEN_VARIABLE} has a character that cannot be sent: use printable ASCII characters, with no space or "
+            "line break at either end"
         )
     return token
 
 
 @dataclass(frozen=True)
 class ListenConfig:
-    """Where a server listens, and whom it lets in."""
+    """Address, token and TLS files of a server."""
 
     host: str = "127.0.0.1"
     port: int = 8815
-    """0 takes a free one."""
+    """0 for any free port."""
     token: str | None = None
+    """The token that trainers must send; None for no authentication."""
     certificate: Path | None = None
-    """A PEM file; the next one its key."""
+    """PEM file of the TLS certificate; None for no TLS."""
     key: Path | None = None
+    """PEM file of the certificate's private key."""
 
     def check(self) -> None:
-        """Raise UserError if these do not go together."""
+        """Raise UserError if the settings are inconsistent or insecure, or if the port is in use."""
         if (self.certificate is None) != (self.key is None):
             raise UserError("--certificate and --key belong together: give both, or neither for no TLS")
         if self.token is None and not _is_loopback(self.host):
@@ -76,7 +79,7 @@ class ListenConfig:
             self._check_free()
 
     def _check_free(self) -> None:
-        """Two servers could listen on one port, and each would get some of the trainers."""
+        """Raise UserError if the port is in use: gRPC would let two servers share it and split the trainers."""
         try:
             kind, _, _, _, address = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
             with socket.socket(kind, socket.SOCK_STREAM) as probe:
@@ -84,36 +87,38 @@ class ListenConfig:
                 probe.bind(address)
         except OSError as error:
             raise UserError(
-                f"{self.host}:{self.port} cannot be listened on ({error.strerror}): choose another --host or --port"
+                f"the server cannot listen on {self.host}:{self.port} ({error.strerror}): choose another --host or "
+                "--port"
             ) from None
 
     def location(self, port: int) -> str:
-        """As an address for trainers."""
+        """The address that trainers connect to."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"grpc{'+tls' if self.certificate else ''}://{host}:{port}"
 
 
 class ActivationServer:
-    """A service behind a door; a context manager that listens from the beginning."""
+    """A service on the network; it listens from its creation to `close`, or as a context manager."""
 
-    def __init__(self, service: Service, door: ListenConfig, log: Callable[[str], None]) -> None:
-        """Raises UserError if it cannot listen there."""
-        door.check()
-        if door.token and not door.certificate and not _is_loopback(door.host):
+    def __init__(self, service: Service, listen: ListenConfig, log: Callable[[str], None]) -> None:
+        """Start the service; raises UserError if the settings are inconsistent or it cannot listen there."""
+        listen.check()
+        if listen.token and not listen.certificate and not _is_loopback(listen.host):
             log(
-                "the token is sent as it is, since there is no TLS: give --certificate and --key on a network of others"
+                "there is no TLS, so the token is sent unencrypted: give --certificate and --key on a network that you "
+                "do not trust"
             )
         self._service = service
-        self._flight = _listening(service, door, log)
-        self.address = door.location(self._flight.port)
+        self._flight = _start_flight(service, listen, log)
+        self.address = listen.location(self._flight.port)
         service.start()
 
     def close(self) -> None:
-        """Let trainers go and end."""
+        """Stop the service and disconnect trainers."""
         self._service.close()
-        ending = threading.Thread(target=self._flight.shutdown, daemon=True)  # Waits for trainers that take nothing.
-        ending.start()
-        ending.join(_ENDING)
+        shutdown = threading.Thread(target=self._flight.shutdown, daemon=True)  # Blocks on stalled trainers.
+        shutdown.start()
+        shutdown.join(_SHUTDOWN_SECONDS)
 
     def __enter__(self) -> "ActivationServer":
         return self
@@ -122,17 +127,24 @@ class ActivationServer:
         self.close()
 
 
-def _listening(service: Service, door: ListenConfig, log: Callable[[str], None]) -> "_Flight":
+def _start_flight(service: Service, listen: ListenConfig, log: Callable[[str], None]) -> "_Flight":
     try:
-        pairs = [(door.certificate.read_bytes(), door.key.read_bytes())] if door.certificate and door.key else None
+        pairs = _tls_pairs(listen)
     except OSError as error:
         raise UserError(f"{error.filename!r} cannot be read ({error.strerror}): give PEM files") from None
-    middleware = {"token": _Token(door.token, log)} if door.token else None
+    middleware = {"token": _TokenCheck(listen.token, log)} if listen.token else None
     try:
-        return _Flight(service, door.location(door.port), tls_certificates=pairs, middleware=middleware)
+        return _Flight(service, listen.location(listen.port), tls_certificates=pairs, middleware=middleware)
     except (OSError, pa.ArrowException) as error:
         what = "its certificate and key" if pairs else "its --host and --port"
-        raise UserError(f"the server cannot listen on {door.location(door.port)}: check {what} ({error})") from None
+        raise UserError(f"the server cannot listen on {listen.location(listen.port)}: check {what} ({error})") from None
+
+
+def _tls_pairs(listen: ListenConfig) -> list[tuple[bytes, bytes]] | None:
+    """Contents of the certificate and key files; None for no TLS."""
+    if listen.certificate is None or listen.key is None:
+        return None
+    return [(listen.certificate.read_bytes(), listen.key.read_bytes())]
 
 
 class _Flight(flight.FlightServerBase):
@@ -142,44 +154,44 @@ class _Flight(flight.FlightServerBase):
 
     def do_action(self, context: flight.ServerCallContext, action: flight.Action) -> Iterator[flight.Result]:
         body = action.body.to_pybytes()
-        return iter([flight.Result(_answered(lambda: self._answer(action.type, body), self._service))])
+        return iter([flight.Result(_refusing_bad_requests(lambda: self._answer(action.type, body), self._service))])
 
     def _answer(self, kind: str, body: bytes) -> bytes:
         if kind == HELLO:
-            return encoded(self._service.hello(decoded(Hello, body, "a hello")))
+            return encode(self._service.hello(decode(Hello, body, "the hello request")))
         if kind == NEXT:
-            return encoded(self._service.next(decoded(Position, body, "a position")))
+            return encode(self._service.next(decode(Position, body, "the position")))
         if kind == BYE:
-            self._service.bye(decoded(Bye, body, "a farewell"))
+            self._service.bye(decode(Bye, body, "the bye request"))
             return b"{}"
         if kind == HEALTH:
-            return encoded(self._service.health())
+            return encode(self._service.health())
         raise UserError(f"the action {kind!r} is unknown: use one of {HELLO}, {NEXT}, {BYE}, {HEALTH}")
 
     def do_get(self, context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.FlightDataStream:
-        schema, messages = _answered(
-            lambda: self._service.stream(decoded(Ticket, ticket.ticket, "a ticket")), self._service
+        schema, messages = _refusing_bad_requests(
+            lambda: self._service.stream(decode(Ticket, ticket.ticket, "the ticket")), self._service
         )
         return flight.GeneratorStream(schema, messages)
 
 
-def _answered(answer: Callable[[], Any], service: Service) -> Any:
-    """What `answer` gives; a UserError is one of the trainer's."""
+def _refusing_bad_requests(answer: Callable[[], Any], service: Service) -> Any:
+    """The result of `answer`; a UserError is sent to the trainer as a refusal."""
     try:
         return answer()
     except UserError as error:
         raise service.refuse("", str(error)) from None
 
 
-class _Token(flight.ServerMiddlewareFactory):
-    """Lets nobody in without the token."""
+class _TokenCheck(flight.ServerMiddlewareFactory):
+    """Rejects every call without the token."""
 
     def __init__(self, token: str, log: Callable[[str], None]) -> None:
-        self._wanted, self._log = f"Bearer {token}".encode(), log
+        self._expected, self._log = f"Bearer {token}".encode(), log
 
     def start_call(self, info: flight.CallInfo, headers: dict[str, list[Any]]) -> None:
         given = headers.get(TOKEN_HEADER, [""])[0]
-        if not hmac.compare_digest(given.encode() if isinstance(given, str) else given, self._wanted):
+        if not hmac.compare_digest(given.encode() if isinstance(given, str) else given, self._expected):
             why = "the token is wrong" if given else "there is no token"
             self._log(f"refused a trainer: {why}")
             raise flight.FlightUnauthenticatedError(why)

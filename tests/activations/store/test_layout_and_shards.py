@@ -1,4 +1,4 @@
-"""Shards: anyone's safetensors reader opens them, data begins on a page, and what is not as written is refused."""
+"""Shards: other safetensors readers can open them, data is page-aligned, and damaged files are refused."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_another_reader_of_safetensors_reads_every_column(tmp_path: Path, dtype:
         assert torch.equal(rows, expected)
 
 
-def test_rows_lie_on_pages_in_memory(tmp_path: Path) -> None:
+def test_rows_are_page_aligned_in_memory(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", 100)
     for column in store.columns([RESID, MLP]):
         assert store.shard(column, 0).rows.data_ptr() % PAGE == 0
@@ -73,7 +73,7 @@ def test_a_cut_has_every_row_in_one_shard(rows: int, blocks: int, block: int) ->
     assert cut.rows_of(cut.shards(rows), rows) == 0
 
 
-def test_shards_are_at_most_as_large_as_asked() -> None:
+def test_shards_are_at_most_as_large_as_requested() -> None:
     cut = cut_for(2**30, 4096, 4608)
     assert cut.shard_rows % 4096 == 0
     assert cut.shard_rows * 4608 <= 2**30 < (cut.shard_rows + 4096) * 4608
@@ -81,7 +81,7 @@ def test_shards_are_at_most_as_large_as_asked() -> None:
         cut_for(1000, 4096, 4608)
 
 
-def test_no_shard_is_there_until_it_was_finished(tmp_path: Path) -> None:
+def test_no_shard_exists_until_it_is_finished(tmp_path: Path) -> None:
     path, column = tmp_path / "0.safetensors", StoredColumn("any", 5, torch.float32)
     with pytest.raises(KeyboardInterrupt), writing_shard(path, column) as writer:
         writer.write(_blocks(8, 8)[0])
@@ -103,8 +103,8 @@ def test_a_record_has_the_sums_and_a_checksum_for_every_block(
     folder, blocks = tmp_path_factory.mktemp("shard"), _blocks(rows, size)
     column = StoredColumn("any", 5, dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard_module, "_LARGE_BYTES", 0 if large else 2**30)
-        patch.setattr(shard_module, "_FLUSH_BYTES", 100)
+        patch.setattr(shard_module, "_LARGE_BLOCK_BYTES", 0 if large else 2**30)
+        patch.setattr(shard_module, "_WRITEBACK_BYTES", 100)
         patch.setattr(shard_module, "_PIECE_ROWS", 7)
         record = _write(folder / "0.safetensors", column, blocks)
     x = torch.cat(blocks).to(dtype).double()
@@ -118,7 +118,7 @@ def test_a_record_has_the_sums_and_a_checksum_for_every_block(
     assert torch.equal(shard.rows.double(), x)
 
 
-def test_only_blocks_that_are_asked_for_are_checked_and_the_sentence_names_rows(tmp_path: Path) -> None:
+def test_only_requested_blocks_are_checked_and_the_error_names_rows(tmp_path: Path) -> None:
     path, column = tmp_path / "7.safetensors", StoredColumn("any", 5, torch.float32)
     record = _write(path, column, _blocks(20, 8))
     data = bytearray(path.read_bytes())
@@ -136,7 +136,7 @@ def test_size_and_header_are_checked_at_the_first_use(tmp_path: Path) -> None:
     record = _write(path, column, _blocks(20, 8))
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    with pytest.raises(UserError, match=r"7\.safetensors' is damaged: it has 4495 bytes, and 20 rows .* make 4496"):
+    with pytest.raises(UserError, match=r"7\.safetensors' is damaged: it has 4495 bytes instead of 4496 for 20 rows"):
         Shard(path, column, record, 8)
     path.write_bytes(whole[:100] + b"x" + whole[101:])
     with pytest.raises(UserError, match="its header does not match its data"):
@@ -144,7 +144,7 @@ def test_size_and_header_are_checked_at_the_first_use(tmp_path: Path) -> None:
     check_header(path, column, 20, whole[:PAGE])
 
 
-def test_rows_may_be_asked_for_ahead_wherever_they_begin(tmp_path: Path) -> None:
+def test_any_rows_can_be_fetched_ahead(tmp_path: Path) -> None:
     path, column = tmp_path / "7.safetensors", StoredColumn("any", 700, torch.float32)
     with writing_shard(path, column) as writer:
         for block in torch.randn(50, 700).split(16):
@@ -158,7 +158,7 @@ def test_rows_may_be_asked_for_ahead_wherever_they_begin(tmp_path: Path) -> None
 
 def test_a_shard_larger_than_the_memory_can_be_mapped(tmp_path: Path) -> None:
     column = StoredColumn("any", 2**20, torch.float32)
-    rows = 2**18  # 1 TiB, of which the disk holds two pages
+    rows = 2**18  # 1 TiB as a sparse file with two pages on disk
     path = tmp_path / "7.safetensors"
     with path.open("wb") as file:
         file.write(column.header(rows))

@@ -1,4 +1,4 @@
-"""A store in an object store: the same rows as from its folder, within the bound of its copies, whatever fails."""
+"""A store in an object store: the same rows as from a local folder, a bounded cache, and recovery from failures."""
 
 import contextlib
 import errno
@@ -33,7 +33,7 @@ PREFIX = "team/store"
 URL = f"s3://{S3StandIn.bucket}/{PREFIX}"
 SHARD = "sites/L01.mlp_out/00002.safetensors"
 SOON = timedelta(milliseconds=300)
-"""How long a test waits for what never gets well."""
+"""Retry time of tests of permanent faults."""
 PLENTY = 10**7
 
 
@@ -44,7 +44,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture
 def s3(local: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3StandIn]:
-    """The store's files in a stand-in, and an environment that leads there."""
+    """The store's files in a stand-in for S3, and environment variables with its address."""
     for name in list(os.environ):
         if name.startswith(("AWS_", "GOOGLE_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
@@ -75,23 +75,23 @@ def _assert_same(found: ActivationBatch, expected: ActivationBatch) -> None:
 
 
 def _copies(cache: Path) -> dict[str, int]:
-    """The sizes of all copies, begun ones too, by their names inside the store."""
+    """The sizes of all cached files, also unfinished ones, by their names in the store."""
     found = {}
     for path in cache.glob("panscope-*/**/*"):
-        with contextlib.suppress(FileNotFoundError):  # One that was begun and failed is removed at any time.
+        with contextlib.suppress(FileNotFoundError):  # A failed download may be removed at any time.
             if path.is_file():
                 found["/".join(path.relative_to(cache).parts[1:])] = path.stat().st_size
     return found
 
 
 def _bytes(cache: Path) -> int:
-    """Of all copies, while nobody may make room or finish one."""
+    """Total size of the cache, read while no file may be evicted or finished."""
     with (cache / ".lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return sum(_copies(cache).values())
 
 
-def _one_sentence(error: pytest.ExceptionInfo[UserError]) -> str:
+def _one_line(error: pytest.ExceptionInfo[UserError]) -> str:
     message = str(error.value)
     assert "\n" not in message
     assert "Debug" not in message
@@ -99,7 +99,7 @@ def _one_sentence(error: pytest.ExceptionInfo[UserError]) -> str:
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
-def test_rows_are_those_of_the_folder_and_copies_stay_within_their_bound(
+def test_rows_match_the_local_store_and_the_cache_stays_within_its_limit(
     s3: S3StandIn, local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
     whole = sum(len(value) for value in s3.objects.values())
@@ -117,11 +117,11 @@ def test_rows_are_those_of_the_folder_and_copies_stay_within_their_bound(
         most.append(_bytes(tmp_path))
     assert limit // 2 < max(most) <= limit
     shards = len([key for key in s3.objects if key.endswith("safetensors")])
-    assert s3.gets() > 6 * shards  # in ranges, and more than once: the copies were not kept
+    assert s3.gets() > 6 * shards  # in ranges, and more than once because of evictions
     assert not [name for name in _copies(tmp_path) if name.endswith(".tmp")]
 
 
-def test_what_is_there_is_not_fetched_again(s3: S3StandIn, local: Store, tmp_path: Path) -> None:
+def test_cached_files_are_not_fetched_again(s3: S3StandIn, local: Store, tmp_path: Path) -> None:
     list(_batches(Store(_files(tmp_path))))
     keys = [key for key in s3.objects if key.startswith(PREFIX)]
     assert all(s3.requests["GET", key] == 1 for key in keys)
@@ -137,7 +137,7 @@ def test_a_file_is_fetched_in_ranges(s3: S3StandIn, tmp_path: Path, monkeypatch:
     assert s3.gets(f"{PREFIX}/{SHARD}") == -(-len(data) // 999)
 
 
-def test_fetching_ahead_goes_on_in_the_background(s3: S3StandIn, tmp_path: Path) -> None:
+def test_files_are_fetched_ahead_in_the_background(s3: S3StandIn, tmp_path: Path) -> None:
     files = _files(tmp_path)
     names = [f"sites/L01.mlp_out/0000{n}.safetensors" for n in range(6)]
     s3.gate.clear()
@@ -150,7 +150,7 @@ def test_fetching_ahead_goes_on_in_the_background(s3: S3StandIn, tmp_path: Path)
         assert s3.gets(f"{PREFIX}/{name}") == 1
 
 
-def test_what_was_not_begun_is_given_up_for_what_is_needed_now(s3: S3StandIn, tmp_path: Path) -> None:
+def test_queued_files_are_cancelled_by_the_next_call(s3: S3StandIn, tmp_path: Path) -> None:
     files = _files(tmp_path)
     s3.gate.clear()
     files.fetch_ahead([f"tokens/0000{n}.safetensors" for n in range(7)])
@@ -174,7 +174,7 @@ def test_two_readers_fetch_one_file_once(s3: S3StandIn, tmp_path: Path) -> None:
     assert s3.gets(f"{PREFIX}/{SHARD}") == 1
 
 
-def test_no_reader_waits_for_one_that_keeps_what_it_was_given(s3: S3StandIn, tmp_path: Path) -> None:
+def test_no_reader_waits_for_another_that_holds_a_file(s3: S3StandIn, tmp_path: Path) -> None:
     readers = [_files(tmp_path) for _ in range(3)]
     names = [key.removeprefix(f"{PREFIX}/") for key in s3.objects]
     for name in names:
@@ -185,8 +185,8 @@ def test_no_reader_waits_for_one_that_keeps_what_it_was_given(s3: S3StandIn, tmp
     assert s3.gets() == len(names)
 
 
-def test_readers_share_too_small_a_folder(s3: S3StandIn, local: Store, tmp_path: Path) -> None:
-    """They remove each other's copies all the time, and never one that another is about to open."""
+def test_readers_share_a_cache_that_is_too_small(s3: S3StandIn, local: Store, tmp_path: Path) -> None:
+    """They evict each other's files all the time, and never one that another reader is about to open."""
     limit = sum(len(value) for value in s3.objects.values()) // 4
     expected = list(_batches(local))
 
@@ -235,14 +235,14 @@ def test_two_processes_share_a_folder(s3: S3StandIn, local: Store, tmp_path: Pat
     assert _bytes(tmp_path) <= limit
 
 
-def test_a_copy_that_was_cut_is_fetched_again(s3: S3StandIn, tmp_path: Path) -> None:
+def test_a_truncated_cached_file_is_fetched_again(s3: S3StandIn, tmp_path: Path) -> None:
     path = _files(tmp_path).path(SHARD)
     os.truncate(path, 100)
     assert _files(tmp_path).path(SHARD).read_bytes() == s3.objects[f"{PREFIX}/{SHARD}"]
     assert s3.gets(f"{PREFIX}/{SHARD}") == 2
 
 
-def test_a_file_that_was_put_again_is_fetched_again(s3: S3StandIn, tmp_path: Path) -> None:
+def test_a_replaced_file_is_fetched_again(s3: S3StandIn, tmp_path: Path) -> None:
     old = _files(tmp_path).path(SHARD)
     changed = bytes(reversed(s3.objects[f"{PREFIX}/{SHARD}"]))
     s3.put(f"{PREFIX}/{SHARD}", changed)
@@ -251,7 +251,7 @@ def test_a_file_that_was_put_again_is_fetched_again(s3: S3StandIn, tmp_path: Pat
     assert new.read_bytes() == changed
 
 
-def test_another_store_at_the_same_address_has_copies_of_its_own(s3: S3StandIn, tmp_path: Path) -> None:
+def test_another_store_at_the_same_address_is_cached_separately(s3: S3StandIn, tmp_path: Path) -> None:
     old = _files(tmp_path).path(SHARD)
     s3.put(f"{PREFIX}/manifest.json", s3.objects[f"{PREFIX}/manifest.json"] + b"\n")
     assert _files(tmp_path).path(SHARD) != old
@@ -277,7 +277,7 @@ def test_a_damaged_manifest_is_named(s3: S3StandIn, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("faults", [("500",) * 4, ("dropped",) * 4, ("500", "dropped", "500")])
-def test_faults_that_pass_are_overcome(s3: S3StandIn, tmp_path: Path, faults: tuple[Fault, ...]) -> None:
+def test_temporary_faults_are_retried(s3: S3StandIn, tmp_path: Path, faults: tuple[Fault, ...]) -> None:
     s3.faults[f"{PREFIX}/{SHARD}"] = iter(faults)
     assert _files(tmp_path, patience=timedelta(seconds=20)).path(SHARD).read_bytes() == s3.objects[f"{PREFIX}/{SHARD}"]
     assert s3.gets(f"{PREFIX}/{SHARD}") == len(faults) + 1
@@ -285,7 +285,7 @@ def test_faults_that_pass_are_overcome(s3: S3StandIn, tmp_path: Path, faults: tu
 
 @pytest.mark.parametrize("fault", ["500", "403", "dropped", "short"])
 @pytest.mark.parametrize("ahead", [False, True])
-def test_faults_that_stay_are_told_in_one_sentence(
+def test_permanent_faults_are_one_message(
     s3: S3StandIn, tmp_path: Path, fault: Fault, ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "RANGE", 1000)
@@ -295,7 +295,7 @@ def test_faults_that_stay_are_told_in_one_sentence(
         files.fetch_ahead([SHARD])
     with pytest.raises(UserError, match=rf"'{URL}/{SHARD}' cannot be read: .*check the address, the netw") as error:
         files.path(SHARD)
-    assert "secret" not in _one_sentence(error)
+    assert "secret" not in _one_line(error)
     assert not _copies(tmp_path)
     s3.faults.clear()
     assert files.path(SHARD).read_bytes() == s3.objects[f"{PREFIX}/{SHARD}"]
@@ -303,57 +303,61 @@ def test_faults_that_stay_are_told_in_one_sentence(
 
 def test_a_file_that_is_missing(s3: S3StandIn, tmp_path: Path) -> None:
     del s3.objects[f"{PREFIX}/{SHARD}"]
-    with pytest.raises(UserError, match=f"the file '{URL}/{SHARD}' is missing: take a whole copy") as error:
+    with pytest.raises(UserError, match=f"the file '{URL}/{SHARD}' is missing: take a complete copy") as error:
         list(_batches(Store(_files(tmp_path))))
-    _one_sentence(error)
+    _one_line(error)
 
 
 @pytest.mark.parametrize("url", ["s3://other/team/store", "s3://bucket/team", "s3://bucket", "gs://bucket/no"])
 def test_no_store_is_there(s3: S3StandIn, tmp_path: Path, url: str) -> None:
     with pytest.raises(UserError, match=f"'{url}' is not a store: there is no such bucket, or no manifest") as error:
         open_store(url, cache=tmp_path, cache_bytes=PLENTY)
-    _one_sentence(error)
+    _one_line(error)
 
 
-def test_nobody_answers(s3: S3StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_service_is_one_message(s3: S3StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with S3StandIn() as gone:
         monkeypatch.setenv("AWS_ENDPOINT_URL", gone.endpoint)
     with pytest.raises(UserError, match=rf"{URL}/manifest.json' cannot be read: .*\(Connection refused\)") as error:
         _files(tmp_path)
-    _one_sentence(error)
+    _one_line(error)
 
 
-def test_nobody_has_credentials(s3: S3StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_one_message(s3: S3StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", s3.endpoint)
     with pytest.raises(UserError, match=rf"'{URL}/manifest.json' cannot be read: .*\(AWS_ACCESS_KEY_ID and") as error:
         _files(tmp_path)
-    _one_sentence(error)
+    _one_line(error)
 
 
 @pytest.mark.parametrize("place", ["ftp://host/store", "file:///tmp/store", "s3:///store", "s3://", "https://a/b"])
-def test_addresses_that_are_not_understood(place: str) -> None:
-    with pytest.raises(UserError, match=rf"{place}' is not understood: give a folder, or .*s3://bucket/prefix or gs:"):
+def test_invalid_addresses_are_refused(place: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"{place}' is not a valid location: give a folder, or .*s3://bucket/prefix or gs:"
+    ):
         open_store(place, cache=None, cache_bytes=PLENTY)
 
 
-def test_more_is_needed_at_once_than_copies_may_have(s3: S3StandIn, tmp_path: Path) -> None:
+def test_the_cache_is_too_small_for_the_files_needed_at_once(s3: S3StandIn, tmp_path: Path) -> None:
     size = len(s3.objects[f"{PREFIX}/{SHARD}"])
-    with pytest.raises(UserError, match=f"cache_gib allows {size - 1} bytes .* at once have {size}, beside") as error:
+    with pytest.raises(
+        UserError, match=f"cache_gib allows {size - 1} bytes .* at once have {size}, in addition"
+    ) as error:
         _files(tmp_path, size - 1).path(SHARD)
-    _one_sentence(error)
+    _one_line(error)
     with pytest.raises(UserError, match=f"activations.cache_gib allows {3 * size - 1} bytes .*set it to .* or more"):
         list(_batches(Store(_files(tmp_path, 3 * size - 1))))
     assert not s3.gets(f"{PREFIX}/{SHARD}")
 
 
-def test_a_copy_is_kept_until_its_reader_asks_for_the_next(s3: S3StandIn, tmp_path: Path) -> None:
+def test_a_cached_file_is_kept_until_its_reader_requests_the_next(s3: S3StandIn, tmp_path: Path) -> None:
     size = len(s3.objects[f"{PREFIX}/{SHARD}"])
     other = SHARD.replace("2.", "3.")
     reader, greedy = _files(tmp_path, size), _files(tmp_path, size)
     path = reader.path(SHARD)
-    with pytest.raises(UserError, match=f"at once have {size}, beside those that other processes read"):
+    with pytest.raises(UserError, match=f"at once have {size}, in addition to those that other processes read"):
         greedy.path(other)
     assert path.read_bytes() == s3.objects[f"{PREFIX}/{SHARD}"]
     reader.fetch_ahead([])
@@ -361,7 +365,7 @@ def test_a_copy_is_kept_until_its_reader_asks_for_the_next(s3: S3StandIn, tmp_pa
     assert list(_copies(tmp_path)) == [other]
 
 
-def test_those_used_least_recently_make_room(s3: S3StandIn, tmp_path: Path) -> None:
+def test_the_least_recently_used_files_are_evicted(s3: S3StandIn, tmp_path: Path) -> None:
     names = [f"sites/L01.mlp_out/0000{n}.safetensors" for n in range(4)]
     files = _files(tmp_path, 3 * len(s3.objects[f"{PREFIX}/{SHARD}"]))
     for n in (0, 1, 2, 0, 3):
@@ -369,7 +373,7 @@ def test_those_used_least_recently_make_room(s3: S3StandIn, tmp_path: Path) -> N
     assert sorted(_copies(tmp_path)) == [names[0], names[2], names[3]]
 
 
-def test_what_a_killed_process_left_is_removed_and_nothing_else(s3: S3StandIn, tmp_path: Path) -> None:
+def test_files_of_a_killed_process_are_removed_and_no_others(s3: S3StandIn, tmp_path: Path) -> None:
     size = len(s3.objects[f"{PREFIX}/{SHARD}"])
     left = tmp_path / f"panscope-{'0' * 32}" / "sites" / ".00000.safetensors.tmp"
     left.parent.mkdir(parents=True)
@@ -383,7 +387,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(s3: S3StandIn, t
     assert all(other.exists() for other in others)
 
 
-def test_a_fetch_that_was_killed_is_begun_again(s3: S3StandIn, tmp_path: Path) -> None:
+def test_an_interrupted_fetch_is_restarted(s3: S3StandIn, tmp_path: Path) -> None:
     path = _files(tmp_path).path(SHARD)
     path.rename(path.with_name(f".{path.name}.tmp"))
     os.truncate(path.with_name(f".{path.name}.tmp"), 10**6)
@@ -391,7 +395,9 @@ def test_a_fetch_that_was_killed_is_begun_again(s3: S3StandIn, tmp_path: Path) -
     assert list(_copies(tmp_path)) == [SHARD]
 
 
-def test_the_folder_of_copies_cannot_be_used(s3: S3StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_cache_folder_is_one_message(
+    s3: S3StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file' cannot be used: Not a directory; or choose another activations.cache"):
         _files(tmp_path / "file").path(SHARD)
@@ -400,7 +406,9 @@ def test_the_folder_of_copies_cannot_be_used(s3: S3StandIn, tmp_path: Path, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(UserError, match=f"copies '{tmp_path}/c' cannot be used: the disk is full; make room"):
+    with pytest.raises(
+        UserError, match=f"cache folder '{tmp_path}/c' cannot be used: the disk is full; free some space"
+    ):
         _files(tmp_path / "c").path(SHARD)
     assert not _copies(tmp_path / "c")
 

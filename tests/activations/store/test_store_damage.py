@@ -1,7 +1,7 @@
-"""Damaged stores: whatever happens to one file, reading either names it or gives what was written, nothing else.
+"""Damaged stores: after any damage to one file, reading either names that file or returns the original rows.
 
-The cases are seeded: every file of a small store is cut, flipped, emptied, replaced, removed and so on, and what
-reading and `verify` make of it is compared with the undamaged store.
+The cases are seeded: every file of a small store is truncated, emptied, replaced, removed and so on, and the results of
+reading and of `verify` are compared with the undamaged store.
 """
 
 import errno
@@ -38,7 +38,7 @@ NAMES = [
     *(f"{column}/{shard:05d}.{kind}" for column in COLUMNS for shard in range(3) for kind in ("json", "safetensors")),
 ]
 Damage = Callable[[bytes], bytes | None]
-"""What becomes of a file's bytes; None leaves no file."""
+"""Maps a file's bytes to the damaged ones; None removes the file."""
 
 
 def _make(folder: Path, seed: int = 0) -> dict[str, bytes]:
@@ -77,7 +77,7 @@ def _everything(folder: Path) -> list[Tensor]:
 
 @contextmanager
 def _damaged(path: Path, damage: Damage) -> Iterator[bytes | None]:
-    """The file damaged, and whole again afterwards."""
+    """Damage a file, and restore it afterwards."""
     whole = path.read_bytes()
     data = damage(whole)
     path.unlink()
@@ -91,7 +91,7 @@ def _damaged(path: Path, damage: Damage) -> Iterator[bytes | None]:
 
 
 def _is_harmless(name: str, whole: bytes, data: bytes | None) -> bool:
-    """Whether the file says the same: JSON may be written in more than one way."""
+    """Whether the file has the same contents: JSON may be formatted in more than one way."""
     if data == whole:
         return True
     if data is None or not name.endswith(".json"):
@@ -103,7 +103,7 @@ def _is_harmless(name: str, whole: bytes, data: bytes | None) -> bool:
 
 
 def _check(folder: Path, name: str, damage: Damage, expected: list[Tensor]) -> None:
-    """The oracle: reading names the file or gives what was written, and `verify` names just this file if it matters."""
+    """The oracle: reading names the file or returns the original rows, and `verify` names only this file."""
     whole = (folder / name).read_bytes()
     with _damaged(folder / name, damage) as data:
         harmless = _is_harmless(name, whole, data)
@@ -115,23 +115,23 @@ def _check(folder: Path, name: str, damage: Damage, expected: list[Tensor]) -> N
         else:
             assert harmless, f"{name} was damaged and read"
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-        sentences = verify(LocalFiles(folder))
+        messages = verify(LocalFiles(folder))
         if harmless:
-            assert sentences == []
+            assert messages == []
         else:
-            assert len(sentences) == 1 or (sentences and name == "manifest.json")  # which every shard is compared with
-            for sentence in sentences:
-                _assert_names(sentence, folder, name)
+            assert len(messages) == 1 or (messages and name == "manifest.json")  # with which every shard is compared
+            for message in messages:
+                _assert_names(message, folder, name)
 
 
-def _assert_names(sentence: str, folder: Path, name: str) -> None:
-    """The whole name, or that of the shard and its own beside it; one sentence."""
+def _assert_names(message: str, folder: Path, name: str) -> None:
+    """The message is one line with the file's whole name, or with that of the shard and its own beside it."""
     path = folder / name
-    beside = str(path.with_suffix(".safetensors")) in sentence and f"{path.name} beside it" in sentence
-    compared = name == "manifest.json" and f"and {name} of " in sentence
+    beside = str(path.with_suffix(".safetensors")) in message and f"{path.name} beside it" in message
+    compared = name == "manifest.json" and f"and according to {name} it must have" in message
     nothing = f"{str(folder)!r} is not a store: it has no {name}"
-    assert str(path) in sentence or nothing in sentence or beside or compared, sentence
-    assert "\n" not in sentence
+    assert str(path) in message or nothing in message or beside or compared, message
+    assert "\n" not in message
 
 
 def _flip(data: bytes, place: int, bit: int) -> bytes:
@@ -153,14 +153,14 @@ def _flipped(random_: random.Random, data: bytes) -> bytes:
 
 
 def _flipped_rows(random_: random.Random, data: bytes) -> bytes:
-    """In the rows of a shard, in a digit of JSON."""
+    """Flip a bit in the rows of a shard, or in a digit of JSON."""
     digits = [place for place, byte in enumerate(data) if chr(byte).isdigit()]
     place = random_.choice(digits) if data[:1] == b"{" else random_.randrange(PAGE, len(data))
     return _flip(data, place, random_.randrange(3))
 
 
 def _flipped_head(random_: random.Random, data: bytes) -> bytes:
-    """In the header of a shard; in the last bytes of JSON, where its checksum is."""
+    """Flip a bit in the header of a shard, or in the last bytes of JSON, where its checksum is."""
     place = len(data) - 1 - random_.randrange(28) if data[:1] == b"{" else random_.randrange(120)
     return _flip(data, place, random_.randrange(8))
 
@@ -170,7 +170,7 @@ def _grown(random_: random.Random, data: bytes) -> bytes:
 
 
 def _moved(random_: random.Random, data: bytes) -> bytes:
-    """Two pieces of 12 bytes in each other's place."""
+    """Swap two pieces of 12 bytes."""
     first = random_.randrange(len(data) // 2 - 12)
     second = random_.randrange(len(data) // 2, len(data) - 12)
     a, b = data[first : first + 12], data[second : second + 12]
@@ -178,7 +178,7 @@ def _moved(random_: random.Random, data: bytes) -> bytes:
 
 
 def _zeros(random_: random.Random, data: bytes) -> bytes:
-    """A hole, as a crash leaves it in a file that was not flushed."""
+    """Zeros, as after a crash in a file that was not flushed."""
     first = random_.randrange(len(data) - 1)
     return data[:first] + bytes(min(512, len(data) - first)) + data[first + 512 :]
 
@@ -191,14 +191,14 @@ SEEDED = [_cut, _flipped, _flipped_rows, _flipped_head]
 def test_a_cut_or_flipped_file(
     folder: Path, expected: list[Tensor], name: str, damage: Callable[[random.Random, bytes], bytes]
 ) -> None:
-    """19 files in 4 ways at 20 places each."""
+    """19 files with 4 kinds of damage at 20 places each."""
     for random_ in _seeded(name):
         _check(folder, name, partial(damage, random_), expected)
 
 
 @pytest.mark.parametrize("damage", [_grown, _moved, _zeros], ids=lambda damage: damage.__name__[1:])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_that_grew_or_was_muddled(
+def test_a_file_with_bytes_added_moved_or_zeroed(
     folder: Path, expected: list[Tensor], name: str, damage: Callable[[random.Random, bytes], bytes]
 ) -> None:
     for random_ in _seeded(name)[:4]:
@@ -211,10 +211,10 @@ def _sealed(tmp_path: Path, value: dict[str, object]) -> bytes:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_that_is_gone_or_something_else(
+def test_a_file_that_is_missing_or_replaced(
     folder: Path, other: dict[str, bytes], expected: list[Tensor], name: str, tmp_path: Path
 ) -> None:
-    """Each file in place of each, and of its own in another store."""
+    """Replace each file by each of the others, and by the same file of another store."""
     noise = random.Random(name)
     contents = [
         None,
@@ -249,8 +249,8 @@ def test_a_folder_in_place_of_a_file(folder: Path, name: str, tmp_path: Path) ->
     with pytest.raises(UserError) as raised:
         _everything(tmp_path / "s")
     _assert_names(str(raised.value), tmp_path / "s", name)
-    (sentence,) = verify(LocalFiles(tmp_path / "s"))
-    _assert_names(sentence, tmp_path / "s", name)
+    (message,) = verify(LocalFiles(tmp_path / "s"))
+    _assert_names(message, tmp_path / "s", name)
 
 
 @given(
@@ -259,7 +259,7 @@ def test_a_folder_in_place_of_a_file(folder: Path, name: str, tmp_path: Path) ->
 )
 @settings(deadline=None, max_examples=300)
 def test_any_edit(folder: Path, expected: list[Tensor], name: str, edits: list[tuple[float, bytes, int]]) -> None:
-    """Some bytes taken out and others put in, anywhere."""
+    """Remove and insert bytes anywhere."""
 
     def edited(data: bytes) -> bytes:
         for place, put_in, taken_out in edits:
@@ -276,15 +276,15 @@ def test_any_content(folder: Path, expected: list[Tensor], name: str, content: b
     _check(folder, name, lambda _: content, expected)
 
 
-def test_every_bit_of_every_head_matters(folder: Path, expected: list[Tensor]) -> None:
-    """Of one shard, all 8 bits of every byte that the header has."""
+def test_every_byte_of_the_header_matters(folder: Path, expected: list[Tensor]) -> None:
+    """Flip one bit in every byte of a shard's header."""
     name = "tokens/00002.safetensors"
     length = len((folder / name).read_bytes()[:PAGE].rstrip())
     for place in range(length):
         _check(folder, name, lambda data, place=place: _flip(data, place, place % 8), expected)
 
 
-def test_a_manifest_of_an_earlier_time_is_harmless_or_says_that_rows_are_missing(folder: Path, tmp_path: Path) -> None:
+def test_an_earlier_manifest_is_harmless_or_incomplete(folder: Path, tmp_path: Path) -> None:
     write_store(tmp_path / "few", ROWS, shard_rows=SHARD_ROWS, widths=dict.fromkeys(Store.open(folder).sites[:1], 3))
     few = (tmp_path / "few" / "manifest.json").read_bytes()
     with _damaged(folder / "manifest.json", lambda _: few):
@@ -292,30 +292,30 @@ def test_a_manifest_of_an_earlier_time_is_harmless_or_says_that_rows_are_missing
         assert len(_everything(folder)) == 1 + 3 + 2
         assert verify(LocalFiles(folder)) == []
     with pytest.raises(Boom):
-        write_store(tmp_path / "begun", ROWS, shard_rows=SHARD_ROWS, source=NumberedRows(ROWS, fail_after=0))
-    begun = (tmp_path / "begun" / "manifest.json").read_bytes()
-    with _damaged(folder / "manifest.json", lambda _: begun):
+        write_store(tmp_path / "incomplete", ROWS, shard_rows=SHARD_ROWS, source=NumberedRows(ROWS, fail_after=0))
+    incomplete = (tmp_path / "incomplete" / "manifest.json").read_bytes()
+    with _damaged(folder / "manifest.json", lambda _: incomplete):
         with pytest.raises(UserError, match="is not complete"):
             Store.open(folder)
-        (sentence,) = verify(LocalFiles(folder))
-        assert "is not complete" in sentence
+        (message,) = verify(LocalFiles(folder))
+        assert "is not complete" in message
 
 
-def test_files_of_two_stores_are_not_taken_for_one(folder: Path, other: dict[str, bytes], tmp_path: Path) -> None:
-    """A shard and its record of another store agree with each other, and with nothing else."""
+def test_files_of_two_stores_are_not_mixed(folder: Path, other: dict[str, bytes], tmp_path: Path) -> None:
+    """A shard and its record from another store match each other, but not the manifest."""
     shutil.copytree(folder, tmp_path / "s")
     for kind in ("json", "safetensors"):
         name = f"sites/L01.mlp_out/00001.{kind}"
         (tmp_path / "s" / name).write_bytes(other[name])
-    with pytest.raises(UserError, match=r"00001\.json' tells of .* take both from one copy of the store"):
+    with pytest.raises(UserError, match=r"00001\.json' has .* take both from one copy of the store"):
         _everything(tmp_path / "s")
-    (sentence,) = verify(LocalFiles(tmp_path / "s"))
-    assert "00001.json" in sentence
+    (message,) = verify(LocalFiles(tmp_path / "s"))
+    assert "00001.json" in message
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "tokens/00001.json", "tokens/00001.safetensors"])
 @pytest.mark.parametrize("method", ["is_file", "open", "read_bytes"])
-def test_a_file_that_may_not_be_read_is_one_sentence(
+def test_an_unreadable_file_is_one_message(
     folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, method: str
 ) -> None:
     real = getattr(Path, method)
@@ -330,14 +330,14 @@ def test_a_file_that_may_not_be_read_is_one_sentence(
     monkeypatch.setattr(Path, method, refusing)
     for read in (_everything, lambda place: verify(LocalFiles(place))[0]):
         try:
-            sentence = str(read(folder))
+            message = str(read(folder))
         except UserError as error:
-            sentence = str(error)
-        assert f"{str(folder / name)!r} cannot be read: Permission denied" in sentence
+            message = str(error)
+        assert f"{str(folder / name)!r} cannot be read: Permission denied" in message
 
 
-def test_a_collect_goes_on_over_no_damage(tmp_path: Path) -> None:
-    """What a new collect reads, the manifest and the records, it does not take damaged."""
+def test_a_collection_does_not_resume_from_damaged_files(tmp_path: Path) -> None:
+    """A resumed collection verifies the files that it reads, the manifest and the records."""
     for name in ("manifest.json", "tokens/00001.json", "sites/L01.mlp_out/00000.json"):
         place = tmp_path / name.replace("/", "-")
         with pytest.raises(Boom):

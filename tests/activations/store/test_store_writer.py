@@ -1,4 +1,4 @@
-"""Collecting: whatever interrupts it, the finished store is byte for byte that of an undisturbed run."""
+"""Collection of activations: after any interruption the complete store has the same bytes as without one."""
 
 import errno
 import json
@@ -45,7 +45,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 63, 64, 65, 128, 150])
 @pytest.mark.parametrize("wanted", [1, 16, 64, 100, 128, 1000])
-def test_a_store_has_the_rows_there_are_or_are_wanted(tmp_path: Path, rows: int, wanted: int) -> None:
+def test_a_store_has_the_available_or_the_wanted_rows(tmp_path: Path, rows: int, wanted: int) -> None:
     """The text may end in the middle of a block, at the end of a shard or never."""
     store = make_store(tmp_path / "s", rows, wanted=wanted)
     number = torch.arange(min(rows, wanted))
@@ -59,20 +59,20 @@ def test_a_store_has_the_rows_there_are_or_are_wanted(tmp_path: Path, rows: int,
 
 
 @pytest.mark.parametrize("batches", range(11))
-def test_a_source_that_fails_anywhere_is_gone_on_with(
+def test_collection_resumes_after_a_failure_of_the_source(
     tmp_path: Path, undisturbed: dict[str, bytes], batches: int
 ) -> None:
     folder = tmp_path / "s"
     if batches < 10:
         with pytest.raises(Boom):
             write_store(folder, ROWS, source=NumberedRows(ROWS, fail_after=batches))
-        with pytest.raises(UserError, match="is not complete: give the panscope collect command again"):
+        with pytest.raises(UserError, match="is not complete: run the panscope collect command again"):
             Store.open(folder)
     writer = StoreWriter(folder, manifest_of(ROWS), WIDTHS)
     assert writer.rows == (batches // 4 * 64 if batches < 10 else 0)
-    heard: list[int] = []
-    writer.write(NumberedRows(ROWS), heard.append)
-    assert heard[0] == (batches // 4 * 64 if batches < 10 else 0)
+    progress: list[int] = []
+    writer.write(NumberedRows(ROWS), progress.append)
+    assert progress[0] == (batches // 4 * 64 if batches < 10 else 0)
     assert tree(folder) == undisturbed
 
 
@@ -96,16 +96,16 @@ def test_a_source_that_cannot_read_is_not_called_a_full_disk(tmp_path: Path) -> 
         def __next__(self) -> ActivationBatch:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", "a.jsonl")
 
-    with pytest.raises(UserError, match=r"the rows cannot be made: .*'a\.jsonl'; see to it"):
+    with pytest.raises(UserError, match=r"the activations cannot be computed: .*'a\.jsonl'; fix this"):
         write_store(tmp_path / "s", ROWS, source=Gone(ROWS))
 
 
 class _Killed(BaseException):
-    """What takes the place of SIGKILL: nothing in the package catches it."""
+    """Simulates SIGKILL: nothing in the package catches it."""
 
 
 def _count(monkeypatch: pytest.MonkeyPatch, name: str, *, fail_at: int, error: BaseException) -> list[int]:
-    """Make the `fail_at`-th call of os.`name` fail; what is returned counts the calls."""
+    """Make the `fail_at`-th call of os.`name` fail; returns a counter of the calls."""
     calls, real = [0], getattr(os, name)
 
     def counted(*arguments: Any) -> Any:
@@ -119,10 +119,10 @@ def _count(monkeypatch: pytest.MonkeyPatch, name: str, *, fail_at: int, error: B
 
 
 @pytest.mark.parametrize("name", ["fsync", "replace"])
-def test_a_disk_that_fails_anywhere_is_one_sentence_and_gone_on_with(
+def test_collection_resumes_after_a_disk_failure(
     tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The system may say at a flush that the disk is full: whenever that is, what is there is whole."""
+    """The disk may turn out to be full only at a flush: no file may be left incomplete."""
     with monkeypatch.context() as patch:
         calls = _count(patch, name, fail_at=0, error=Boom())
         write_store(tmp_path / "count", ROWS)
@@ -131,7 +131,9 @@ def test_a_disk_that_fails_anywhere_is_one_sentence_and_gone_on_with(
         folder = tmp_path / str(at)
         with monkeypatch.context() as patch:
             _count(patch, name, fail_at=at, error=OSError(errno.ENOSPC, "No space left on device"))
-            with pytest.raises(UserError, match=r"cannot be written: the disk is full; make room and give the same"):
+            with pytest.raises(
+                UserError, match=r"cannot be written: the disk is full; free some space and run the same"
+            ):
                 write_store(folder, ROWS)
         write_store(folder, ROWS)
         assert tree(folder) == undisturbed
@@ -140,7 +142,7 @@ def test_a_disk_that_fails_anywhere_is_one_sentence_and_gone_on_with(
 def test_a_kill_between_two_files_loses_nothing(
     tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is tidied up, as after a kill: temporary files stay, and are gone at the end."""
+    """As after a kill no temporary file is removed at first; all are removed by the next run."""
     for at in range(1, 21):  # 18 files of three shards, and the manifest twice
         folder = tmp_path / str(at)
         with monkeypatch.context() as patch:
@@ -174,7 +176,7 @@ subprocess.run(["cp", "-r", str(disk / "s"), {out!r}], check=True)
 """
 
 
-def test_a_disk_that_is_full_is_one_sentence_and_gone_on_with(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+def test_collection_resumes_after_a_full_disk(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     disk, out = tmp_path / "disk", tmp_path / "out"
     disk.mkdir()
     mount = 'mount -t tmpfs -o size=32k none "$1" || exit 77; shift; exec "$@"'
@@ -190,7 +192,7 @@ def test_a_disk_that_is_full_is_one_sentence_and_gone_on_with(tmp_path: Path, un
     assert tree(out) == undisturbed
 
 
-def test_a_folder_that_refuses_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_folder_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = PermissionError(errno.EACCES, "Permission denied")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(error))
@@ -203,7 +205,7 @@ def test_a_folder_that_refuses_is_one_sentence(tmp_path: Path, monkeypatch: pyte
         tmp_path.chmod(0o700)
 
 
-def test_a_folder_that_is_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_changed(tmp_path: Path) -> None:
     file, folder, run = tmp_path / "file", tmp_path / "folder", tmp_path / "run"
     file.write_text("mine")
     (folder / "deep").mkdir(parents=True)
@@ -211,20 +213,20 @@ def test_a_folder_that_is_something_else_is_left_alone(tmp_path: Path) -> None:
     (run / "suite.toml").write_text("")
     before = tree(tmp_path)
     for place in (file, folder, run):
-        with pytest.raises(UserError, match="exists and is no store: choose another --out"):
+        with pytest.raises(UserError, match="exists and is not a store: choose another --out"):
             write_store(place, ROWS)
     with pytest.raises(UserError, match="cannot be written"):
         write_store(file / "below", ROWS)
     assert tree(tmp_path) == before
 
 
-def test_a_manifest_that_is_a_folder_is_one_sentence(tmp_path: Path) -> None:
+def test_a_manifest_that_is_a_folder_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").mkdir()
     with pytest.raises(UserError, match=r"manifest\.json' cannot be read"):
         write_store(tmp_path, ROWS)
 
 
-def test_an_empty_folder_or_one_with_a_lock_is_free(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+def test_an_empty_folder_or_one_with_a_lock_is_usable(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     with locked(tmp_path):
         write_store(tmp_path, ROWS)
     assert {name: data for name, data in tree(tmp_path).items() if name != LOCK} == undisturbed
@@ -261,7 +263,7 @@ def test_other_text_is_refused_by_its_tokens(tmp_path: Path, undisturbed: dict[s
     folder = tmp_path / "s"
     write_store(folder, ROWS, widths={RESID: 6})
     before = tree(folder)
-    with pytest.raises(UserError, match=r"rows of shard 0 are not those in the store .*/s': the text, the token"):
+    with pytest.raises(UserError, match=r"rows of shard 0 differ from those in the store .*/s': the text, the token"):
         StoreWriter(folder, manifest_of(ROWS), WIDTHS).write(NumberedRows(ROWS, {MLP: 3}, seed=1))
     assert tree(folder) == before
     write_store(folder, ROWS)
@@ -281,14 +283,16 @@ def test_other_text_is_refused_by_its_tokens(tmp_path: Path, undisturbed: dict[s
         ("bucket_rows", {"bucket_rows": 128}),
     ],
 )
-def test_what_differs_from_the_begun_store_is_named(tmp_path: Path, name: str, change: dict[str, Any]) -> None:
+def test_a_different_setting_of_an_existing_store_is_named(tmp_path: Path, name: str, change: dict[str, Any]) -> None:
     write_store(tmp_path / "s", ROWS)
-    with pytest.raises(UserError, match=f"/s' was begun with {name} = .* and now it is .*: give the same, or collect"):
+    with pytest.raises(
+        UserError, match=f"/s' was created with {name} = .* and now it is .*: use the same value, or collect"
+    ):
         StoreWriter(tmp_path / "s", manifest_of(ROWS, **change), WIDTHS)
 
 
-def test_model_and_text_may_lie_elsewhere(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
-    """Weights and text are compared, not their places."""
+def test_model_and_text_may_have_moved(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    """Weights and text are compared by content, not by location."""
     write_store(tmp_path / "s", ROWS, widths={RESID: 6})
     data = manifest_of(ROWS).origin.data | {"text": ["moved/a.jsonl"]}
     moved = manifest_of(ROWS, model="moved", data=data)
@@ -296,7 +300,7 @@ def test_model_and_text_may_lie_elsewhere(tmp_path: Path, undisturbed: dict[str,
     assert tree(tmp_path / "s") == undisturbed
 
 
-def test_other_versions_may_go_on(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+def test_another_version_may_resume(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     with pytest.raises(Boom):
         write_store(tmp_path / "s", ROWS, source=NumberedRows(ROWS, fail_after=6))
     newer = manifest_of(ROWS).replace(versions={"panscope": "1"})
@@ -304,7 +308,7 @@ def test_other_versions_may_go_on(tmp_path: Path, undisturbed: dict[str, bytes])
     assert tree(tmp_path / "s") == undisturbed
 
 
-def test_no_row_at_all_is_a_mistake_of_the_text(tmp_path: Path) -> None:
+def test_text_without_rows_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.text: there is no row of activations to store"):
         write_store(tmp_path / "s", 0, wanted=100)
 
@@ -352,7 +356,7 @@ def test_norms_keep_their_digits_where_the_mean_is_large(tmp_path: Path) -> None
     wanted=st.integers(1, 220),
 )
 @settings(deadline=None, max_examples=40)
-def test_a_shuffled_source_loses_no_row_and_is_gone_on_with(
+def test_a_shuffled_source_loses_no_row_and_can_be_resumed(
     tmp_path_factory: pytest.TempPathFactory, rows: int, bucket: int, stop: int, wanted: int
 ) -> None:
     def source(fail_after: int | None = None) -> BucketShuffle:
@@ -396,6 +400,6 @@ def test_a_shuffle_that_keeps_the_rest_gives_every_row(rows: int, bucket: int, b
     assert [found.token_ids.tolist() for found in fresh] == batches[stop + 1 :]
 
 
-def test_the_source_has_no_say_in_the_order_of_sites(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+def test_the_order_of_the_given_sites_does_not_matter(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     write_store(tmp_path / "s", ROWS, widths=dict(reversed(WIDTHS.items())))
     assert tree(tmp_path / "s") == undisturbed

@@ -1,4 +1,4 @@
-"""Reading a store: every row once an epoch, any batch taken up again bit for bit, by a state of a few numbers."""
+"""Reading a store: every row once per epoch, and bit-identical resumption from a small state."""
 
 import json
 from itertools import islice
@@ -64,7 +64,7 @@ def test_an_epoch_gives_each_row_once(store: Store, batch: int, window: int, see
         assert sorted(tokens[epoch * count : (epoch + 1) * count]) == list(range(first, first + count))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own(store: Store) -> None:
+def test_epochs_and_seeds_have_different_orders(store: Store) -> None:
     def order(seed: int, epoch: int) -> list[int]:
         found = torch.cat([batch.token_ids for batch in islice(_rows(store, batch=7, seed=seed), 60)]).tolist()
         return found[epoch * ROWS : (epoch + 1) * ROWS]
@@ -75,8 +75,8 @@ def test_epochs_and_seeds_have_orders_of_their_own(store: Store) -> None:
 
 
 @pytest.mark.parametrize(("batch", "window"), [(8, 48), (30, 16), (64, 64), (33, 210), (250, 100)])
-def test_any_batch_is_taken_up_again(store: Store, batch: int, window: int) -> None:
-    """Across windows, and across the ends of epochs."""
+def test_a_reader_can_resume_at_any_batch(store: Store, batch: int, window: int) -> None:
+    """Also across windows and epochs."""
     whole, states = _rows(store, batch=batch, window=window), []
     expected = []
     for _ in range(2 * ROWS // batch + 12):
@@ -98,7 +98,7 @@ def test_one_reader_goes_back_and_forth(store: Store, jumps: list[int]) -> None:
         _assert_same(list(islice(rows, 3)), expected[jump : jump + 3])
 
 
-def test_a_state_is_small_and_says_the_epoch(store: Store) -> None:
+def test_a_state_is_small_and_determines_the_epoch(store: Store) -> None:
     rows = _rows(store, batch=30)
     assert rows.epoch == 0
     epochs = []
@@ -118,12 +118,12 @@ def test_other_sites_of_the_same_rows_come_in_the_same_order(store: Store) -> No
 
 
 @pytest.mark.parametrize(("name", "value"), [("batch", 9), ("seed", 1), ("window", 16)])
-def test_another_order_is_no_place_to_go_on(store: Store, name: str, value: int) -> None:
+def test_a_state_of_another_order_is_refused(store: Store, name: str, value: int) -> None:
     with pytest.raises(UserError, match=rf"was written with {name}\w* = .*give the same store"):
         _rows(store, **{name: value}).load_state_dict(_rows(store).state_dict())  # type: ignore[arg-type]
 
 
-def test_another_slice_or_store_is_no_place_to_go_on(store: Store, tmp_path: Path) -> None:
+def test_a_state_of_another_slice_or_store_is_refused(store: Store, tmp_path: Path) -> None:
     state = _rows(store).state_dict()
     with pytest.raises(UserError, match="was written with rows = "):
         _rows(store, part=Slice(1, 2)).load_state_dict(state)
@@ -140,7 +140,7 @@ def test_a_store_with_more_sites_is_the_same_store(tmp_path: Path) -> None:
     _rows(make_store(tmp_path / "few", ROWS)).load_state_dict(state)
 
 
-def test_a_site_that_is_not_there_is_named(store: Store) -> None:
+def test_a_missing_site_is_named(store: Store) -> None:
     other = Site(9, "mlp_out")
     with pytest.raises(UserError, match=r"no site 'L09.mlp_out', only L01.mlp_out, L03.resid_post"):
         StoredRows(store, (other,), Windows(store.rows, 48, store.manifest.cut), batch=8, seed=0)
@@ -163,10 +163,10 @@ def test_rows_are_taken_in_any_order(store: Store, index: list[int]) -> None:
     assert torch.equal(store.take(column, number), row_of(MLP, number, WIDTHS[MLP]))
 
 
-class _Leaving(LocalFiles):
-    """Files that make room for others, as those fetched from elsewhere do; `damaged` is what they are after it."""
+class _NonPersistentFiles(LocalFiles):
+    """Files that may be replaced by others, as in a cache; `asked` has the names of all requested files."""
 
-    stays = False
+    is_persistent = False
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -178,21 +178,21 @@ class _Leaving(LocalFiles):
 
 
 @pytest.mark.parametrize("batch", [8, 7, 100])
-def test_a_shard_that_was_let_go_of_is_not_needed_again_in_its_epoch(store: Store, batch: int) -> None:
-    """A batch of two windows has taken the rows of the first before its shard may go."""
-    files = _Leaving(Path(store.where))
+def test_a_released_shard_is_not_needed_again_in_its_epoch(store: Store, batch: int) -> None:
+    """A batch of two windows has copied the rows of the first one before its shard is released."""
+    files = _NonPersistentFiles(Path(store.where))
     rows = _rows(Store(files), batch=batch, window=64)
     batches = list(islice(rows, ROWS // batch))
     for found in batches:
         _check_rows(found)
     shards = [name for name in files.asked if name.endswith("safetensors")]
-    assert len(set(shards[:12])) == 3 * 4  # what may follow is the first window of the next epoch
+    assert len(set(shards[:12])) == 3 * 4  # the others may be of the first window of the next epoch
 
 
-def test_a_reader_that_is_sent_back_checks_what_was_let_go_of(tmp_path: Path) -> None:
+def test_a_reader_reset_to_an_earlier_state_verifies_released_shards_again(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     make_store(folder, ROWS)
-    rows = _rows(Store(_Leaving(folder)), batch=64, window=64)
+    rows = _rows(Store(_NonPersistentFiles(folder)), batch=64, window=64)
     windows = rows._windows.order(0, 0).tolist()
     list(islice(rows, 3))
     path = folder / f"sites/L01.mlp_out/{windows[0]:05d}.safetensors"
@@ -205,7 +205,7 @@ def test_a_reader_that_is_sent_back_checks_what_was_let_go_of(tmp_path: Path) ->
         list(islice(rows, 2))
 
 
-def test_damage_in_a_window_is_told_at_its_first_batch(tmp_path: Path) -> None:
+def test_damage_in_a_window_is_reported_at_its_first_batch(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     make_store(folder, ROWS)
     path = folder / StoredColumn.of_site(MLP, 3, torch.float32).shard(2)

@@ -1,4 +1,4 @@
-"""`verify` names every damaged file of a store, with its rows; test_store_damage.py tells what one file may suffer."""
+"""`verify` names every damaged file of a store with its rows; see test_store_damage.py for kinds of damage."""
 
 from pathlib import Path
 
@@ -30,13 +30,13 @@ def _spoil(path: Path, *places: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 64, 65, 150])
-def test_a_sound_store_has_no_damage_and_all_its_bytes_are_read(tmp_path: Path, rows: int) -> None:
+def test_an_undamaged_store_has_no_damage_and_all_its_bytes_are_read(tmp_path: Path, rows: int) -> None:
     make_store(tmp_path / "s", rows, dtype="bfloat16")
-    before, heard = tree(tmp_path / "s"), list[tuple[int, int]]()
-    assert verify(LocalFiles(tmp_path / "s"), lambda done, total: heard.append((done, total))) == []
+    before, progress = tree(tmp_path / "s"), list[tuple[int, int]]()
+    assert verify(LocalFiles(tmp_path / "s"), lambda done, total: progress.append((done, total))) == []
     total = sum(len(data) - PAGE for name, data in before.items() if name.endswith(".safetensors"))
-    assert heard[-1] == (total, total)
-    assert heard == sorted(heard)
+    assert progress[-1] == (total, total)
+    assert progress == sorted(progress)
     assert tree(tmp_path / "s") == before
 
 
@@ -47,8 +47,8 @@ def test_all_damage_is_named_with_its_rows(folder: Path) -> None:
     _spoil(folder / "tokens/00001.safetensors", 20)
     (folder / "sites/L01.mlp_out/00001.safetensors").unlink()
     _spoil(folder / "sites/L01.mlp_out/00002.json", 30)
-    heard: list[tuple[int, int]] = []
-    sentences = verify(LocalFiles(folder), lambda done, total: heard.append((done, total)))
+    progress: list[tuple[int, int]] = []
+    messages = verify(LocalFiles(folder), lambda done, total: progress.append((done, total)))
     wanted = {
         "mlp_out/00001.safetensors' is missing",
         "mlp_out/00002.json'",
@@ -56,23 +56,23 @@ def test_all_damage_is_named_with_its_rows(folder: Path) -> None:
         "tokens/00001.safetensors' is damaged: its header",
         "tokens/00002.safetensors' is damaged: rows 16 to 21 do not",
     }
-    assert len(sentences) == len(wanted)
+    assert len(messages) == len(wanted)
     for part in wanted:
-        assert sum(part in sentence for sentence in sentences) == 1, (part, sentences)
-    assert heard[-1][0] == heard[-1][1]
+        assert sum(part in message for message in messages) == 1, (part, messages)
+    assert progress[-1][0] == progress[-1][1]
 
 
-def test_much_damage_is_told_shortly(tmp_path: Path) -> None:
+def test_a_long_list_of_damage_is_shortened(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     make_store(folder, 1000, shard_rows=1024)
     path = folder / "tokens/00000.safetensors"
     _spoil(path, *range(PAGE, path.stat().st_size, 32 * ROW))
-    (sentence,) = verify(LocalFiles(folder))
-    assert "rows 0 to 15, 32 to 47, " in sentence
-    assert "224 to 239 and 24 more places do not match" in sentence
+    (message,) = verify(LocalFiles(folder))
+    assert "rows 0 to 15, 32 to 47, " in message
+    assert "224 to 239 and 24 more ranges do not match" in message
 
 
-def test_a_shard_is_checked_for_its_shape_where_its_record_is_lost(folder: Path) -> None:
+def test_a_shard_without_a_record_is_checked_for_its_shape(folder: Path) -> None:
     (folder / "tokens/00000.json").unlink()
     (folder / "tokens/00000.safetensors").write_bytes(b"short")
     first, second = verify(LocalFiles(folder))
@@ -80,30 +80,30 @@ def test_a_shard_is_checked_for_its_shape_where_its_record_is_lost(folder: Path)
     assert "00000.safetensors' is damaged: it has 5 bytes" in second
 
 
-def test_norms_that_are_not_those_of_the_records_are_found(folder: Path) -> None:
-    """As in a manifest of a store of other text, put together by hand."""
+def test_norms_that_do_not_match_the_records_are_found(folder: Path) -> None:
+    """As in a manifest taken from a store of other text."""
     manifest = read_manifest(folder / "manifest.json")
     sites = dict(manifest.sites)
     sites["L01.mlp_out"] = sites["L01.mlp_out"].replace(mean_norm=1.0)
     write_sealed(folder / "manifest.json", manifest.replace(sites=sites).model_dump(mode="json"))
-    (sentence,) = verify(LocalFiles(folder))
-    assert "manifest.json" in sentence
-    assert "norms of site 'L01.mlp_out'" in sentence
+    (message,) = verify(LocalFiles(folder))
+    assert "manifest.json" in message
+    assert "norms of site 'L01.mlp_out'" in message
 
 
-def test_a_whole_checksum_that_is_wrong_is_found(folder: Path) -> None:
+def test_a_wrong_checksum_of_a_whole_shard_is_found(folder: Path) -> None:
     path = folder / "tokens/00001.json"
     write_sealed(path, read_record(path).replace(xxh3="0" * 16).model_dump(mode="json"))
-    (sentence,) = verify(LocalFiles(folder))
-    assert f"{str(path)!r} is damaged: its checksum of the whole shard" in sentence
+    (message,) = verify(LocalFiles(folder))
+    assert f"{str(path)!r} is damaged: its checksum does not match the shard" in message
 
 
-def test_a_store_that_is_not_finished_or_none_is_one_sentence(tmp_path: Path) -> None:
-    (sentence,) = verify(LocalFiles(tmp_path))
-    assert "manifest.json' is missing" in sentence
+def test_an_incomplete_or_missing_store_is_one_message(tmp_path: Path) -> None:
+    (message,) = verify(LocalFiles(tmp_path))
+    assert "manifest.json' is missing" in message
     write_sealed(tmp_path / "manifest.json", manifest_of(10).model_dump(mode="json"))
-    (sentence,) = verify(LocalFiles(tmp_path))
-    assert "is not complete: give the panscope collect command again" in sentence
+    (message,) = verify(LocalFiles(tmp_path))
+    assert "is not complete: run the panscope collect command again" in message
     write_store(tmp_path, 10)
     assert verify(LocalFiles(tmp_path)) == []
     assert Store.open(tmp_path).rows == 10

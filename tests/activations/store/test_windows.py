@@ -1,4 +1,4 @@
-"""Windows and their order: every row once an epoch, slices disjoint and complete, all a function of numbers."""
+"""Windows and their order: every row once per epoch, disjoint and complete slices, and reproducible orders."""
 
 from itertools import pairwise
 
@@ -27,7 +27,7 @@ def _visited(windows: Windows, seed: int = 0, epoch: int = 0) -> list[int]:
 def test_slices_have_every_row_once(rows: int, window: int, cut: Cut, count: int, epoch: int) -> None:
     blocks = -(-rows // cut.block_rows)
     if count > blocks:
-        with pytest.raises(UserError, match="make fewer slices"):
+        with pytest.raises(UserError, match="use fewer slices"):
             Windows(rows, window, cut, Slice(1, count))
         return
     found: list[int] = []
@@ -56,8 +56,8 @@ def test_windows_are_parts_of_a_shard_or_whole_shards(rows: int, window: int, cu
 
 @given(rows=st.integers(1, 300), a=st.integers(1, 120), b=st.integers(1, 120), cut=CUTS, index=st.integers(1, 3))
 @settings(max_examples=300)
-def test_one_number_tells_windows_apart(rows: int, a: int, b: int, cut: Cut, index: int) -> None:
-    """A checkpoint keeps `window_rows` alone."""
+def test_window_rows_identifies_the_windows(rows: int, a: int, b: int, cut: Cut, index: int) -> None:
+    """A checkpoint stores only `window_rows`."""
     if -(-rows // cut.block_rows) < 3:
         return
     one, two = (Windows(rows, size, cut, Slice(index, 3)) for size in (a, b))
@@ -86,7 +86,7 @@ def test_seed_and_epoch_change_both_orders() -> None:
     assert len({tuple(dict.fromkeys(order)) for order in shards}) == 3
 
 
-def test_a_row_may_come_at_any_place_of_its_window() -> None:
+def test_a_row_may_be_at_any_position_of_its_window() -> None:
     windows = Windows(64, 64, Cut(64, 16))
     places = torch.stack([windows.permutation(0, epoch, 0).argsort() for epoch in range(400)])
     assert places.double().mean(dim=0).sub(31.5).abs().max() < 5  # five standard errors
@@ -94,11 +94,11 @@ def test_a_row_may_come_at_any_place_of_its_window() -> None:
 
 
 @pytest.mark.parametrize("text", ["2", "0/4", "5/4", "1/0", "-1/4", "1/4 ", "a/b", "01/4", "1.0/4"])
-def test_a_slice_that_is_none_is_refused(text: str) -> None:
+def test_an_invalid_slice_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="write the second of eight slices as 2/8"):
         Slice.parse(text)
 
 
-def test_a_slice_is_written_as_it_is_read() -> None:
+def test_a_slice_is_formatted_as_it_is_parsed() -> None:
     assert str(Slice.parse("2/8")) == "2/8"
     assert Slice.parse("1/1") == Slice()
