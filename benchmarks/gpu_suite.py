@@ -142,7 +142,7 @@ def main() -> None:
     device = torch.device("cuda")
     found = sparse_kernels(device)
     if found.kernels is None:
-        sys.exit(f"benchmarks.gpu_suite needs the sparse kernels, but {found.why}")
+        sys.exit(f"benchmarks.gpu_suite needs the sparse kernels, but {found.detail}")
     line = json.dumps({"benchmark": "gpu_suite"} | measure(arguments.steps, device, found.kernels) | machine.facts())
     sys.stdout.write(line + "\n")
     if arguments.out:
