@@ -152,7 +152,7 @@ def main(options: Options) -> None:
     device = torch.device("cuda")
     found = sparse_kernels(device)
     if found.kernels is None:
-        raise UserError(f"benchmarks.gpu.suite needs the sparse kernels, but {found.why}")
+        raise UserError(f"benchmarks.gpu.suite needs the sparse kernels, but {found.detail}")
     line = {"benchmark": "gpu_suite"} | measure(options.steps, device, found.kernels) | machine.facts()
     print_json(line)
     if options.out is not None:

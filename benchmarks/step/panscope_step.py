@@ -77,7 +77,7 @@ def _kernels(name: str) -> Kernels | None:
         return None
     found = sparse_kernels(torch.device("cpu"))
     if found.kernels is None:
-        raise UserError(f"panscope has no {name} kernels on this machine: {found.why}")
+        raise UserError(f"panscope has no {name} kernels on this machine: {found.detail}")
     return found.kernels
 
 

@@ -133,7 +133,7 @@ def backend_for(coder: Coder, asked: KernelsName) -> InferenceBackend:
         found = sparse_kernels(coder.W_enc.device)
         if found.kernels is not None:
             return Sparse(found.kernels)
-        refusal = f"on {coder.W_enc.device.type} {found.why}"
+        refusal = f"on {coder.W_enc.device.type} {found.detail}"
     if asked == "sparse":
         raise UserError(f"kernels is 'sparse', but {refusal}: leave it at 'auto', or set it to 'reference'")
     return Reference()

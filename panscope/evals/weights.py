@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from panscope.coders.base import Coder
-from panscope.kernels.cosines import directions, itself, nearest
+from panscope.kernels.cosines import directions, excluding_self, nearest
 
 COSINES = ("decoder_cosine", "encoder_cosine", "encoder_decoder_cosine")
 
@@ -43,5 +43,5 @@ def weight_numbers(columns: dict[str, Tensor]) -> dict[str, float]:
 
 def _largest(vectors: Tensor) -> Tensor:
     """[F] the largest cosine of each of vectors [F, D] to another; NaN where there is none to compare with."""
-    found = nearest(vectors, vectors, limits=itself(len(vectors)))
+    found = nearest(vectors, vectors, limits=excluding_self(len(vectors)))
     return found.cosines[:, 0].masked_fill(~found.found, torch.nan)

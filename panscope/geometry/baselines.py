@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from panscope.geometry.combination import combined, explained
-from panscope.kernels.cosines import Progress, itself, nearest
+from panscope.kernels.cosines import Progress, excluding_self, nearest
 
 
 def johnson_lindenstrauss(latents: int, width: int) -> float:
@@ -56,7 +56,9 @@ class Baselines:
         """[F] float64: the largest cosine of each of F random directions with any of the others."""
         if (latents, width) not in self._own:
             rows = self._rows(latents, width, 2 * self._seed)
-            self._own[latents, width] = nearest(rows, rows, limits=itself(latents), progress=progress).cosines[:, 0]
+            self._own[latents, width] = nearest(rows, rows, limits=excluding_self(latents), progress=progress).cosines[
+                :, 0
+            ]
         return self._own[latents, width]
 
     def pair(self, latents: int, others: int, width: int, progress: Progress) -> RandomPair:

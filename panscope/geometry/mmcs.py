@@ -20,7 +20,7 @@ from panscope.kernels.cosines import MemoryLimits, Nearest, Progress, nearest
 
 def upper(dictionary: Dictionary, progress: Progress) -> Tensor:
     """[F] float64: the largest cosine of each latent with one before it, at least 0; 0 for latents of zeros."""
-    before = MemoryLimits(until=torch.arange(len(dictionary)))
+    before = MemoryLimits(stop=torch.arange(len(dictionary)))
     return nearest(dictionary.rows, dictionary.rows, limits=before, progress=progress).cosines[:, 0].clamp_min(0)
 
 

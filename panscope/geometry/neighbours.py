@@ -77,7 +77,7 @@ def neighbourhood(
     if not seed.any():
         raise UserError(f"--latent {latent} of coder {own.name!r} has a decoder vector of zeros: give another latent")
     points, rows = [Point(own.name, latent, 1.0, "seed")], [seed]
-    not_itself = MemoryLimits(without=torch.tensor([latent]))
+    not_itself = MemoryLimits(excluded=torch.tensor([latent]))
     searches = (("own", own, counts.own, not_itself), ("other", other, counts.other, MemoryLimits()))
     for role, dictionary, count, limits in (*searches, ("wider", wider, counts.wider, MemoryLimits())):
         if dictionary is None or count == 0:

@@ -1,1 +1,1 @@
-"""How the mathematics is computed: the plain reference, and later its fast twins."""
+"""The numerical kernels: the reference in plain torch, and fast sparse kernels for CPUs (Numba) and GPUs (Triton)."""

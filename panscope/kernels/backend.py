@@ -1,12 +1,12 @@
-"""What a training step asks of a machine: the parts of a sparse step, each implemented for the CPU and for GPUs.
+"""The interface of the kernels of a sparse training step, implemented for CPUs and GPUs.
 
 The one dense product of a step, rows times encoder, runs in half precision (bfloat16 on a CPU, scaled float16 on a GPU)
-and only screens: it finds candidates, with a bound on its error. Exact float32 pre-activations of the candidates
-decide. Everything after touches active places alone, and weight gradients are formed latent by latent inside the
-update, so that no [F, D] gradient is ever in memory.
+and is only a screen: it finds candidates, with a bound on its error, and their exact float32 pre-activations decide.
+All later work is on active codes alone, and weight gradients are formed latent by latent inside the update, so that no
+[F, D] gradient is ever in memory.
 
-Shape letters: B rows, D width of a matrix (input or output), E output width, F latents, K codes a row, N entries
-(places of a batch where a latent is active, row after row), M rows of a source, P prefixes.
+Shape letters: B rows, D width of a matrix (input or output), E output width, F latents, K codes per row, N entries
+(active codes of a batch, in row order), M rows of a source, P prefixes.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,12 +18,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class InputRows:
-    """The rows an encoder reads, in full and in the precision that screens."""
+    """The input rows of an encoder, in float32 and in the screen's precision."""
 
     x: Tensor
     """[B, D] float32."""
     low: Tensor
-    """[B, D] in the kernels' own half precision; where the screen is float32, `x` itself."""
+    """[B, D] in the kernels' half precision; `x` itself if the screen is float32."""
     size: Tensor
     """[B] the norm of each row of x."""
     lost: Tensor
@@ -32,10 +32,10 @@ class InputRows:
 
 @dataclass(frozen=True)
 class Screen:
-    """An encoder in the precision that screens, and what its rounding can cost; follows W_enc from update to update."""
+    """An encoder in the screen's precision, and bounds of its rounding error; updated together with W_enc."""
 
     low: Tensor
-    """[F, D] as `InputRows.low`; where the screen is float32, W_enc itself."""
+    """[F, D] as `InputRows.low`; W_enc itself if the screen is float32."""
     size: Tensor
     """[F] the norm of each row of W_enc."""
     lost: Tensor
@@ -44,7 +44,7 @@ class Screen:
 
 @dataclass(frozen=True)
 class Entries:
-    """Places of a batch, row after row: those of row b are `starts[b]` to `starts[b + 1]` - 1."""
+    """Entries of a batch in row order: those of row b are `starts[b]` to `starts[b + 1]` - 1."""
 
     values: Tensor
     """[N] float32: pre-activations or codes."""
@@ -56,7 +56,7 @@ class Entries:
 
 @dataclass(frozen=True)
 class Grouped:
-    """The same places latent by latent: the entries of latent f are `order[starts[f]:starts[f + 1]]`, rising."""
+    """The same entries by latent: those of latent f are `order[starts[f]:starts[f + 1]]`, ascending."""
 
     starts: Tensor
     """[F + 1] int64."""
@@ -66,26 +66,26 @@ class Grouped:
 
 @dataclass(frozen=True)
 class Contribution:
-    """The gradient of a matrix [F, D] as a sum: each entry adds coefficient * source[place] to its latent's row."""
+    """The part of a gradient [F, D] from entries: each adds coefficient * source[place] to the row of its latent."""
 
     coefficients: Tensor
     """[N] float32."""
     source: Tensor
     """[M, D] float32."""
     places: Tensor
-    """[N] int64, rows of `source`."""
+    """[N] int64, indices of rows of `source`."""
     grouped: Grouped
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """The whole gradient of a matrix W [F, D]; each part may be missing."""
+    """The gradient of a matrix W [F, D] as a sum of parts, any of which may be missing."""
 
     contribution: Contribution | None = None
     radial: Tensor | None = None
     """[F]: adds radial[f] * W[f]."""
     extra_index: Tensor | None = None
-    """[F] int64: adds extra[extra_index[f]] where that is not -1."""
+    """[F] int64: adds extra[extra_index[f]] if extra_index[f] is not -1."""
     extra: Tensor | None = None
     """[n, D] float32."""
 
@@ -101,57 +101,57 @@ class AdamStep:
     step: int
     """Counts from 1."""
     scale: Tensor
-    """[] float32: multiplies every gradient."""
+    """[] float32: factor of every gradient, for clipping."""
     ok: Tensor
-    """[] bool: False leaves weights and moments as they are."""
+    """[] bool: if False, weights and moments are not changed."""
 
 
 @dataclass(frozen=True)
 class Finish:
-    """What an update does to a row of W before and after Adam."""
+    """What an update does to each row of W before and after the Adam step."""
 
     project: bool = False
-    """Before: take out the part of the gradient along the row."""
+    """Before: remove the component of the gradient that is parallel to the row."""
     unit: bool = False
-    """After: bring the row back to norm 1."""
+    """After: rescale the row to norm 1."""
     screen: Screen | None = None
-    """After: keep this screen true."""
+    """After: update this screen."""
     norms: Tensor | None = None
     """After: write the row's norm into this [F]."""
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What the codes of a batch make of its targets, and what that says to codes and decoder."""
+    """The reconstruction of a batch, its loss, and the loss's gradients for codes and decoder."""
 
     loss: Tensor
-    """[] float32: the rows' weighted squared errors, mean over prefixes."""
+    """[] float32: the weighted sum of the rows' squared errors, averaged over prefixes."""
     y_hat: Tensor
     """[B, E]."""
     errors: Tensor
     """[B] squared distance of y_hat from the target."""
     slopes: Tensor
-    """[N] the derivative of the loss for each entry's value."""
+    """[N] the gradient of the loss with respect to each entry's value."""
     pull: Tensor
-    """[P B, E]: row p B + b is the derivative of the loss for what prefix p adds to row b; the first B rows are the
-    derivative for the base."""
+    """[P B, E]: row p B + b is the gradient of the loss with respect to what prefix p adds to row b; the first B rows
+    are the gradient with respect to the base."""
 
 
 class Kernels(Protocol):
-    """One machine's implementation. Tensors lie on its device; results are new, but for what `update` changes."""
+    """The kernels of one device, on which all tensors are. Only `update` modifies its arguments."""
 
     @property
     def name(self) -> str:
-        """One word."""
+        """A name of one word."""
         ...
 
     @property
     def description(self) -> str:
-        """What it runs on, in one phrase: library, precision of the screen, threads."""
+        """The library, the screen's precision and the number of threads, in one phrase."""
         ...
 
-    def side_by_side(self, work: Callable[[int], None], count: int) -> None:
-        """Call work(0) ... work(count - 1), which do not depend on each other: at once, where that is faster."""
+    def parallel_for(self, work: Callable[[int], None], count: int) -> None:
+        """Call work(0) ... work(count - 1), which are independent of each other; in parallel if that is faster."""
         ...
 
     def rows(self, x: Tensor, centre: Tensor | None) -> InputRows:
@@ -167,28 +167,31 @@ class Kernels(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Exact pre-activations [B, K] and latents [B, K] of the k largest relu(pre) * norms of each row.
 
-        Places a row cannot fill with positive pre-activations are (0, latent 0); a row with NaN fills none.
+        A row with fewer than k positive pre-activations is padded with (0, latent 0); a row with NaN is all padding.
         """
         ...
 
     def above(
         self, rows: InputRows, W_enc: Tensor, b_enc: Tensor, screen: Screen, floor: Tensor, capacity: int
     ) -> Entries | None:
-        """Every place with pre-activation > floor [F], with its exact pre-activation; None if over `capacity`."""
+        """All entries with pre-activation > floor [F], with exact pre-activations; None if more than `capacity`."""
         ...
 
     def reconstruct(
         self, codes: Entries, W_dec: Tensor, base: Tensor, y: Tensor, weights: Tensor, ends: Sequence[int]
     ) -> Reconstruction:
-        """Decode by prefixes of `ends` latents, W_dec [F, E], base [E] or [B, E], targets y [B, E], weights [B]."""
+        """Decode prefixes of `ends` latents and differentiate the loss.
+
+        W_dec [F, E], base [E] or [B, E], targets y [B, E], weights [B].
+        """
         ...
 
     def group(self, latents: Tensor, width: int) -> Grouped:
-        """Entries [N] by latent."""
+        """Group entries with these latents [N] by latent."""
         ...
 
     def squared_norm(self, W: Tensor, gradient: Gradient, project: bool) -> Tensor:
-        """[] float64 the sum of squares of a gradient, as `update` would see it before `scale`."""
+        """[] float64 the sum of squares of a gradient, after projection and before `AdamStep.scale`."""
         ...
 
     def update(self, W: Tensor, m: Tensor, v: Tensor, gradient: Gradient, adam: AdamStep, finish: Finish) -> None:

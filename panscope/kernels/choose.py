@@ -1,6 +1,6 @@
-"""Which kernels this machine has for a device, and what it lacks: asked once, said once, never guessed.
+"""Finds the sparse kernels for a device, or the reason why there are none.
 
-Numba and Triton are imported only when they are going to be used.
+Numba and Triton are imported only when their kernels are used.
 """
 
 import importlib
@@ -12,20 +12,20 @@ import torch
 from panscope.kernels.backend import Kernels
 
 _SPARSE = {"cpu": ("numba", "panscope.kernels.cpu"), "cuda": ("triton", "panscope.kernels.triton")}
-"""Type of device -> the library its kernels are written in, and where they are."""
+"""Device type -> the library that its kernels are written in, and their module."""
 
 
 @dataclass(frozen=True)
 class KernelSupport:
-    """The sparse kernels for one device, or why there are none."""
+    """The sparse kernels for one device, or the reason why there are none."""
 
     kernels: Kernels | None
-    why: str
-    """One phrase."""
+    detail: str
+    """The kernels' description or that reason, in one phrase."""
 
 
 def sparse_kernels(device: torch.device) -> KernelSupport:
-    """What there is for `device`; nothing is compiled yet."""
+    """The kernels for `device`; nothing is compiled yet."""
     if device.type not in _SPARSE:
         return KernelSupport(None, f"there are none for devices of type {device.type!r}")
     library, module = _SPARSE[device.type]

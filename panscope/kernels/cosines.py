@@ -1,10 +1,11 @@
-"""The nearest rows of one matrix for every row of another, by cosine, with no matrix of all pairs in memory.
+"""Nearest rows of one matrix for every row of another, by cosine, without a matrix of all pairs in memory.
 
-A block of rows meets a block of others in one float32 product of unit rows, which finds who is nearest; the cosines of
-those few are then computed again in float64, so what is given does not depend on how the rows were cut into blocks.
-A row of zeros has no direction: it finds nobody and nobody finds it.
+Each pair of blocks is one float32 product of unit rows, which finds the nearest rows; their cosines are then recomputed
+in float64, so that results do not depend on the blocks. A row of zeros has no direction: it has no neighbours and is
+not the neighbour of any row.
 
-Shape letters: A rows that search, B rows that are found, D width of both, K nearest, R rows of a block, C of another.
+Shape letters: A query rows, B candidate rows, D width of both, K nearest, R query rows of a block, C candidate rows of
+a block.
 """
 
 import math
@@ -17,61 +18,61 @@ from torch import Tensor
 BLOCK = 4096
 """Rows of a block: a product of two blocks takes 64 MiB."""
 _GATHERED = 1 << 23
-"""Numbers gathered at a time for the exact cosines: 64 MiB of float64."""
+"""Elements gathered at a time for the exact cosines: 64 MiB of float64."""
 
 Progress = Callable[[int, int], None]
-"""Is told how many of how many rows are done."""
+"""Called with the number of rows done and the total."""
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """The K nearest of every row, nearest first; where a row finds fewer, the places left over are (0, -1)."""
+    """The K nearest rows of every row, nearest first; padded with (cosine 0, index -1) if there are fewer."""
 
     cosines: Tensor
     """[A, K] float64."""
     indices: Tensor
-    """[A, K] int64, rows of the other matrix; -1 for nobody."""
+    """[A, K] int64, rows of the other matrix; -1 for padding."""
 
     @property
     def found(self) -> Tensor:
-        """[A] bool: whether a row found anybody."""
+        """[A] bool: whether a row has a neighbour."""
         return self.indices[:, 0] >= 0
 
 
 @dataclass(frozen=True)
 class MemoryLimits:
-    """Who may be found by whom; left out, everybody by everybody."""
+    """Which rows of B each row of A may have as neighbours; by default, all."""
 
-    without: Tensor | None = None
-    """[A] int64: the one row of B that each row must not find, such as itself."""
-    until: Tensor | None = None
-    """[A] int64: each row finds only rows of B with a smaller number than this."""
+    excluded: Tensor | None = None
+    """[A] int64: for each row, one row of B that is not its neighbour, such as itself."""
+    stop: Tensor | None = None
+    """[A] int64: for each row, only rows of B with an index below this may be its neighbours."""
 
     def rows(self, chosen: slice) -> "MemoryLimits":
-        """Those of some rows of A."""
-        without = None if self.without is None else self.without[chosen]
-        return MemoryLimits(without, None if self.until is None else self.until[chosen])
+        """The limits of a slice of the rows of A."""
+        excluded = None if self.excluded is None else self.excluded[chosen]
+        return MemoryLimits(excluded, None if self.stop is None else self.stop[chosen])
 
-    def forbid(self, products: Tensor, start: int) -> None:
-        """Take out of products [A, C], those with rows `start` on of B, what must not be found; in place."""
+    def mask_out(self, products: Tensor, start: int) -> None:
+        """Set the products [A, C] with rows of B that are not allowed to -inf, in place; B's rows begin at `start`."""
         end = start + products.shape[1]
         columns = torch.arange(start, end, device=products.device)
-        if self.without is not None and ((self.without >= start) & (self.without < end)).any():
-            products.masked_fill_(columns == self.without.to(products.device)[:, None], -math.inf)
-        if self.until is not None and (self.until < end).any():
-            products.masked_fill_(columns >= self.until.to(products.device)[:, None], -math.inf)
+        if self.excluded is not None and ((self.excluded >= start) & (self.excluded < end)).any():
+            products.masked_fill_(columns == self.excluded.to(products.device)[:, None], -math.inf)
+        if self.stop is not None and (self.stop < end).any():
+            products.masked_fill_(columns >= self.stop.to(products.device)[:, None], -math.inf)
 
 
-EVERYBODY = MemoryLimits()
+NO_LIMITS = MemoryLimits()
 
 
-def itself(rows: int) -> MemoryLimits:
-    """The limits of a search within one matrix: no row finds itself."""
-    return MemoryLimits(without=torch.arange(rows))
+def excluding_self(rows: int) -> MemoryLimits:
+    """The limits for a search within one matrix: no row is its own neighbour."""
+    return MemoryLimits(excluded=torch.arange(rows))
 
 
-def _unheard(done: int, total: int) -> None:
-    """Nobody listens."""
+def _no_progress(done: int, total: int) -> None:
+    """Ignore progress."""
 
 
 def nearest(
@@ -79,11 +80,11 @@ def nearest(
     b: Tensor,
     k: int = 1,
     *,
-    limits: MemoryLimits = EVERYBODY,
+    limits: MemoryLimits = NO_LIMITS,
     block: int = BLOCK,
-    progress: Progress = _unheard,
+    progress: Progress = _no_progress,
 ) -> Nearest:
-    """The `k` rows of b [B, D] with the largest cosine to every row of a [A, D]; both lie on one device."""
+    """The `k` rows of b [B, D] with the largest cosine to every row of a [A, D], on the same device."""
     assert a.shape[1] == b.shape[1] and len(b) and k > 0 and block > 0, f"{a.shape}, {b.shape}, k {k}, block {block}"
     units, parts = unit_rows(b), []
     for start in range(0, len(a), block):
@@ -98,38 +99,38 @@ def nearest(
 
 
 def unit_rows(matrix: Tensor) -> Tensor:
-    """[., D] float32: every row at norm 1, found in float64; rows of zeros stay as they are."""
+    """The rows [n, D] scaled to norm 1 in float64, as float32; rows of zeros are unchanged."""
     return torch.cat([directions(rows).float() for rows in matrix.split(BLOCK)]) if len(matrix) else matrix.float()
 
 
 def directions(rows: Tensor) -> Tensor:
-    """[..., D] float64: vectors at norm 1; zeros stay as they are."""
+    """The vectors [..., D] scaled to norm 1, as float64; zero vectors are unchanged."""
     rows = rows.double()
     norms = rows.norm(dim=-1, keepdim=True)
     return rows / norms.masked_fill(norms == 0, 1)
 
 
 def _search(a: Tensor, b: Tensor, k: int, limits: MemoryLimits, block: int) -> Tensor:
-    """[R, K] int64: whom unit rows a [R, D] find in unit rows b [B, D]; -1 for nobody."""
+    """[R, K] int64: the nearest of the unit rows b [B, D] for the unit rows a [R, D]; -1 for padding."""
     best = torch.full((len(a), k), -math.inf, device=a.device)
     indices = torch.full((len(a), k), -1, device=a.device)
-    last = len(b) if limits.until is None else min(len(b), int(limits.until.max()))
-    for start in range(0, last, block):
+    end = len(b) if limits.stop is None else min(len(b), int(limits.stop.max()))
+    for start in range(0, end, block):
         others = b[start : start + block]
         products = a @ others.T
-        limits.forbid(products, start)
-        there = others.any(dim=1)
-        if not there.all():
-            products.masked_fill_(~there, -math.inf)
-        new, places = products.max(dim=1, keepdim=True) if k == 1 else products.topk(min(k, len(others)), dim=1)
+        limits.mask_out(products, start)
+        nonzero = others.any(dim=1)
+        if not nonzero.all():
+            products.masked_fill_(~nonzero, -math.inf)
+        new, columns = products.max(dim=1, keepdim=True) if k == 1 else products.topk(min(k, len(others)), dim=1)
         best, order = torch.cat([best, new], dim=1).topk(k, dim=1)
-        indices = torch.cat([indices, places + start], dim=1).gather(1, order)
-    nobody = best.isinf() | ~a.any(dim=1, keepdim=True)
-    return indices.masked_fill(nobody, -1)
+        indices = torch.cat([indices, columns + start], dim=1).gather(1, order)
+    missing = best.isinf() | ~a.any(dim=1, keepdim=True)
+    return indices.masked_fill(missing, -1)
 
 
 def _exact(a: Tensor, b: Tensor, indices: Tensor) -> Nearest:
-    """The float64 cosines of rows a [R, D] to whom they found, and the order these put them in."""
+    """The neighbours `indices` [R, K] of rows a [R, D] with their float64 cosines, sorted by these."""
     rows = max(1, _GATHERED // max(1, indices.shape[1] * a.shape[1]))
     cosines = torch.cat(
         [

@@ -1,8 +1,8 @@
-"""Every operation of a coder in plain torch: the definition of correct.
+"""Every operation of a coder in plain torch: the definition of correct results.
 
-Short, dense, differentiated by autograd. Any faster path is tested against this page, values and gradients.
+Short, dense, and differentiated by autograd. Faster implementations are tested against this file, values and gradients.
 
-Shape letters: B rows, D input width, E output width, F latents, K codes a row.
+Shape letters: B rows, D input width, E output width, F latents, K codes per row.
 """
 
 import math
@@ -24,10 +24,10 @@ def decode(codes: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
 
 
 def topk(pre: Tensor, k: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The K largest of ReLU(pre), or of ReLU(pre) * weights, of every row: ReLU(pre) there and the indices, [B, K].
+    """ReLU(pre) and indices, both [B, K], of the K largest ReLU(pre) * weights of every row.
 
-    `weights` [F] are the decoder norms of Llama Scope's Eq. 5; they choose, they do not scale. Rows with fewer than K
-    positive pre-activations carry zeros.
+    `weights` [F] are the decoder norms of Llama Scope's Eq. 5, or 1; they affect the selection, not the values. Rows
+    with fewer than K positive pre-activations are padded with zeros.
     """
     positive = torch.relu(pre)
     scores = positive if weights is None else positive * weights
@@ -36,14 +36,15 @@ def topk(pre: Tensor, k: int, weights: Tensor | None = None) -> tuple[Tensor, Te
 
 
 def batch_topk(pre: Tensor, k: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """ReLU(pre) [B, F] where it is among the B K largest of the whole batch, else 0, and the least score [] kept.
+    """ReLU(pre) [B, F] if its score is among the B K largest of the whole batch, else 0, and the least score [] kept.
 
-    `weights` [F] choose as in `topk`. The least score is infinite where nothing is positive (Bussmann et al. 2024).
+    Scores are ReLU(pre) * weights [F], as in `topk`. The least score is infinite if none is positive (Bussmann et al.
+    2024).
     """
     positive = torch.relu(pre)
     scores = positive if weights is None else positive * weights
-    best, places = scores.flatten().topk(min(k * len(pre), scores.numel()), sorted=False)
-    kept = torch.zeros_like(scores, dtype=torch.bool).flatten().scatter(0, places, best > 0).view_as(scores)
+    best, indices = scores.flatten().topk(min(k * len(pre), scores.numel()), sorted=False)
+    kept = torch.zeros_like(scores, dtype=torch.bool).flatten().scatter(0, indices, best > 0).view_as(scores)
     return positive * kept, best.masked_fill(best <= 0, math.inf).min()
 
 
@@ -58,7 +59,7 @@ def gated(pre: Tensor, b_gate: Tensor, r_mag: Tensor, b_mag: Tensor) -> Tensor:
 def jumprelu(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     """pre * H(pre - threshold) with a strict H (Gemma Scope Eq. 3): [B, F], threshold [F] -> [B, F]; or [N] both.
 
-    The gradient for `threshold` is the straight-through estimate of Rajamanoharan et al. 2024b: -threshold / bandwidth
+    The gradient of `threshold` is the straight-through estimate of Rajamanoharan et al. 2024b: -threshold / bandwidth
     where |pre - threshold| < bandwidth / 2, else 0.
     """
     return _JumpReLU.apply(pre, threshold, bandwidth)
@@ -67,7 +68,7 @@ def jumprelu(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
 def step(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     """H(pre - threshold): [B, F] in the threshold's precision; summed over F it is the L0 of the JumpReLU code.
 
-    Its gradient for `threshold` is -1 / bandwidth inside the same window; there is none for `pre`, as in the paper.
+    The gradient of `threshold` is -1 / bandwidth inside the same window; `pre` has none, as in the paper.
     """
     return _Step.apply(pre, threshold, bandwidth)
 

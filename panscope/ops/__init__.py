@@ -1,1 +1,1 @@
-"""The verbs coders are written in; the only place that asks which kernels compute them."""
+"""The operations that coders are written in, and their dense and sparse implementations."""

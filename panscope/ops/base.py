@@ -1,8 +1,8 @@
-"""What a coder may ask for: selecting latents, decoding them, taking rows of a matrix; and what it asks with.
+"""The interface of a coder's operations: selecting latents, decoding them, taking rows of a matrix; and their operands.
 
-A coder's objective is written once, in these verbs. `DenseOps` answers with the reference and autograd; `SparseOps`
-with kernels that touch active places only, whose weight gradients never exist as matrices. Codes come as `Latents`,
-dense or sparse, and an objective uses their methods without asking which.
+A coder's objective is written once, in these operations. `DenseOps` implements them with the reference and autograd;
+`SparseOps` with kernels that compute active codes only and never form weight gradients as matrices. Codes are
+`Latents`, dense or sparse, and an objective uses their methods, which do not depend on the layout.
 
 Shape letters: B rows, D input width, E output width, F latents, P prefixes.
 """
@@ -17,27 +17,27 @@ from panscope.types import Latents, Once
 
 
 class TooDense(Exception):
-    """More places are active than sparse kernels are good for: this step goes the dense way."""
+    """Too many codes are active for sparse kernels to be faster: compute this step with `DenseOps`."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a coder learns from in one step, in its normalised space."""
+    """The inputs and targets of one training step, in the coder's normalised space."""
 
     x: Tensor
     """[B, D]."""
     y: Tensor
     """[B, E]."""
     weights: Tensor
-    """[B] what the squared error of each row counts in the loss; 1/B is the mean over rows."""
+    """[B] the weight of each row's squared error in the loss; 1/B is the mean over rows."""
     dead: Tensor | None = None
-    """[F] bool, True for latents silent for the dead window; None where nobody keeps count."""
+    """[F] bool, True for latents that have not fired for the dead window; None if that is not tracked."""
     prepared: Once = field(default_factory=Once)
-    """What kernels made of x, kept for the next coder that reads the same x."""
+    """The kernels' representation of x, cached for other coders that read the same x."""
 
     @classmethod
     def mean(cls, x: Tensor, y: Tensor, dead: Tensor | None = None) -> "Rows":
-        """Rows that all count the same."""
+        """Rows of equal weight."""
         return cls(x, y, x.new_full((len(x),), 1 / len(x)), dead)
 
 
@@ -50,15 +50,15 @@ class Encoder:
     b: Tensor
     """[F]."""
     centre: Tensor | None = None
-    """[D]; None where nothing is subtracted."""
+    """[D]; None if nothing is subtracted."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What codes make of the targets."""
+    """The reconstruction of a batch and its errors."""
 
     loss: Tensor
-    """[] the rows' weighted squared errors, mean over prefixes."""
+    """[] the weighted sum of the rows' squared errors, averaged over prefixes."""
     y_hat: Tensor
     """[B, E]."""
     errors: Tensor
@@ -66,29 +66,33 @@ class Decoded:
 
 
 class Ops(Protocol):
-    """The verbs; every result carries gradients to the parameters it came from."""
+    """The operations; results are differentiable with respect to the parameters unless stated otherwise."""
 
     def topk(self, encoder: Encoder, rows: Rows, k: int, norms: Tensor | None) -> Latents:
-        """Of each row the k largest ReLU(pre) * norms, as even codes ReLU(pre); norms [F] choose only, None is 1."""
+        """The codes ReLU(pre) with the k largest ReLU(pre) * norms of each row; k per row.
+
+        `norms` [F] affect the selection only; None is 1.
+        """
         ...
 
     def batch_topk(
         self, encoder: Encoder, rows: Rows, k: int, norms: Tensor | None, guess: Tensor
     ) -> tuple[Latents, Tensor]:
-        """The B k largest of the whole batch, and the least score [] kept (infinite where nothing is positive).
+        """The codes with the B k largest scores of the whole batch, and the least score [] kept (infinite if none is
+        positive).
 
-        `guess` [] is about that least score, from the batches before; 0 where there is none.
+        `guess` [] is an estimate of that least score from earlier batches; 0 if there is none.
         """
         ...
 
     def above(self, encoder: Encoder, rows: Rows, floor: Tensor) -> Latents:
-        """Pre-activations: at least every place where they exceed floor [F], without gradient."""
+        """Pre-activations, including at least all that exceed floor [F], which receives no gradient."""
         ...
 
     def reconstruct(self, codes: Latents, W_dec: Tensor, base: Tensor, rows: Rows, ends: Sequence[int]) -> Decoded:
-        """base + codes W_dec against the targets; base [E] or [B, E].
+        """The reconstruction base + codes W_dec and its error from the targets; base [E] or [B, E].
 
-        The loss is the mean over `ends` of the reconstructions by that many first latents alone.
+        For each of `ends`, the first that many latents alone make a reconstruction; the loss is averaged over these.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Every verb by the reference and autograd: each latent of each row is computed, active or not.
+"""The operations implemented by the reference and autograd: every latent of every row is computed, active or not.
 
 Shape letters: B rows, D input width, E output width, F latents.
 """
@@ -15,29 +15,29 @@ from panscope.types import Latents
 
 
 class DenseOps:
-    """The definition of correct; `touched` is the share of all places that the last selection would need."""
+    """Defines correct results; `active_fraction` is the share of all B F codes that the last selection needs."""
 
     def __init__(self) -> None:
-        self.touched: Tensor | float = 0.0
+        self.active_fraction: Tensor | float = 0.0
 
     def topk(self, encoder: Encoder, rows: Rows, k: int, norms: Tensor | None) -> Latents:
         """See `Ops`."""
         values, indices = reference.topk(_preactivations(encoder, rows), k, norms)
-        self.touched = k / max(1, len(encoder.W))
+        self.active_fraction = k / max(1, len(encoder.W))
         return Latents(values, len(encoder.W), indices)
 
     def batch_topk(
         self, encoder: Encoder, rows: Rows, k: int, norms: Tensor | None, guess: Tensor
     ) -> tuple[Latents, Tensor]:
-        """See `Ops`; needs no guess."""
+        """See `Ops`; does not use `guess`."""
         codes, least = reference.batch_topk(_preactivations(encoder, rows), k, norms)
-        self.touched = k / max(1, len(encoder.W))
+        self.active_fraction = k / max(1, len(encoder.W))
         return Latents(codes, len(encoder.W)), least.detach()
 
     def above(self, encoder: Encoder, rows: Rows, floor: Tensor) -> Latents:
-        """See `Ops`; every place is there."""
+        """See `Ops`; returns all pre-activations."""
         pre = _preactivations(encoder, rows)
-        self.touched = (pre.detach() > floor).mean(dtype=torch.float32)
+        self.active_fraction = (pre.detach() > floor).mean(dtype=torch.float32)
         return Latents(pre, len(encoder.W))
 
     def reconstruct(self, codes: Latents, W_dec: Tensor, base: Tensor, rows: Rows, ends: Sequence[int]) -> Decoded:
@@ -62,7 +62,7 @@ class DenseOps:
 
 
 def _preactivations(encoder: Encoder, rows: Rows) -> Tensor:
-    """[B, F]."""
+    """Pre-activations [B, F]."""
     with record_function("panscope::encode"):
         x = rows.x if encoder.centre is None else rows.x - encoder.centre
         return reference.preactivations(x, encoder.W, encoder.b)

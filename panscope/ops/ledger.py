@@ -1,4 +1,4 @@
-"""The gradient of a matrix as the backward pass finds it: sums over entries and a few rows, never a matrix.
+"""Collects the gradient of a matrix during the backward pass as sparse terms, without forming it as a matrix.
 
 Shape letters: B rows, D width of the matrix, F latents, N entries, M rows of a source.
 """
@@ -13,8 +13,8 @@ from panscope.kernels.backend import Contribution, Gradient, Grouped
 
 
 @dataclass(frozen=True)
-class Sum:
-    """Each of N entries adds coefficient * source[place] to the gradient of its latent's row."""
+class EntryTerms:
+    """Terms of a gradient: each of N entries adds coefficient * source[source_row] to the row of its latent."""
 
     latents: Tensor
     """[N]."""
@@ -22,56 +22,56 @@ class Sum:
     """[N]."""
     source: Tensor
     """[M, D]."""
-    places: Tensor
+    source_rows: Tensor
     """[N]."""
 
 
-class Account:
-    """What was found for one matrix [F, D] in one step."""
+class GradientTerms:
+    """The terms of the gradient of one matrix [F, D] in one step."""
 
     def __init__(self, W: Tensor) -> None:
         self.W = W
-        self._sums: list[Sum] = []
+        self._entries: list[EntryTerms] = []
         self._radial: Tensor | None = None
-        self._taken: list[tuple[Tensor, Tensor]] = []
+        self._rows: list[tuple[Tensor, Tensor]] = []
 
-    def add_sum(self, found: Sum) -> None:
-        """A sum over entries."""
-        self._sums.append(found)
+    def add_entries(self, terms: EntryTerms) -> None:
+        """Add terms of entries."""
+        self._entries.append(terms)
 
-    def add_radial(self, along: Tensor) -> None:
-        """along [F]: that much of each row of the matrix itself."""
-        self._radial = along if self._radial is None else self._radial + along
+    def add_radial(self, coefficients: Tensor) -> None:
+        """Add coefficients [F] times the rows of the matrix itself."""
+        self._radial = coefficients if self._radial is None else self._radial + coefficients
 
     def add_rows(self, index: Tensor, gradient: Tensor) -> None:
-        """gradient [n, D] of the rows at index [n], no row twice."""
-        self._taken.append((index, gradient))
+        """Add the gradient [n, D] of the rows at index [n], which has no duplicates."""
+        self._rows.append((index, gradient))
 
     def gradient(self, group: Callable[[Tensor], Grouped]) -> Gradient:
-        """All of it; `group` sorts entries by latent."""
+        """The whole gradient; `group` sorts entries by latent."""
         contribution = None
-        if self._sums:
-            total = _joined(self._sums)
-            contribution = Contribution(total.coefficients, total.source, total.places, group(total.latents))
-        if not self._taken:
+        if self._entries:
+            terms = _concatenated(self._entries)
+            contribution = Contribution(terms.coefficients, terms.source, terms.source_rows, group(terms.latents))
+        if not self._rows:
             return Gradient(contribution, self._radial)
-        assert len(self._taken) == 1, "only AuxK takes rows, once a step"
-        index, rows = self._taken[0]
+        assert len(self._rows) == 1, "rows were taken twice in a step, but only AuxK takes rows, once per step"
+        index, rows = self._rows[0]
         extra_index = index.new_full((len(self.W),), -1)
         extra_index[index] = torch.arange(len(index), device=index.device)
         return Gradient(contribution, self._radial, extra_index, rows.contiguous())
 
 
-def _joined(sums: list[Sum]) -> Sum:
-    """Several sums as one over the entries of all; their sources stand below each other."""
-    if len(sums) == 1:
-        return sums[0]
+def _concatenated(terms: list[EntryTerms]) -> EntryTerms:
+    """The entries of all terms, with their sources concatenated along rows."""
+    if len(terms) == 1:
+        return terms[0]
     offsets = [0]
-    for part in sums[:-1]:
+    for part in terms[:-1]:
         offsets.append(offsets[-1] + len(part.source))
-    return Sum(
-        torch.cat([part.latents for part in sums]),
-        torch.cat([part.coefficients for part in sums]),
-        torch.cat([part.source for part in sums]),
-        torch.cat([part.places + offset for part, offset in zip(sums, offsets, strict=True)]),
+    return EntryTerms(
+        torch.cat([part.latents for part in terms]),
+        torch.cat([part.coefficients for part in terms]),
+        torch.cat([part.source for part in terms]),
+        torch.cat([part.source_rows + offset for part, offset in zip(terms, offsets, strict=True)]),
     )

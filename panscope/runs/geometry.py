@@ -16,7 +16,7 @@ from panscope.geometry.projection import MIN_POINTS, project
 from panscope.geometry.record import Analysis, GeometryFolder, file_name
 from panscope.geometry.splitting import split
 from panscope.geometry.tokens import nearest_tokens, token_columns, token_numbers
-from panscope.kernels.cosines import Nearest, Progress, itself, nearest
+from panscope.kernels.cosines import Nearest, Progress, excluding_self, nearest
 from panscope.lms.load import device_of, load
 from panscope.lms.vocabulary import Vocabulary, vocabulary
 from panscope.runs.decoders import Decoders, chosen, known_coders
@@ -146,7 +146,7 @@ class _Geometry:
         """Who is nearest to each latent in its own coder."""
         if coder.name not in self._own:
             rows = self._decoders.get(coder).rows
-            k, limits = max(1, self._asked.counts.own), itself(len(rows))
+            k, limits = max(1, self._asked.counts.own), excluding_self(len(rows))
             progress = self._doing(f"nearest within {coder.name}")
             self._own[coder.name] = nearest(rows, rows, k, limits=limits, progress=progress)
         return self._own[coder.name]

@@ -40,13 +40,13 @@ def choose_kernels(plan: Plan, device: torch.device) -> KernelChoice:
     if found.kernels is None:
         if wanted == "sparse":
             raise UserError(
-                f"train.kernels is 'sparse', but on {device.type} {found.why}: install it, or set train.kernels to "
+                f"train.kernels is 'sparse', but on {device.type} {found.detail}: install it, or set train.kernels to "
                 "'auto' or 'reference' (`panscope doctor` says what this machine has)"
             )
-        return KernelChoice(None, frozenset(), f"kernels: reference; no sparse ones on {device.type}: {found.why}")
+        return KernelChoice(None, frozenset(), f"kernels: reference; no sparse ones on {device.type}: {found.detail}")
     every = frozenset(coder.name for coder in plan.coders)
     named = every if wanted == "sparse" else frozenset(coder.name for coder in plan.coders if _pays(coder, plan.batch))
-    return KernelChoice(found.kernels, named, f"kernels: {_shares(named, every)}; {found.why}")
+    return KernelChoice(found.kernels, named, f"kernels: {_shares(named, every)}; {found.detail}")
 
 
 def _pays(coder: PlannedCoder, batch: int) -> bool:

@@ -69,7 +69,7 @@ class CoderTrainer:
         if self._kernels is None:
             self.learn(shared, step)
         else:
-            self._kernels.side_by_side(lambda _: self.learn(shared, step), 1)
+            self._kernels.parallel_for(lambda _: self.learn(shared, step), 1)
 
     def learn(self, batch: SharedBatch, step: int) -> None:
         """Learn from a batch that other coders learn from too; `step` counts from 0.

@@ -102,7 +102,7 @@ def learn(trainers: Sequence[CoderTrainer], batch: SharedBatch, step: int, kerne
     for trainer in alone:
         trainer.learn(batch, step)
     if kernels is not None and together:
-        kernels.side_by_side(lambda number: together[number].learn(batch, step), len(together))
+        kernels.parallel_for(lambda number: together[number].learn(batch, step), len(together))
 
 
 def _line(trainer: CoderTrainer, step: int, batch: int) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class Optimiser:
         coder.keep_positive()
         finishes = {
             "W_enc": Finish(screen=sparse.screen(coder.W_enc)),
-            "W_dec": Finish(project=unit, unit=unit, norms=sparse.kept_norms),
+            "W_dec": Finish(project=unit, unit=unit, norms=sparse.cached_norms),
         }
         for name, finish in finishes.items():
             state = self._moments(name)

@@ -10,9 +10,9 @@ from panscope.coders.base import Coder, Objective
 from panscope.kernels.backend import Kernels
 from panscope.ops.base import Rows, TooDense
 from panscope.ops.dense import DenseOps
-from panscope.ops.sparse import DENSEST, SparseOps
+from panscope.ops.sparse import MAX_ACTIVE_FRACTION, SparseOps
 
-_BACK = DENSEST / 2
+_BACK = MAX_ACTIVE_FRACTION / 2
 """The share of active places below which a dense trainer tries sparse steps again."""
 
 
@@ -20,7 +20,7 @@ class SparseDenseSwitch:
     """How one coder's objective is computed; without `kernels` always by the reference."""
 
     def __init__(self, kernels: Kernels | None) -> None:
-        self._sparse = None if kernels is None else SparseOps(kernels, DENSEST)
+        self._sparse = None if kernels is None else SparseOps(kernels, MAX_ACTIVE_FRACTION)
         self._dense = DenseOps()
         self._dense_now = False
         self._name = "reference" if kernels is None else "sparse"
@@ -52,7 +52,7 @@ class SparseDenseSwitch:
         self._name = "dense" if self._dense_now else "sparse"
         if self._dense_now:
             self._sparse.weights_changed()
-            self._dense_now = float(self._dense.touched) >= _BACK
+            self._dense_now = float(self._dense.active_fraction) >= _BACK
 
     def state_dict(self) -> dict[str, Any]:
         """The present mode: a resumed run continues with it, so that not even rounding differs."""

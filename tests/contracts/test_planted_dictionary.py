@@ -96,7 +96,7 @@ def test_every_architecture_is_asked() -> None:
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_the_planted_directions_are_found(kind: str, kernels: Kernels | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sparse way also where a third of 48 latents is touched, as it is here in JumpReLU's window."""
-    monkeypatch.setattr(way, "DENSEST", 1.0)
+    monkeypatch.setattr(way, "MAX_ACTIVE_FRACTION", 1.0)
     monkeypatch.setattr(way, "_BACK", 1.0)
     coder, directions, generator = trained(kind, kernels=kernels)
     # The least over seeds 0 to 5: ReLU 0.96, TopK 0.98, by norm 0.97, with AuxK and Multi-TopK 0.96, BatchTopK 0.93,

@@ -38,7 +38,7 @@ def sparse_look(
     coder: Coder, rows: Rows, sparsity: float, kernels: Kernels | None = None
 ) -> tuple[Objective, dict[str, Tensor]]:
     """The objective by sparse verbs, and the gradient of every learned parameter."""
-    ops = SparseOps(kernels or PlainKernels(), densest=1.0)
+    ops = SparseOps(kernels or PlainKernels(), max_active_fraction=1.0)
     ops.begin()
     found = coder.objective(rows, sparsity, ops)
     found.loss.backward()
@@ -118,13 +118,13 @@ def test_a_wrong_guess_costs_time_only(architecture: str, fields: dict[str, Any]
 def test_too_many_places_are_refused_before_they_are_touched(architecture: str, fields: dict[str, Any]) -> None:
     coder = random_coder(architecture, fields)
     with pytest.raises(TooDense):
-        coder.objective(random_rows(coder), coder.config.sparsity, SparseOps(PlainKernels(), densest=0.1))
+        coder.objective(random_rows(coder), coder.config.sparsity, SparseOps(PlainKernels(), max_active_fraction=0.1))
 
 
 def test_batch_topk_without_a_guess_goes_the_dense_way() -> None:
     coder = random_coder("batchtopk", {"d_in": 6, "d_out": 6})
     with pytest.raises(TooDense):
-        coder.objective(random_rows(coder), 2, SparseOps(PlainKernels(), densest=1.0))
+        coder.objective(random_rows(coder), 2, SparseOps(PlainKernels(), max_active_fraction=1.0))
 
 
 @every_option

@@ -13,13 +13,13 @@ import torch
 from panscope.geometry.baselines import Baselines
 from panscope.geometry.dictionary import Dictionary
 from panscope.geometry.mmcs import mmcs, upper
-from panscope.kernels.cosines import itself, nearest
+from panscope.kernels.cosines import excluding_self, nearest
 from tests.support.planted_dictionaries import cosine_matrix, orthogonal, quiet, random_dictionary, rotated
 
 
 def numbers_of(dictionary: Dictionary, seed: int = 0) -> dict:
     rows = dictionary.rows
-    own = nearest(rows, rows, 3, limits=itself(len(rows)))
+    own = nearest(rows, rows, 3, limits=excluding_self(len(rows)))
     chance = Baselines(seed, torch.device("cpu")).own(len(dictionary), dictionary.width, quiet)
     return mmcs(dictionary, own, upper(dictionary, quiet), chance)
 

@@ -6,7 +6,7 @@ import torch
 
 from panscope.geometry.dictionary import Dictionary
 from panscope.geometry.neighbours import Counts, densest, neighbourhood
-from panscope.kernels.cosines import itself, nearest
+from panscope.kernels.cosines import excluding_self, nearest
 from panscope.types import UserError
 from tests.support.planted_dictionaries import cosine_matrix, orthogonal, random_dictionary, rotated
 
@@ -64,12 +64,12 @@ def test_the_seed_that_nobody_names_is_in_the_tightest_cluster():
     axes = orthogonal(20, 32, 4)
     around = [rotated(axes[11], axes[12 + i], 0.9) for i in range(3)]
     rows = torch.stack([*axes[:10], around[0], axes[11], *around[1:]]).float()
-    own = nearest(rows, rows, 3, limits=itself(len(rows)))
+    own = nearest(rows, rows, 3, limits=excluding_self(len(rows)))
     assert densest(own) == 11
 
 
 def test_there_may_be_no_seed():
     zeros = torch.zeros(3, 4)
-    assert densest(nearest(zeros, zeros, 2, limits=itself(3))) is None
+    assert densest(nearest(zeros, zeros, 2, limits=excluding_self(3))) is None
     one = torch.ones(1, 4)
-    assert densest(nearest(one, one, 2, limits=itself(1))) is None
+    assert densest(nearest(one, one, 2, limits=excluding_self(1))) is None

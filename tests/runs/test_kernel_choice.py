@@ -92,4 +92,4 @@ def test_a_device_without_any():
 def test_this_machines_cpu_has_them():
     found = choose.sparse_kernels(CPU)
     assert found.kernels is not None and found.kernels.name == "cpu"
-    assert "Numba" in found.why and "screens" in found.why
+    assert "Numba" in found.detail and "screens" in found.detail

@@ -25,7 +25,7 @@ class PlainKernels:
     name = "plain"
     description = "a few lines of torch"
 
-    def side_by_side(self, work: Callable[[int], None], count: int) -> None:
+    def parallel_for(self, work: Callable[[int], None], count: int) -> None:
         for number in range(count):
             work(number)
 

@@ -34,7 +34,7 @@ kinds = pytest.mark.parametrize("kind", ARCHITECTURES)
 @pytest.fixture(scope="module")
 def kernels() -> Kernels:
     found = sparse_kernels(torch.device("cpu"))
-    assert found.kernels is not None, found.why
+    assert found.kernels is not None, found.detail
     return found.kernels
 
 

@@ -65,7 +65,7 @@ def _kernels() -> dict[str, str]:
     found = {}
     for name in ["cpu"] + ["cuda"] * torch.cuda.is_available():
         sparse = sparse_kernels(torch.device(name))
-        found[name] = f"sparse: {sparse.why}" if sparse.kernels is not None else f"reference only: {sparse.why}"
+        found[name] = f"sparse: {sparse.detail}" if sparse.kernels is not None else f"reference only: {sparse.detail}"
     found["always there"] = "reference (every latent of every row, by autograd)"
     found["chosen by"] = 'train.kernels in a suite file, or --kernels: "auto", "sparse" or "reference"'
     return found

@@ -55,7 +55,7 @@ class CpuKernels:
         precision, threads = str(self.screen_dtype).removeprefix("torch."), self._threads.count
         return f"Numba {numba.__version__}, screens in {precision}, {threads} thread{'s' * (threads > 1)}"
 
-    def side_by_side(self, work: Callable[[int], None], count: int) -> None:
+    def parallel_for(self, work: Callable[[int], None], count: int) -> None:
         """With few pieces one after another, so that all threads work on each."""
         deal = self._threads.run if count >= _ENOUGH * self._threads.count else self._threads.alone
         deal(work, count)

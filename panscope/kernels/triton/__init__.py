@@ -42,7 +42,7 @@ class TritonKernels:
     name = "triton"
     description = f"Triton {triton.__version__}, float16 screens"
 
-    def side_by_side(self, work: Callable[[int], None], count: int) -> None:
+    def parallel_for(self, work: Callable[[int], None], count: int) -> None:
         """Call work(0) ... work(count - 1) one after the other: a GPU has enough to do with each."""
         for number in range(count):
             work(number)

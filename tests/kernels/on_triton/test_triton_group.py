@@ -36,5 +36,5 @@ def test_the_interface(kernels: Any, device: torch.device, part: Callable[[str],
     assert part("").build(device).description == kernels.description
     assert kernels.name == "triton"
     done: list[int] = []
-    kernels.side_by_side(done.append, 3)
+    kernels.parallel_for(done.append, 3)
     assert done == [0, 1, 2]
