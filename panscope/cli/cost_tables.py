@@ -122,7 +122,7 @@ def _fit(here: Placement, fewest: Placement) -> str:
     if here.fits:
         return f"fits: {_placed(here)}"
     parts = -(-fewest.gpus // here.gpus)
-    available = max(0, here.room)
+    available = max(0, here.available)
     return (
         f"does not fit: a device would get {in_bytes(here.heaviest)} of coders and has {in_bytes(available)} for them: "
         f"train it in about {parts} parts, each with its own pass of the language model, or take more devices"
@@ -134,7 +134,7 @@ def _placed(placement: Placement) -> str:
     if placement.sharded:
         over = sorted({shard.over for shard in placement.sharded})
         text += f", {len(placement.sharded):,} sharded over latents on {' or '.join(map(str, over))} devices"
-    return f"{text}; the fullest device holds {in_bytes(placement.heaviest)} of at most {in_bytes(placement.room)}"
+    return f"{text}; the fullest device holds {in_bytes(placement.heaviest)} of at most {in_bytes(placement.available)}"
 
 
 def _s(number: int) -> str:

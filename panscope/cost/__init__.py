@@ -1,1 +1,1 @@
-"""What a plan costs: FLOPs, memory, step time, storage and GPU hours."""
+"""Estimates the cost of a plan: FLOPs, memory, step time, storage and GPU hours."""

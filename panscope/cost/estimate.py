@@ -1,7 +1,7 @@
-"""What a planned suite costs, before anything is trained: every figure of `panscope plan` and what it assumes.
+"""The cost estimate of a suite before training: every figure of `panscope plan`, and its assumptions.
 
-The parts are counted in `flops.py`, `memory.py`, `step_time.py` and `storage.py`; here they are put together for a
-number of accelerators of one kind. Only configuration is read.
+The parts are computed in `flops.py`, `memory.py`, `step_time.py` and `storage.py`; this module combines them for a
+number of accelerators of one type. Only configuration is read.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from panscope.types import Site
 
 @dataclass(frozen=True)
 class Compute:
-    """FLOPs of the whole run, and the accelerator-hours they take."""
+    """FLOPs and accelerator-hours of the whole run."""
 
     lm_flops: float
     dense_flops: float
@@ -39,13 +39,13 @@ class Compute:
     dense_hours: float
     sparse_hours: float
     adam_hours: float
-    """The optimiser's memory traffic, the same dense or sparse."""
+    """Time of the optimiser's memory traffic, the same for dense and sparse kernels."""
     bfloat16_hours: float
-    """What the dense count of the coders would take in bfloat16, whatever their recipe says."""
+    """Time of the coders' dense FLOPs in bfloat16, regardless of the precision of their recipes."""
 
     @property
     def hours(self) -> float:
-        """Accelerator-hours as the reference kernels train."""
+        """Accelerator-hours with the reference kernels."""
         return self.lm_hours + self.dense_hours + self.adam_hours
 
     @property
@@ -56,38 +56,45 @@ class Compute:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that training holds, and where."""
+    """Memory of training in bytes, and the placement of the coders."""
 
     parameters: int
+    """Number of parameters of all coders."""
     state: int
-    """Of all coders: weights, gradients, Adam's moments, averages."""
+    """Training state of all coders: weights, gradients, Adam's moments, averages."""
     lm: int
+    """Weights of the language model."""
     buffer: int
+    """The shuffle buffer."""
     here: Placement
-    """On as many devices as were asked for."""
+    """Placement on the requested number of devices."""
     fewest: Placement | None
-    """On the fewest that suffice; None where no number does."""
+    """Placement on the smallest sufficient number of devices; None if no number is sufficient."""
     parts: int
-    """In how many parts the widest coder takes the rows of a step."""
+    """Number of parts that the rows of a step have to be split into for the widest coder."""
 
 
 @dataclass(frozen=True)
 class Disk:
-    """Activations stored, in 32 bits and in bfloat16."""
+    """Size of stored activations, and the cost of storing them compared with generating them again."""
 
     float32: dict[Site, int]
+    """Bytes of each site in float32."""
     bfloat16: dict[Site, int]
+    """Bytes of each site in bfloat16."""
     everything: StorageChoice
+    """Storing all sites of the suite."""
     one_coder: PlannedCoder
-    """A coder from the middle, as an example."""
+    """An example: a coder from the middle of the model."""
     one: StorageChoice
+    """Storing the sites of `one_coder`."""
     read_bytes_a_second: float
-    """What that coder asks of the disk, in 32 bits, when it trains alone on all devices at the dense pace."""
+    """Disk read rate, in float32, that `one_coder` needs if it trains alone on all devices with dense kernels."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Everything that a plan costs on `gpus` devices of one kind."""
+    """The cost estimate of a plan on `gpus` devices of one type."""
 
     plan: Plan
     facts: ModelFacts
@@ -100,7 +107,7 @@ class Cost:
 
 
 def cost(plan: Plan, facts: ModelFacts, gpu: Gpu, gpus: int = 1, prices: Prices | None = None) -> Cost:
-    """Work out what `plan` costs on `gpus` devices like `gpu`; reads no weights."""
+    """Estimate the cost of `plan` on `gpus` devices of type `gpu`; reads no weights."""
     prices = prices or Prices()
     return Cost(
         plan, facts, gpu, gpus, prices, _compute(plan, facts, gpu), _memory(plan, facts, gpu, gpus),
@@ -109,7 +116,7 @@ def cost(plan: Plan, facts: ModelFacts, gpu: Gpu, gpus: int = 1, prices: Prices 
 
 
 def _compute(plan: Plan, facts: ModelFacts, gpu: Gpu) -> Compute:
-    """Language model in its dtype, coders in their precision, at UTILISATION; Adam at BANDWIDTH_SHARE."""
+    """Language model in its dtype and coders in their precision at UTILISATION; Adam at BANDWIDTH_SHARE."""
     counts = [coder_flops(coder, plan.batch) for coder in plan.coders]
     steps = [(coder.steps, step_seconds(coder, plan.batch, gpu)) for coder in plan.coders]
     of_lm = lm_flops(plan, facts) if plan.suite.activations.source == "live" else 0.0
@@ -152,7 +159,7 @@ def _disk(plan: Plan, facts: ModelFacts, gpu: Gpu, gpus: int, prices: Prices) ->
 
 
 def kinds(plan: Plan) -> list[list[PlannedCoder]]:
-    """Coders of one size and one training configuration together: what is computed for one holds for all."""
+    """Group coders by size and training configuration: the estimate of one coder applies to its whole group."""
     groups: dict[tuple[object, ...], list[PlannedCoder]] = {}
     for planned in plan.coders:
         coder, training = planned.coder, planned.training
@@ -162,29 +169,33 @@ def kinds(plan: Plan) -> list[list[PlannedCoder]]:
 
 
 def shardings(whole: Cost) -> list[tuple[PlannedCoder, Sharding]]:
-    """For one coder of each kind: how it would be spread over all devices if it trained alone from stored rows."""
+    """For one coder of each of `kinds`: its sharding over all devices if it trained alone from stored activations."""
     return [(group[0], sharding(group[0], whole.plan.batch, whole.gpus, whole.gpu)) for group in kinds(whole.plan)]
 
 
 def assumptions(whole: Cost) -> list[str]:
-    """What the figures take for granted, one sentence each; only what bears on this suite."""
+    """The assumptions of the estimate that are relevant for this suite, one sentence each."""
     plan, prices = whole.plan, whole.prices
-    said = [
-        f"matrix products reach {UTILISATION:.0%} of the peak (Gemma Scope measured 50.8 % for a whole step), Adam's "
-        f"traffic {BANDWIDTH_SHARE:.0%} of the memory bandwidth; the two are added, exchange between devices is not",
-        f"float32 products run at {whole.gpu.float32:g} TFLOP/s (PyTorch leaves tf32 off), bfloat16 at "
+    assumed = [
+        f"matrix products reach {UTILISATION:.0%} of the peak (Gemma Scope measured 50.8 % for a whole step), Adam "
+        f"{BANDWIDTH_SHARE:.0%} of the memory bandwidth; the two times are added, communication between devices is "
+        "not included",
+        f"float32 products run at {whole.gpu.float32:g} TFLOP/s (PyTorch disables tf32 by default), bfloat16 at "
         f"{whole.gpu.bfloat16:g}",
-        f"every sequence is full: {plan.suite.data.context} tokens; measuring norms and evaluation are not counted",
-        f"memory: {USABLE:.0%} of a device is used; each holds the whole language model, a dense step holds "
-        f"{WORKING_TENSORS} matrices of rows x latents",
-        "several devices, and steps whose rows are taken in parts, are arithmetic: `panscope train` uses one device "
-        "and takes a step's rows at once today",
-        f"prices: ${prices.gpu_hour:.2f} an accelerator-hour, ${prices.tib_month:.2f} a TiB and month (object store)",
+        f"every sequence is full: {plan.suite.data.context} tokens; measuring norms and evaluation are not included",
+        f"memory: {USABLE:.0%} of a device is usable; each device holds the whole language model, a dense step "
+        f"allocates {WORKING_TENSORS} matrices of rows x latents",
+        "several devices, and steps whose rows are split into parts, are estimates only: `panscope train` currently "
+        "uses one device and processes all rows of a step at once",
+        f"prices: ${prices.gpu_hour:.2f} per accelerator-hour, ${prices.tib_month:.2f} per TiB-month (object store)",
     ]
     if any(l0_is_assumed(coder) for coder in plan.coders):
-        said.append(f"L0 {ASSUMED_L0:g} where only a penalty is given (affects the sparse count only)")
+        assumed.append(f"L0 {ASSUMED_L0:g} where only a penalty coefficient is given (affects the sparse count only)")
     if any(isinstance(coder.coder, AuxKConfig) and coder.coder.auxk_coefficient for coder in plan.coders):
-        said.append("AuxK: as if no latent were dead")
+        assumed.append("AuxK: no latent is assumed dead")
     if any(coder.coder.has_estimator_window for coder in plan.coders):
-        said.append("sparse JumpReLU: without the latents inside the estimator's window, and L0 from the first step on")
-    return said
+        assumed.append(
+            "sparse JumpReLU: latents within the estimator's window are not counted, and L0 is assumed to have its "
+            "final value from the first step on"
+        )
+    return assumed

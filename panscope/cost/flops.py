@@ -1,8 +1,8 @@
-"""How many floating-point operations training takes: of the coders, step by step, and of the language model they read.
+"""Counts the floating-point operations of training: of the coders, per step, and of the language model.
 
-A multiplication with an addition counts as two. Two counts are given for a coder. *Dense* is what the reference kernels
-do: every product over all latents. *Sparse* is the least that exact training needs: the encoder over all latents, since
-which are active must be found, and everything after it over the active ones only.
+A multiply-add counts as two. There are two counts for a coder. *Dense* is that of the reference kernels: every product
+over all latents. *Sparse* is the minimum for exact training: the encoder over all latents, since the active ones must
+be found, and everything after it over the active latents only.
 
 Per step, product by product:
 
@@ -27,15 +27,15 @@ from panscope.planning.coder import PlannedCoder
 from panscope.planning.plan import Plan
 
 ASSUMED_L0 = 100.0
-"""Active latents a row where only a penalty is given: about the middle of Gemma Scope's ladders (10 to 400)."""
+"""Active latents per row if only a penalty coefficient is given: near the middle of Gemma Scope's range, 10 to 400."""
 
 
 def dense_flops(coder: CoderConfig, rows: int) -> float:
-    """One step's FLOPs over all latents; Multi-TopK and the gate's own reconstruction each decode once more.
+    """FLOPs of one step over all latents; Multi-TopK and the gate's own reconstruction each decode once more.
 
-    Multi-TopK: 6 B E F. Gated: 4 B E F, since that decoder is frozen (Rajamanoharan et al. 2024a). An affine skip:
-    4 B D E. Matryoshka's nested reconstructions are sums of the same products and cost nothing more. AuxK computes the
-    dead latents only; it is left out, since there should be few.
+    Multi-TopK adds 6 B E F, Gated 4 B E F, since that decoder is frozen (Rajamanoharan et al. 2024a), an affine skip
+    4 B D E. Matryoshka's nested reconstructions are sums of the same products and add nothing. AuxK computes dead
+    latents only; it is not counted, since there should be few.
     """
     into, out = rows * coder.d_in * coder.width, rows * coder.d_out * coder.width
     encoder = 6 * into if coder.pre_encoder_bias else 4 * into
@@ -44,10 +44,10 @@ def dense_flops(coder: CoderConfig, rows: int) -> float:
 
 
 def sparse_flops(coder: CoderConfig, rows: int, active: float) -> float:
-    """One step's FLOPs where only `active` latents a row are touched after the encoder.
+    """FLOPs of one step if only `active` latents per row are computed after the encoder.
 
-    Multi-TopK's second code has `multi_factor` times as many. AuxK is left out as above. A JumpReLU's latents just
-    below their threshold, which the estimator's window also reaches, are left out too: their number is not known.
+    Multi-TopK's second code has `multi_factor` times as many. AuxK is not counted, as in `dense_flops`. JumpReLU
+    latents just below their threshold, within the estimator's window, are not counted either: their number is unknown.
     """
     d_in, d_out = coder.d_in, coder.d_out
     codes = coder.codes_of_a_step(active)
@@ -58,10 +58,10 @@ def sparse_flops(coder: CoderConfig, rows: int, active: float) -> float:
 
 
 def active_latents(planned: PlannedCoder) -> float:
-    """Active latents a row, averaged over the run.
+    """Active latents per row, averaged over the run.
 
-    The TopK family: K, with K-annealing's greater K while it falls. JumpReLU with a target: the target. Otherwise L0 is
-    what training makes of the penalty: ASSUMED_L0.
+    TopK architectures: K, including the larger K during K-annealing. JumpReLU with a target L0: the target. Otherwise
+    L0 results from the penalty during training: ASSUMED_L0.
     """
     coder, training = planned.coder, planned.training
     kind, value = coder.sparsity_aim()
@@ -76,12 +76,12 @@ def active_latents(planned: PlannedCoder) -> float:
 
 
 def l0_is_assumed(planned: PlannedCoder) -> bool:
-    """Whether `active_latents` had nothing to go by."""
+    """Whether `active_latents` is ASSUMED_L0, because the sparsity is set by a penalty coefficient."""
     return planned.coder.sparsity_aim()[0] == "lambda"
 
 
 def rows_of_a_step(planned: PlannedCoder, batch: int) -> int:
-    """B: the batch, once for each site that a multi-layer coder stacks."""
+    """B: the batch size, multiplied by the number of sites that a multi-layer coder stacks."""
     return batch * planned.wiring.stacks
 
 
@@ -93,18 +93,19 @@ def coder_flops(planned: PlannedCoder, batch: int) -> tuple[float, float]:
 
 
 def token_flops(facts: ModelFacts, layers: int, context: int) -> float:
-    """One token's share of a forward pass through the first `layers` blocks of full sequences of `context` tokens.
+    """FLOPs per token of a forward pass through the first `layers` blocks, for full sequences of `context` tokens.
 
-    Two for each weight of the blocks' matrices, and 2 (T + 1) H for attention, H the width of all heads: scores and
-    mixing are 2 H each for a pair of tokens, and a token sees (T + 1) / 2 on average. No unembedding: a pass ends at
-    the deepest site, here taken as the end of its block. Local attention windows below the context would cost less.
+    Two per weight of the blocks' matrices, and 2 (T + 1) H for attention, where H is the total dimension of all heads:
+    scores and mixing take 2 H each per pair of tokens, and a token attends to (T + 1) / 2 on average. The unembedding
+    is not counted: a pass ends at the deepest site, here the end of its block. Local attention windows shorter than
+    the context would cost less.
     """
     blocks = facts.matmul_parameters - facts.vocabulary * facts.d_model
     return layers * (2 * blocks / facts.n_layers + 2 * (context + 1) * facts.heads_width)
 
 
 def lm_flops(plan: Plan, facts: ModelFacts) -> float:
-    """The language model's FLOPs: one pass for all coders, to the deepest site that a coder still learns from."""
+    """FLOPs of the language model: one pass for all coders, to the deepest site of any coder still in training."""
     total, done = 0.0, 0
     for end in sorted({coder.steps for coder in plan.coders}):
         learning = [coder for coder in plan.coders if coder.steps >= end]
@@ -114,7 +115,7 @@ def lm_flops(plan: Plan, facts: ModelFacts) -> float:
 
 
 def pass_flops(plan: Plan, facts: ModelFacts, coders: Sequence[PlannedCoder], steps: int) -> float:
-    """The language model's FLOPs for `steps` batches of what these coders need."""
+    """FLOPs of the language model for `steps` batches of the sites of these coders."""
     layers = 1 + max(site.layer for coder in coders for site in coder.wiring.sites())
     context = plan.suite.data.context
     assert context is not None, "a plan's context is settled"
@@ -122,13 +123,13 @@ def pass_flops(plan: Plan, facts: ModelFacts, coders: Sequence[PlannedCoder], st
 
 
 def tokens_per_row(plan: Plan) -> float:
-    """Tokens read for each token learned from, with full sequences: BOS opens each one and is not learned from."""
+    """Tokens computed per training token, for full sequences: each begins with BOS, which is not trained on."""
     context = plan.suite.data.context
     assert context is not None, "a plan's context is settled"
     return context / (context - 1) if plan.suite.data.packing == "documents" else 1.0
 
 
 def _skip(coder: CoderConfig, rows: int) -> int:
-    """Forward and gradient of W_skip for each learned decoding, forward alone for the gate's frozen one."""
+    """FLOPs of W_skip: forward and gradient for each trained decoding, forward only for the gate's frozen one."""
     each = 4 * len(coder.codes_of_a_step(1.0)) + 2 * coder.frozen_decodes
     return each * rows * coder.d_in * coder.d_out if coder.skip else 0

@@ -1,4 +1,4 @@
-"""Accelerators by name: how much they hold and how fast they are at best, from `panscope/builtin/facts/gpus.toml`."""
+"""Accelerators by name: memory capacity and peak performance, from `panscope/builtin/facts/gpus.toml`."""
 
 from typing import Literal
 
@@ -14,25 +14,25 @@ Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 
 
 class Gpu(Config):
-    """One kind of accelerator; the table says what the figures are and where they come from."""
+    """One type of accelerator; the file documents the figures and their sources."""
 
     name: str
     memory_gb: float = Field(gt=0)
     """Capacity in GiB."""
     bfloat16: float = Field(gt=0)
-    """Peak of dense matrix products in TFLOP/s, as of the next three."""
+    """Peak rate of dense matrix products in TFLOP/s, as are the next three."""
     float16: float = Field(gt=0)
     tf32: float = Field(gt=0)
     float32: float = Field(gt=0)
     bandwidth_gb_s: float = Field(gt=0)
-    """Of its own memory, 10^9 bytes a second."""
+    """Bandwidth of the device's memory, 10^9 bytes per second."""
     host_gb_s: float = Field(gt=0)
-    """From the host to one device, 10^9 bytes a second."""
+    """Bandwidth from the host to one device, 10^9 bytes per second."""
     source: str
 
     @property
     def memory_bytes(self) -> int:
-        """Its capacity in bytes."""
+        """Memory capacity in bytes."""
         return round(self.memory_gb * GIB)
 
     def flops(self, precision: Precision) -> float:
@@ -41,20 +41,20 @@ class Gpu(Config):
 
 
 def gpus() -> dict[str, Gpu]:
-    """Every accelerator of the table, by name."""
+    """All known accelerators, by name."""
     return {name: Gpu.read({"name": name} | fields, name) for name, fields in read_toml(TABLE).items()}
 
 
 def gpu_named(name: str) -> Gpu:
-    """The accelerator of that name or of that unique beginning of a name; case, spaces and dashes do not matter.
+    """The accelerator with this name or unique prefix of a name; case, spaces and dashes are ignored.
 
-    Raises UserError naming the known ones.
+    Raises UserError, which lists the known names.
     """
     known = gpus()
     exact = [gpu for key, gpu in known.items() if _plain(key) == _plain(name)]
     found = exact or [gpu for key, gpu in known.items() if _plain(name) and _plain(key).startswith(_plain(name))]
     if len(found) != 1:
-        what = "is unknown" if not found else "could be any of several"
+        what = "is unknown" if not found else "is ambiguous"
         raise UserError(f"gpu {name!r} {what}: use one of {', '.join(known)}")
     return found[0]
 

@@ -1,11 +1,10 @@
-"""What training a suite holds in a device's memory, whether it fits, and where each coder goes.
+"""Estimates the device memory of training a suite, whether it fits, and the placement of coders on devices.
 
-Counted: the language model, the shuffle buffer, what each coder keeps (weights, Adam's moments, and what its kernels
-add), and what one coder's step holds for its duration, since coders step one after another.
+Counted are the language model, the shuffle buffer, the permanent state of each coder (weights, Adam's moments, and
+buffers of its kernels), and the temporary memory of one coder's step, since coders step one after another.
 
-Coders are dealt out whole over the devices wherever each fits on one (module-parallel: nothing of theirs is exchanged
-but the rows they read). A coder that exceeds a device is split along its latents (tensor-parallel), as Gemma Scope did
-with all but its smallest (section 3.3.1).
+Each coder that fits on one device is placed whole (module-parallel: only the rows it reads are communicated). A larger
+coder is sharded along its latents (tensor-parallel), as Gemma Scope did with all but its smallest (section 3.3.1).
 """
 
 import heapq
@@ -25,38 +24,38 @@ from panscope.planning.plan import Plan
 from panscope.types import UserError
 
 USABLE = 0.9
-"""Share of a device's memory that is planned with; the rest is for the context, the allocator and small tensors."""
+"""Usable share of a device's memory; the rest is for the CUDA context, the allocator and small tensors."""
 STATE_BYTES = 16
-"""Of a parameter in training: float32 weight, gradient and Adam's two moments."""
+"""Bytes per parameter in training: float32 weight, gradient and Adam's two moments."""
 WORKING_TENSORS = 3
-"""Matrices [B, F] of float32 that a dense step holds at once: pre-activations, codes, and the gradient of one."""
+"""float32 matrices [B, F] that a dense step holds at the same time: pre-activations, codes, and one gradient."""
 _VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def parameters(coder: CoderConfig) -> int:
-    """How many numbers the architecture learns, counted on it, without memory."""
+    """Number of trainable parameters, counted on the architecture built on the meta device."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in coders.build(coder).parameters())
 
 
 def state_bytes(planned: PlannedCoder) -> int:
-    """Weights, gradients, Adam's moments and, where the recipe averages the weights, their average."""
+    """Bytes of weights, gradients, Adam's moments and, if the recipe averages the weights, their average."""
     each = STATE_BYTES + (4 if planned.training.average_decay is not None else 0)
     return each * parameters(planned.coder)
 
 
 def working_bytes(planned: PlannedCoder, batch: int) -> int:
-    """What one dense step of this coder holds beside its state; only one coder steps at a time on a device."""
+    """Temporary memory of one dense step of this coder in bytes; only one coder steps at a time on a device."""
     return WORKING_TENSORS * 4 * rows_of_a_step(planned, batch) * planned.coder.width
 
 
 def lm_bytes(plan: Plan, facts: ModelFacts) -> int:
-    """The language model's weights in its dtype, whole on every device."""
+    """Bytes of the language model's weights in its dtype; every device holds all of them."""
     return facts.parameters * _VALUE_BYTES[plan.suite.model.dtype]
 
 
 def buffer_bytes(plan: Plan, facts: ModelFacts) -> int:
-    """The shuffle buffer: all its rows at every site, in the language model's dtype; rows of a store stay in files."""
+    """Bytes of the shuffle buffer: its rows at all sites, in the language model's dtype; 0 for stored activations."""
     if plan.suite.activations.source != "live":
         return 0
     return plan.buffer_rows * _VALUE_BYTES[plan.suite.model.dtype] * sum(facts.width(site) for site in plan.sites())
@@ -64,34 +63,34 @@ def buffer_bytes(plan: Plan, facts: ModelFacts) -> int:
 
 @dataclass(frozen=True)
 class Sharded:
-    """A coder that is split along its latents."""
+    """A coder that is sharded along its latents."""
 
     coder: PlannedCoder
     over: int
-    """Devices, a power of two."""
+    """Number of devices, a power of two."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the coders go on a number of devices."""
+    """An assignment of coders to devices."""
 
     gpus: int
     whole: int
-    """Coders that lie on one device each."""
+    """Number of coders that are placed whole on one device."""
     sharded: tuple[Sharded, ...]
     heaviest: int
     """Bytes of coders on the fullest device."""
-    room: int
-    """Bytes for coders on each device; below 0 where even the language model does not fit."""
+    available: int
+    """Bytes available for coders on each device; negative if not even the language model fits."""
 
     @property
     def fits(self) -> bool:
-        """Whether every device holds its share."""
-        return self.heaviest <= self.room and all(shard.over <= self.gpus for shard in self.sharded)
+        """Whether the coders fit into the memory of the devices."""
+        return self.heaviest <= self.available and all(shard.over <= self.gpus for shard in self.sharded)
 
 
 class Placer:
-    """Places one plan's coders on any number of one kind of device."""
+    """Places a plan's coders on any number of devices of one type."""
 
     def __init__(self, plan: Plan, facts: ModelFacts, gpu: Gpu) -> None:
         self._plan = plan
@@ -101,25 +100,25 @@ class Placer:
         self._working = min(self._fixed // 4, max(working_bytes(coder, plan.batch) for coder in plan.coders))
 
     def parts(self) -> int:
-        """In how many parts the widest coder must take a step's rows: their codes may fill a quarter of a device."""
+        """Parts that a step's rows must be split into for the widest coder: a step may use a quarter of a device."""
         most = max(working_bytes(coder, self._plan.batch) for coder in self._plan.coders)
         return -(-most // self._working) if self._working > 0 else 1
 
-    def room(self, gpus: int) -> int:
-        """Bytes for coders on each of `gpus` devices, beside the language model, codes and a share of the buffer."""
+    def available(self, gpus: int) -> int:
+        """Bytes for coders on each of `gpus` devices, after the language model, a step and a share of the buffer."""
         return self._fixed - self._working - self._buffer // gpus
 
     def place(self, gpus: int) -> Placement:
-        """The coders dealt out, largest first, each to the emptiest device."""
-        room = self.room(gpus)
-        degrees = [_degree(state, room) for state in self._states]
+        """Place the coders, largest first, each on the device with the least load."""
+        available = self.available(gpus)
+        degrees = [_degree(state, available) for state in self._states]
         pieces = [state / over for state, over in zip(self._states, degrees, strict=True) for _ in range(over)]
         sharded = [Sharded(coder, over) for coder, over in zip(self._plan.coders, degrees, strict=True) if over > 1]
         whole = len(self._states) - len(sharded)
-        return Placement(gpus, whole, tuple(sharded), round(max(_deal(pieces, gpus))), room)
+        return Placement(gpus, whole, tuple(sharded), round(max(_device_loads(pieces, gpus))), available)
 
     def fewest(self) -> Placement | None:
-        """The placement on the fewest devices that suffice; None where not even the language model leaves room."""
+        """The placement on the smallest sufficient number of devices; None if there is no memory for any coder."""
         if self._fixed <= self._working:
             return None
         gpus = -(-(sum(self._states) + self._buffer) // (self._fixed - self._working))
@@ -128,16 +127,16 @@ class Placer:
         return placement
 
 
-def _degree(state: int, room: int) -> int:
-    """The least power of two that cuts `state` into pieces that fit; 1 where there is no room at all."""
+def _degree(state: int, available: int) -> int:
+    """The smallest power of two that splits `state` into pieces that fit; 1 if no memory is available."""
     over = 1
-    while 0 < room < state / over:
+    while 0 < available < state / over:
         over *= 2
     return over
 
 
-def _deal(pieces: Sequence[float], gpus: int) -> list[float]:
-    """The load of each device when each piece, largest first, goes to the least loaded (Graham 1969)."""
+def _device_loads(pieces: Sequence[float], gpus: int) -> list[float]:
+    """The load of each device if each piece, largest first, is placed on the least loaded device (Graham 1969)."""
     loads = [0.0] * gpus
     for piece in sorted(pieces, reverse=True):
         heapq.heapreplace(loads, loads[0] + piece)
@@ -145,32 +144,32 @@ def _deal(pieces: Sequence[float], gpus: int) -> list[float]:
 
 
 _SPARSE_BYTES = 14
-"""Of a parameter under sparse kernels: float32 weight and two moments, and half the parameters once more in bfloat16
+"""Bytes per parameter with sparse kernels: float32 weight and two moments, and a bfloat16 copy of half the parameters
 for the screen, rounded up; no gradient."""
 _SPARSE_ROWS = 8
-"""Matrices [B, D] of float32 that a sparse step holds at once: rows, reconstruction, its gradient, and their like."""
+"""float32 matrices [B, D] that a sparse step holds at the same time: rows, reconstruction, its gradient and others."""
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of training on one device."""
+    """Memory of training on one device, in bytes."""
 
     fixed: int
     """Language model and buffer."""
     kept: tuple[int, ...]
-    """Of each coder, all the time."""
+    """Permanent state of each coder."""
     working: int
-    """Of the step that holds most."""
+    """Temporary memory of the coder whose step needs most."""
 
     @property
     def total(self) -> int:
-        """All of it at once."""
+        """Peak memory."""
         return self.fixed + sum(self.kept) + self.working
 
 
 def estimate_memory(plan: Plan, facts: ModelFacts, kernels_of: Callable[[str], Kernels | None]) -> MemoryEstimate:
-    """What training this plan holds; `kernels_of` says which kernels a coder of that name has (None: the reference)."""
+    """Memory for training this plan; `kernels_of` maps a coder's name to its kernels (None: the reference)."""
     sparse = [kernels_of(coder.name) is not None for coder in plan.coders]
     kept = tuple(_kept_bytes(coder, is_sparse) for coder, is_sparse in zip(plan.coders, sparse, strict=True))
     working = max(_step_bytes(c, plan.batch, is_sparse) for c, is_sparse in zip(plan.coders, sparse, strict=True))
@@ -178,25 +177,25 @@ def estimate_memory(plan: Plan, facts: ModelFacts, kernels_of: Callable[[str], K
 
 
 def check_memory(plan: Plan, needed: MemoryEstimate, memory: int) -> None:
-    """Raise UserError, with what would fit, where training needs more than the device's `memory` in bytes."""
-    room = round(USABLE * memory)
-    if needed.total <= room:
+    """Raise UserError, which says what would fit, if training needs more than the device's `memory` in bytes."""
+    usable = round(USABLE * memory)
+    if needed.total <= usable:
         return
     widest = max(range(len(plan.coders)), key=lambda number: needed.kept[number])
     coder = plan.coders[widest]
     raise UserError(
         f"training needs about {needed.total / GIB:.1f} GiB of memory ({needed.fixed / GIB:.1f} for language model and "
         f"buffer, {sum(needed.kept) / GIB:.1f} for {len(plan.coders)} coders, {needed.working / GIB:.1f} for a step), "
-        f"but the device has {memory / GIB:.1f}, of which {room / GIB:.1f} can be planned with; the largest coder is "
-        f"{coder.name} of width {coder.coder.width}: {_fits(plan, needed, room - needed.fixed)}"
+        f"but the device has {memory / GIB:.1f}, of which {usable / GIB:.1f} are usable; the largest coder is "
+        f"{coder.name} of width {coder.coder.width}: {_what_fits(plan, needed, usable - needed.fixed)}"
     )
 
 
-def _fits(plan: Plan, needed: MemoryEstimate, left: int) -> str:
-    """What would fit into `left` bytes for coders and steps, which both grow with the width."""
+def _what_fits(plan: Plan, needed: MemoryEstimate, left: int) -> str:
+    """What would fit into `left` bytes for coders and steps, whose memory is proportional to the width."""
     share = left / (sum(needed.kept) + needed.working)
     if share <= 0:
-        return "lower activations.buffer_rows or train.batch, or take a smaller language model"
+        return "reduce activations.buffer_rows or train.batch, or use a smaller language model"
     count, used = 0, 0
     for kept in sorted(needed.kept):
         if used + kept > left - needed.working:
@@ -213,7 +212,7 @@ def _kept_bytes(coder: PlannedCoder, is_sparse: bool) -> int:
 
 
 def _step_bytes(coder: PlannedCoder, batch: int, is_sparse: bool) -> int:
-    """A sparse coder whose number of active latents is not fixed may have to take dense steps at first."""
+    """Temporary memory of one step; a sparse coder without fixed K may need dense steps at the start of training."""
     dense = working_bytes(coder, batch)
     if not is_sparse or not coder.coder.keeps_k_a_row:
         return dense

@@ -1,9 +1,9 @@
-"""How long the work takes on a named accelerator: FLOPs at a share of the peak, and the optimiser's memory traffic.
+"""Estimates the time of a step on an accelerator: FLOPs at a share of the peak, and the optimiser's memory traffic.
 
 time = FLOPs / (peak x utilisation) + bytes that Adam moves / (bandwidth x BANDWIDTH_SHARE)
 
-The two are added since in training neither hides the other: the update follows the products. With it, Gemma Scope's
-example (one batch of 4,096 for a 131K coder of 9B on 8 TPUv3, section 3.3.1) comes out at 53 ms; they measured 45.
+The two are added since they do not overlap: the update follows the products. For Gemma Scope's example (one batch of
+4,096 for a 131K coder of 9B on 8 TPUv3, section 3.3.1) the estimate is 53 ms; they measured 45 ms.
 """
 
 from dataclasses import dataclass
@@ -18,23 +18,26 @@ UTILISATION = 0.5
 BANDWIDTH_SHARE = 0.85
 """Share of the memory bandwidth that a streaming kernel such as Adam's reaches."""
 HALVES = ("bfloat16", "float16")
-"""The precisions that weights are cast to for a step."""
+"""The 16-bit precisions, to which weights are cast for a step."""
 _ADAM_BYTES = 36
-"""Each step moves of each parameter: weight and two moments read and written (24), the gradient zeroed, written and
+"""Bytes moved per parameter and step: weight and two moments read and written (24), the gradient zeroed, written and
 read (12)."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of one step of one coder on one device."""
+    """Time of one step of one coder on one device, in seconds."""
 
     dense: float
+    """Matrix products of dense kernels."""
     sparse: float
+    """Matrix products of sparse kernels."""
     adam: float
+    """Memory traffic of the optimiser."""
 
 
 def adam_bytes(planned: PlannedCoder) -> int:
-    """Bytes that one update moves: 36 a parameter, 2 more to cast it to 16 bits, 8 more for an average of it."""
+    """Bytes that one update moves: 36 per parameter, plus 2 for a cast to 16 bits, plus 8 for a weight average."""
     training = planned.training
     cast = 2 if training.precision in HALVES else 0
     average = 0 if training.average_decay is None else 8
@@ -42,7 +45,7 @@ def adam_bytes(planned: PlannedCoder) -> int:
 
 
 def step_seconds(planned: PlannedCoder, batch: int, gpu: Gpu, utilisation: float = UTILISATION) -> Step:
-    """One step of `batch` rows a site on one device."""
+    """Time of one step with `batch` rows per site on one device."""
     rows, speed = rows_of_a_step(planned, batch), utilisation * gpu.flops(planned.training.precision)
     return Step(
         dense_flops(planned.coder, rows) / speed,
@@ -52,12 +55,12 @@ def step_seconds(planned: PlannedCoder, batch: int, gpu: Gpu, utilisation: float
 
 
 def transfer_seconds(planned: PlannedCoder, batch: int, gpu: Gpu, value_bytes: int = 4) -> float:
-    """From the host to one device: every row of one step, at the rate of the link."""
+    """Time to transfer the rows of one step from the host to one device."""
     return input_bytes(planned, batch, value_bytes) / (gpu.host_gb_s * 1e9)
 
 
 def input_bytes(planned: PlannedCoder, batch: int, value_bytes: int = 4) -> int:
-    """The rows of one step: what the coder reads and, where it differs, what it predicts."""
+    """Bytes of the rows of one step: the coder's inputs and, if they differ, its targets."""
     coder = planned.coder
     columns = coder.d_in + (coder.d_out if planned.wiring.kind.predicts_other else 0)
     return rows_of_a_step(planned, batch) * columns * value_bytes
@@ -65,22 +68,22 @@ def input_bytes(planned: PlannedCoder, batch: int, value_bytes: int = 4) -> int:
 
 @dataclass(frozen=True)
 class Sharding:
-    """How one coder alone, fed from stored activations, is spread over devices."""
+    """Sharding over devices of a single coder that is trained from stored activations."""
 
     data: int
-    """Shares that the rows of a step are cut into; devices / data is how many shares the latents are cut into."""
+    """Degree of data sharding; latents are sharded over devices / data."""
     hidden: bool
-    """Whether the transfer of the rows takes no longer than the step; else the link is what limits."""
+    """Whether the transfer of the rows takes no longer than the step; otherwise the host link is the bottleneck."""
     memory_bound: bool
-    """Whether each device's rows are too few to keep its units busy: 2 B / bytes FLOP for each byte of weights read
-    stay below the ratio of its speed to its bandwidth."""
+    """Whether each device has too few rows to be compute-bound: its arithmetic intensity, 2 B / (bytes per weight), is
+    below its ratio of FLOP/s to memory bandwidth."""
 
 
 def sharding(planned: PlannedCoder, batch: int, gpus: int, gpu: Gpu) -> Sharding:
     """Gemma Scope's rule (section 3.3.1): the smallest degree of data sharding that hides the transfer behind the step.
 
-    Latents are sharded over the rest, since that needs little exchange, while data sharding exchanges all gradients.
-    Each device takes in its share of the rows, which every device of its latent group needs whole; as float32.
+    Latents are sharded over the remaining factor, since that needs little communication, while data sharding exchanges
+    all gradients. Every device of a latent group receives all float32 rows of its data shard.
     """
     step, transfer = step_seconds(planned, batch, gpu), transfer_seconds(planned, batch, gpu)
     for data in (degree for degree in range(1, gpus + 1) if gpus % degree == 0):

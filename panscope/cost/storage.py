@@ -1,8 +1,8 @@
-"""Storing activations, or running the language model again: how many bytes, and from when on storing is cheaper.
+"""Compares the cost of storing activations with that of running the language model again.
 
-Gemma Scope (section 3.3.2) stored everything in 32 bits and found storing for 10 to 100 days at least ten times cheaper
-than one more pass of the language model for each coder. Whether that holds depends on the price of disk in hours of
-accelerator, so both prices are values here, and what comes out is the number of days at which the two cost the same.
+Gemma Scope (section 3.3.2) stored all activations in 32 bits and found that storing them for 10 to 100 days is at least
+ten times cheaper than another pass of the language model for each coder. That depends on the ratio of the prices of
+storage and accelerators, so both are parameters here; the result is the number of days at which the costs are equal.
 """
 
 import math
@@ -26,44 +26,45 @@ GEMMA_SCOPE_FACTOR = 10
 
 
 class Prices(Config):
-    """What the comparison assumes."""
+    """Prices for the comparison, in US dollars."""
 
     gpu_hour: float = Field(default=2.5, gt=0)
-    """Dollars for an hour of one accelerator; 2.50 is a rented H100 in 2025 (1.90 to 2.94 are asked)."""
+    """Dollars per accelerator-hour; 2.50 is a rented H100 in 2025 (offers range from 1.90 to 2.94)."""
     tib_month: float = Field(default=23.55, gt=0)
-    """Dollars for 1 TiB over 30 days; 23.55 is a cloud's ordinary object store at 0.023 a GiB."""
+    """Dollars per TiB and 30 days; 23.55 is a standard cloud object store at 0.023 per GiB."""
 
 
 @dataclass(frozen=True)
 class StorageChoice:
-    """Storing some sites' activations against generating them once more."""
+    """The costs of storing the activations of some sites and of generating them again."""
 
     bytes: int
+    """Size of the stored activations."""
     regenerate: float
-    """Accelerator-hours of one pass of the language model over all the tokens, to the deepest of the sites."""
+    """Accelerator-hours of one pass of the language model over all tokens, to the deepest of the sites."""
     day: float
-    """What a day of storing costs, in accelerator-hours."""
+    """Cost of one day of storage, in accelerator-hours."""
 
     @property
     def even_days(self) -> float:
-        """Storing for this long costs as much as generating once more."""
+        """Days of storage that cost as much as generating the activations once."""
         return self.regenerate / self.day
 
     def reuses(self, days: float) -> int:
-        """How many more readings within `days` make storing the cheaper choice; the first one generates either way."""
+        """Additional uses within `days` that make storing cheaper; the first use needs a pass in either case."""
         return max(1, math.ceil(days / self.even_days))
 
     def rule_holds(self, days: float) -> bool:
-        """Gemma Scope's rule: storing for `days` is at least ten times cheaper than generating once more."""
+        """Gemma Scope's rule: storing for `days` is at least ten times cheaper than generating again."""
         return self.even_days >= GEMMA_SCOPE_FACTOR * days
 
     def price_of_rule(self, days: float, prices: Prices) -> float:
-        """The greatest price of a TiB and month at which the rule holds for `days`."""
+        """The highest price per TiB and month, in dollars, at which the rule holds for `days`."""
         return prices.tib_month * self.even_days / (GEMMA_SCOPE_FACTOR * days)
 
 
 def site_bytes(plan: Plan, facts: ModelFacts, value_bytes: int) -> dict[Site, int]:
-    """Bytes of each site's activations: tokens x width x bytes of a value, for the longest run that needs the site."""
+    """Bytes of each site's activations: tokens x dimension x `value_bytes`, for the longest training on the site."""
     return {
         site: value_bytes
         * facts.width(site)
@@ -74,21 +75,21 @@ def site_bytes(plan: Plan, facts: ModelFacts, value_bytes: int) -> dict[Site, in
 
 
 def store_everything(plan: Plan, facts: ModelFacts, gpu: Gpu, prices: Prices) -> StorageChoice:
-    """All sites of the suite in 32 bits: one pass feeds all coders, whether its rows are stored or not."""
+    """Cost of storing all sites of the suite in float32; one pass of the language model generates all of them."""
     stored = sum(site_bytes(plan, facts, 4).values())
     return _choice(stored, lm_flops(plan, facts), gpu, plan, prices)
 
 
 def store_one(plan: Plan, facts: ModelFacts, coder: PlannedCoder, gpu: Gpu, *, prices: Prices) -> StorageChoice:
-    """One coder's sites in 32 bits, for a coder that is trained again alone: it would need a pass of its own."""
-    width = sum(facts.width(site) for site in coder.wiring.sites())
+    """Cost of storing one coder's sites in float32, for training that coder again without the rest of the suite."""
+    dimension = sum(facts.width(site) for site in coder.wiring.sites())
     return _choice(
-        4 * width * plan.batch * coder.steps, pass_flops(plan, facts, [coder], coder.steps), gpu, plan, prices
+        4 * dimension * plan.batch * coder.steps, pass_flops(plan, facts, [coder], coder.steps), gpu, plan, prices
     )
 
 
 def example(plan: Plan) -> PlannedCoder:
-    """A coder from the middle of the model, of the residual stream where any is."""
+    """A coder from the middle of the model, of the residual stream if there is one."""
     resid = [coder for coder in plan.coders if any(site.kind == "resid_post" for site in coder.wiring.sites())]
     ordered = sorted(resid or plan.coders, key=lambda coder: max(coder.wiring.sites()))
     return ordered[len(ordered) // 2]

@@ -1,4 +1,4 @@
-"""How long a plan would take on this machine, from one matrix product that is timed here."""
+"""Estimates the training time of a plan on this machine, by timing a matrix product."""
 
 import time
 from dataclasses import dataclass
@@ -8,39 +8,41 @@ import torch
 from panscope.cost.estimate import Cost
 
 _INNER, _OUTER = 512, 4096
-"""Widths of the timed product."""
-_FEWEST_ROWS, _MOST_ROWS = 16, 4096
-_LONG_ENOUGH = 0.03
-"""Seconds."""
+"""Inner and outer dimensions of the timed product."""
+_MIN_ROWS, _MAX_ROWS = 16, 4096
+_MIN_SECONDS = 0.03
+"""Minimum duration of the timed product."""
 
 
 @dataclass(frozen=True)
 class TimeHere:
-    """An estimate for one device of this machine; memory traffic and Python come on top."""
+    """An estimate for one device of this machine, without memory traffic and Python overhead."""
 
     device: str
     flops: float
-    """FLOP/s of a float32 product."""
+    """Measured FLOP/s of a float32 product."""
     step_seconds: float
+    """Mean time of a step of the plan."""
     hours: float
+    """Total training time."""
 
 
 def time_here(cost: Cost, device: torch.device) -> TimeHere:
-    """The FLOPs of a plan, dense, at the rate of a float32 product on this device."""
+    """Estimate the training time from the plan's dense FLOPs and the measured rate of a float32 product on `device`."""
     rate = product_flops(torch.float32, device)
     seconds = (cost.compute.lm_flops + cost.compute.dense_flops) / rate
     return TimeHere(str(device), rate, seconds / cost.plan.steps, seconds / 3600)
 
 
 def product_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of a product of random numbers, of as many rows as take long enough to be timed.
+    """FLOP/s of a product of random matrices, with enough rows to be timed reliably.
 
-    A CPU that has no arithmetic in this dtype can be a thousand times slower than one that has.
+    A CPU without arithmetic in this dtype can be a thousand times slower than one with it.
     """
     generator = torch.Generator().manual_seed(0)
     b = torch.randn(_INNER, _OUTER, generator=generator).to(device, dtype)
-    rows, seconds = _FEWEST_ROWS // 4, 0.0
-    while seconds < _LONG_ENOUGH and rows < _MOST_ROWS:
+    rows, seconds = _MIN_ROWS // 4, 0.0
+    while seconds < _MIN_SECONDS and rows < _MAX_ROWS:
         rows *= 4
         a = torch.randn(rows, _INNER, generator=generator).to(device, dtype)
         _timed_product(a, b)
@@ -49,8 +51,8 @@ def product_flops(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _timed_product(a: torch.Tensor, b: torch.Tensor) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     torch.mm(a, b)
     if a.device.type == "cuda":
         torch.cuda.synchronize(a.device)
-    return time.perf_counter() - begun
+    return time.perf_counter() - start

@@ -55,7 +55,7 @@ def test_what_it_costs(panscope: Command, gemma: Path):
     assert "18 coders unsharded; the fullest device holds" in line(out, "fewest")
     assert "rows in 1 shards, latents in 8" in line(out, "L20R-36.57x-jumprelu-l3e-4 rows")
     assert "assumed" in out
-    assert "L0 100 where only a penalty is given" in out
+    assert "L0 100 where only a penalty coefficient is given" in out
 
 
 def test_every_coder_by_name(panscope: Command, gemma: Path):
@@ -93,7 +93,7 @@ def test_a_model_without_its_weights(panscope: Command, tiny: Tiny, tmp_path: Pa
     ("arguments", "expected"),
     [
         (("demo", "--gpu", "Z80"), "gpu 'Z80' is unknown: use one of A100-40GB, A100-80GB, H100-SXM"),
-        (("demo", "--gpu", "A100"), "gpu 'A100' could be any of several"),
+        (("demo", "--gpu", "A100"), "gpu 'A100' is ambiguous"),
         (("demo", "--gpus", "0"), "gpus is 0: give how many there are"),
         (("demo", "--days", "0"), "--days is 0: give a number of days above 0"),
         (("demo", "--days", "nan"), "--days is nan"),

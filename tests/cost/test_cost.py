@@ -285,7 +285,7 @@ def small_gpu(memory_gib: float) -> Gpu:
     return gpu_named("H100").replace(name="small", memory_gb=memory_gib)
 
 
-def test_coders_are_dealt_out_whole_where_they_fit():
+def test_coders_are_placed_whole_where_they_fit():
     """20 coders of 2 (d + 1) F x 16 bytes or so; a device with room for seven and a bit takes 3."""
     whole = planned(JUMP | {"width": 8192, "sites": ["resid_post", *RESIDUAL_WIDE[:2], "mlp_in", "attn_z"]}, batch=256)
     states = [memory.state_bytes(each) for each in whole.coders]
@@ -295,7 +295,7 @@ def test_coders_are_dealt_out_whole_where_they_fit():
     found = placer.fewest()
     assert found is not None
     assert (found.gpus, found.whole, found.sharded) == (3, 20, ())
-    assert sum(states) / 3 <= found.heaviest <= found.room
+    assert sum(states) / 3 <= found.heaviest <= found.available
     assert not placer.place(1).fits
     assert placer.place(1).heaviest == sum(states)
 

@@ -68,5 +68,5 @@ def test_the_width_it_names_does_fit():
 
 def test_a_language_model_that_leaves_no_room():
     plan = suite_of(512)
-    with pytest.raises(UserError, match="take a smaller language model"):
+    with pytest.raises(UserError, match="use a smaller language model"):
         check_memory(plan, needed(plan), 2**20)
