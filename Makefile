@@ -21,8 +21,8 @@ OUTSIDE := tests/lms tests/intervene tests/loading tests/data tests/publishing t
 demo: $(READY)  ## train, evaluate and print the built-in suite
 	$(BIN)/panscope train demo
 
-test: $(READY)  ## the quick tests
-	$(BIN)/pytest
+test: $(READY)  ## the quick tests, a process a core, each with one thread
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile $(PYTEST)
 
 soak: $(READY)  ## the slow tests
 	$(BIN)/pytest -m soak

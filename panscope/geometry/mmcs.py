@@ -15,12 +15,12 @@ from torch import Tensor
 from panscope.geometry.baselines import johnson_lindenstrauss, pair_probability
 from panscope.geometry.dictionary import Dictionary
 from panscope.geometry.spread import largest, share, spread
-from panscope.kernels.cosines import MemoryLimits, Nearest, Progress, nearest
+from panscope.kernels.cosines import Nearest, Progress, SearchLimits, nearest
 
 
 def upper(dictionary: Dictionary, progress: Progress) -> Tensor:
     """[F] float64: the largest cosine of each latent with one before it, at least 0; 0 for latents of zeros."""
-    before = MemoryLimits(stop=torch.arange(len(dictionary)))
+    before = SearchLimits(stop=torch.arange(len(dictionary)))
     return nearest(dictionary.rows, dictionary.rows, limits=before, progress=progress).cosines[:, 0].clamp_min(0)
 
 

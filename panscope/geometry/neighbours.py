@@ -15,7 +15,7 @@ from torch import Tensor
 from panscope.geometry.baselines import johnson_lindenstrauss
 from panscope.geometry.dictionary import Dictionary
 from panscope.geometry.spread import largest
-from panscope.kernels.cosines import MemoryLimits, Nearest, directions, nearest
+from panscope.kernels.cosines import Nearest, SearchLimits, directions, nearest
 from panscope.types import UserError
 
 
@@ -77,9 +77,9 @@ def neighbourhood(
     if not seed.any():
         raise UserError(f"--latent {latent} of coder {own.name!r} has a decoder vector of zeros: give another latent")
     points, rows = [Point(own.name, latent, 1.0, "seed")], [seed]
-    not_itself = MemoryLimits(excluded=torch.tensor([latent]))
-    searches = (("own", own, counts.own, not_itself), ("other", other, counts.other, MemoryLimits()))
-    for role, dictionary, count, limits in (*searches, ("wider", wider, counts.wider, MemoryLimits())):
+    not_itself = SearchLimits(excluded=torch.tensor([latent]))
+    searches = (("own", own, counts.own, not_itself), ("other", other, counts.other, SearchLimits()))
+    for role, dictionary, count, limits in (*searches, ("wider", wider, counts.wider, SearchLimits())):
         if dictionary is None or count == 0:
             continue
         found = nearest(seed, dictionary.rows, count, limits=limits)

@@ -40,7 +40,7 @@ class Nearest:
 
 
 @dataclass(frozen=True)
-class MemoryLimits:
+class SearchLimits:
     """Which rows of B each row of A may have as neighbours; by default, all."""
 
     excluded: Tensor | None = None
@@ -48,10 +48,10 @@ class MemoryLimits:
     stop: Tensor | None = None
     """[A] int64: for each row, only rows of B with an index below this may be its neighbours."""
 
-    def rows(self, chosen: slice) -> "MemoryLimits":
+    def rows(self, chosen: slice) -> "SearchLimits":
         """The limits of a slice of the rows of A."""
         excluded = None if self.excluded is None else self.excluded[chosen]
-        return MemoryLimits(excluded, None if self.stop is None else self.stop[chosen])
+        return SearchLimits(excluded, None if self.stop is None else self.stop[chosen])
 
     def mask_out(self, products: Tensor, start: int) -> None:
         """Set the products [A, C] with rows of B that are not allowed to -inf, in place; B's rows begin at `start`."""
@@ -63,12 +63,12 @@ class MemoryLimits:
             products.masked_fill_(columns >= self.stop.to(products.device)[:, None], -math.inf)
 
 
-NO_LIMITS = MemoryLimits()
+NO_LIMITS = SearchLimits()
 
 
-def excluding_self(rows: int) -> MemoryLimits:
+def excluding_self(rows: int) -> SearchLimits:
     """The limits for a search within one matrix: no row is its own neighbour."""
-    return MemoryLimits(excluded=torch.arange(rows))
+    return SearchLimits(excluded=torch.arange(rows))
 
 
 def _no_progress(done: int, total: int) -> None:
@@ -80,7 +80,7 @@ def nearest(
     b: Tensor,
     k: int = 1,
     *,
-    limits: MemoryLimits = NO_LIMITS,
+    limits: SearchLimits = NO_LIMITS,
     block: int = BLOCK,
     progress: Progress = _no_progress,
 ) -> Nearest:
@@ -110,7 +110,7 @@ def directions(rows: Tensor) -> Tensor:
     return rows / norms.masked_fill(norms == 0, 1)
 
 
-def _search(a: Tensor, b: Tensor, k: int, limits: MemoryLimits, block: int) -> Tensor:
+def _search(a: Tensor, b: Tensor, k: int, limits: SearchLimits, block: int) -> Tensor:
     """[R, K] int64: the nearest of the unit rows b [B, D] for the unit rows a [R, D]; -1 for padding."""
     best = torch.full((len(a), k), -math.inf, device=a.device)
     indices = torch.full((len(a), k), -1, device=a.device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from panscope.kernels import cosines
-from panscope.kernels.cosines import MemoryLimits, directions, excluding_self, nearest, unit_rows
+from panscope.kernels.cosines import SearchLimits, directions, excluding_self, nearest, unit_rows
 
 
 def all_cosines(a: Tensor, b: Tensor) -> np.ndarray:
@@ -74,7 +74,7 @@ def test_only_earlier_rows(block: int):
     """The upper triangle: row j finds those before it, the first nobody."""
     a = draw(17, 6, 6)
     oracle = np.where(np.tri(17, k=-1, dtype=bool), all_cosines(a, a), -np.inf)
-    found = nearest(a, a, limits=MemoryLimits(stop=torch.arange(17)), block=block)
+    found = nearest(a, a, limits=SearchLimits(stop=torch.arange(17)), block=block)
     assert (found.indices[0].item(), found.cosines[0].item()) == (-1, 0.0)
     np.testing.assert_array_equal(found.indices[1:, 0].numpy(), oracle[1:].argmax(axis=1))
     np.testing.assert_allclose(found.cosines[1:, 0].numpy(), oracle[1:].max(axis=1), rtol=0, atol=1e-14)
