@@ -32,7 +32,7 @@ def test_against_exact_preactivations(case: Case, share: float, seed: int) -> No
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_several_chunks_and_pieces(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads hand over what they found in many pieces, of rows with about 50 entries each."""
-    monkeypatch.setattr(above_file, "_FOUND", 100)
+    monkeypatch.setattr(above_file, "_BUFFERED_ENTRIES", 100)
     case = Case(draw("normal", 0, 307, 40), draw("normal", 1, 1001, 40), draw("normal", 2, 1001))
     floor = torch.full((1001,), 10.0)
     check_above(above(kernels(dtype, 2), case, floor), case, floor)

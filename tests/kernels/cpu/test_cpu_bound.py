@@ -57,9 +57,9 @@ class Found:
 
 def screened(dtype: torch.dtype, case: Case, scale: Tensor | None = None, floor: Tensor | None = None) -> Found:
     kernel, (B, F) = kernels(dtype), (len(case.x), len(case.W_enc))
-    question = ScreenQuery(kernel.rows(case.x, None), case.W_enc, case.b_enc, kernel.screen(case.W_enc), scale, floor)
+    query = ScreenQuery(kernel.rows(case.x, None), case.W_enc, case.b_enc, kernel.screen(case.W_enc), scale, floor)
     scores, most, least = torch.empty(B, F), torch.empty(B, F), torch.empty(B, -(-F // GROUP))
-    found, rows, terms = screen(question, 0, B, Buffers()), question.rows, question.terms
+    found, rows, terms = screen(query, 0, B, Buffers()), query.rows, query.terms
     bounds(found, array(rows.size), array(rows.lost), terms, array(scores), array(most), array(least))
     maxima = torch.from_numpy(found.maxima).double() * (1 + float(terms.rounding))
     reach = (most.double() - scores.double()).masked_fill(most.isinf(), torch.inf)

@@ -105,7 +105,7 @@ def test_nowhere_to_write_is_said_and_works(package: Path, tmp_path: Path) -> No
     barred.write_text("")
     said = run(package, XDG_CACHE_HOME=str(barred), HOME=str(barred))
     assert said.startswith("4 0")
-    assert said.count("Numba finds no folder it may write to") == 1
+    assert said.count("Numba finds no writable folder to cache kernels in") == 1
 
 
 def test_importing_compiles_nothing() -> None:

@@ -63,9 +63,9 @@ def test_a_large_mean_takes_the_product_in_float32(monkeypatch: pytest.MonkeyPat
     seen: list[torch.dtype] = []
     screen = product.screen
 
-    def watched(question: ScreenQuery, first: int, end: int, buffers: Buffers) -> Screened:
-        seen.append(question.screen.low.dtype)
-        return screen(question, first, end, buffers)
+    def watched(query: ScreenQuery, first: int, end: int, buffers: Buffers) -> Screened:
+        seen.append(query.screen.low.dtype)
+        return screen(query, first, end, buffers)
 
     monkeypatch.setattr(product, "screen", watched)
     W_enc = draw("normal", 1, 2000, 64)
