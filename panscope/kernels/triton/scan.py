@@ -24,7 +24,7 @@ _COLUMNS = 128
 
 
 def scan(screened: Screened, W_enc: Tensor, k: int, low: Tensor, lists: Lists) -> None:
-    """Refill each list that overflowed, with latents that include the k best; `low` [R] is at most the k-th best score."""
+    """Refill each list that overflowed with latents that include the k best; `low` [R] is at most the k-th score."""
     rows, (count, room) = screened.rows, lists.latents.shape
     width = W_enc.shape[1]
     _scan[(count,)](

@@ -83,7 +83,7 @@ def test_more_candidates_than_there_is_room_for(
     kernels: Any, part: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Floors just above most scores: the batch is done in halves."""
-    monkeypatch.setattr(part("above"), "_SPARE", 0)
+    monkeypatch.setattr(part("above"), "_EXTRA_CANDIDATES", 0)
     x = torch.randn(1, 30)
     x, W, b = torch.cat([x, x, x]), x / x.norm() + 1e-4 * torch.randn(40, 30), torch.zeros(40)
     floor = (exact(x[:1], W, b)[0] + 1e-3).float()

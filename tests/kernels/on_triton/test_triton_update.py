@@ -128,8 +128,8 @@ def test_a_latent_that_is_active_everywhere(
     W, given = weights(), gradient("s", 40)
     expected = dense(W, given, True).square().sum()
     for most in (4096, 3):
-        monkeypatch.setattr(module, "_STRETCH", 4)
-        monkeypatch.setattr(module, "_MOST", most)
+        monkeypatch.setattr(module, "_MIN_STRETCH", 4)
+        monkeypatch.setattr(module, "_MAX_STRETCHES", most)
         torch.testing.assert_close(kernels.squared_norm(W, given, True), expected, rtol=1e-5, atol=0)
         prepared = module.parts(W, given)
         assert 1 << prepared.shift == (4 if most == 4096 else 16)
@@ -139,7 +139,7 @@ def test_a_latent_that_is_active_everywhere(
 def test_stretches_are_summed_only_within_one_latent(
     part: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(part("gradient"), "_STRETCH", 8)
+    monkeypatch.setattr(part("gradient"), "_MIN_STRETCH", 8)
     latents = torch.tensor([0] * 3 + [1] * 20 + [2] * 9)
     given = contribution(latents, torch.randn(32), torch.randn(M, D), torch.randint(0, M, (32,)), F)
     sums = part("gradient").parts(weights(), Gradient(given)).sums
