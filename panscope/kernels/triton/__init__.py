@@ -65,7 +65,7 @@ class TritonKernels:
     ) -> tuple[Tensor, Tensor]:
         """Exact pre-activations and latents [B, K]; does not synchronise with the device."""
         with torch.cuda.device_of(W_enc):
-            return topk.topk(rows, W_enc, b_enc, screen, k, norms, topk.capacity(k))
+            return topk.topk(rows, W_enc, b_enc, screen, k, norms, topk.list_capacity(k))
 
     @torch.no_grad()
     def above(

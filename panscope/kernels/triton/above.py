@@ -40,14 +40,14 @@ def above(
     launch.checked("W_enc", W_enc, width, inputs)
     launch.checked("b_enc", b_enc, width)
     launch.checked("floor", floor, width)
-    room = min(count * width, max(width, min(capacity + capacity // 2 + _EXTRA_CANDIDATES, _MAX_CANDIDATES)))
-    starts, latents, of_row = _candidates(rows, screen, b_enc, floor, room)
-    pre = torch.empty(room, dtype=torch.float32, device=rows.x.device)
-    if room:
+    max_candidates = min(count * width, max(width, min(capacity + capacity // 2 + _EXTRA_CANDIDATES, _MAX_CANDIDATES)))
+    starts, latents, of_row = _candidates(rows, screen, b_enc, floor, max_candidates)
+    pre = torch.empty(max_candidates, dtype=torch.float32, device=rows.x.device)
+    if max_candidates:
         rescore_flat(rows.x, W_enc, b_enc, of_row, latents, starts[-1], pre)
-    ends = _count(starts, latents, pre, floor, room)
+    ends = _count(starts, latents, pre, floor, max_candidates)
     candidates, entries = torch.stack((starts[-1], ends[-1])).tolist()
-    if candidates > room:
+    if candidates > max_candidates:
         return _in_halves(rows, W_enc, b_enc, screen, floor, capacity)
     if entries > capacity:
         return None
@@ -72,12 +72,12 @@ def _in_halves(
 
 
 def _candidates(
-    rows: InputRows, screen: Screen, b_enc: Tensor, floor: Tensor, room: int
+    rows: InputRows, screen: Screen, b_enc: Tensor, floor: Tensor, max_candidates: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The start of each row's candidates [B + 1], their latents [M] and their rows [M]; at most `room` are listed."""
+    """The start of each row's candidates [B + 1], their latents [M] and their rows [M]."""
     device, groups = rows.x.device, triton.cdiv(len(floor), _GROUP)
     starts = torch.zeros(len(rows.x) + 1, dtype=torch.int64, device=device)
-    latents, of_row = torch.empty(2, room, dtype=torch.int32, device=device)
+    latents, of_row = torch.empty(2, max_candidates, dtype=torch.int32, device=device)
     sizes = {"GROUP": _GROUP, "BLOCK": min(_BLOCK, launch.padded(groups)), "TILE": _TILE, "num_warps": 4}
     for chunk in screened(rows, screen, Latent(b_enc, screen.size, screen.lost, floor), 8 * groups):
         count, part = len(chunk.product), chunk.part
@@ -85,7 +85,7 @@ def _candidates(
         listed = torch.empty_like(best, dtype=torch.int32)
         counts = torch.empty(count, dtype=torch.int64, device=device)
         inputs = (chunk.product, best, *chunk.latent, chunk.rows.size, chunk.rows.lost, listed)
-        shape = (part.start, room, len(floor), groups, chunk.sums)
+        shape = (part.start, max_candidates, len(floor), groups, chunk.sums)
         _find[(count,)](*inputs, counts, None, None, None, *shape, **sizes)
         starts[part.start + 1 : part.stop + 1] = counts.cumsum(0) + starts[part.start]
         _find[(count,)](*inputs, None, starts, latents, of_row, *shape, **sizes)
@@ -117,12 +117,12 @@ def _find(  # noqa: PLR0913
         tl.store(counts + row, held)
 
 
-def _count(starts: Tensor, latents: Tensor, pre: Tensor, floor: Tensor, room: int) -> Tensor:
+def _count(starts: Tensor, latents: Tensor, pre: Tensor, floor: Tensor, max_candidates: int) -> Tensor:
     """[B + 1] the start of each row's entries."""
     ends = torch.zeros_like(starts)
     count = len(starts) - 1
     if count:
-        _keep[(count,)](starts, latents, pre, floor, ends, None, None, room, BLOCK=_BLOCK, num_warps=4)
+        _keep[(count,)](starts, latents, pre, floor, ends, None, None, max_candidates, BLOCK=_BLOCK, num_warps=4)
     return ends.cumsum(0)
 
 

@@ -24,9 +24,9 @@ def sorted_lists(lists: Lists) -> Lists:
     found = Lists(
         torch.empty_like(lists.latents), lists.filled, torch.empty_like(lists.pre), torch.empty_like(lists.scores)
     )
-    count, room = lists.latents.shape
+    count, capacity = lists.latents.shape
     _arrange[(count,)](
-        lists.latents, lists.pre, lists.scores, lists.filled, found.latents, found.pre, found.scores, room,
+        lists.latents, lists.pre, lists.scores, lists.filled, found.latents, found.pre, found.scores, capacity,
         BLOCK=_BLOCK, OTHERS=_OTHERS, num_warps=4,
     )  # fmt: skip
     return found

@@ -1,6 +1,6 @@
 """Selects the k best of each row's rescored candidates; exactly k also if scores are tied.
 
-Shape letters: R rows of a chunk, C the capacity of a row's list, K codes a row.
+Shape letters: R rows of a chunk, C the capacity of a row's list, K codes per row.
 """
 
 import triton
@@ -17,10 +17,10 @@ _BLOCK = 4096
 
 def choose(lists: Lists, pre: Tensor, latents: Tensor) -> None:
     """Write the K best positive scores to pre and latents [R, K], padded with zeros; overwrites `lists.scores`."""
-    count, room = lists.latents.shape
-    block = min(_BLOCK, launch.padded(room))
+    count, capacity = lists.latents.shape
+    block = min(_BLOCK, launch.padded(capacity))
     _choose[(count,)](
-        lists.scores, lists.pre, lists.latents, lists.filled, pre, latents, room, pre.shape[1],
+        lists.scores, lists.pre, lists.latents, lists.filled, pre, latents, capacity, pre.shape[1],
         BLOCK=block, num_warps=launch.warps(block),
     )  # fmt: skip
 

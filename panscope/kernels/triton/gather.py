@@ -35,11 +35,11 @@ class Lists:
     """[R, C] exact scores, after rescoring."""
 
     @classmethod
-    def empty(cls, count: int, room: int, device: torch.device) -> "Lists":
-        """Empty lists for `count` rows with a capacity of `room` = C."""
-        latents = torch.empty(count, room, dtype=torch.int32, device=device)
+    def empty(cls, count: int, capacity: int, device: torch.device) -> "Lists":
+        """Empty lists for `count` rows of `capacity` = C candidates."""
+        latents = torch.empty(count, capacity, dtype=torch.int32, device=device)
         filled = torch.zeros(count, dtype=torch.int32, device=device)
-        pre, scores = torch.empty(2, count, room, dtype=torch.float32, device=device)
+        pre, scores = torch.empty(2, count, capacity, dtype=torch.float32, device=device)
         return cls(latents, filled, pre, scores)
 
 

@@ -22,12 +22,12 @@ _COLUMNS = 256
 
 def rescore_lists(screened: Screened, W_enc: Tensor, lists: Lists, first: Tensor | None) -> None:
     """Write exact pre = x.w + b and scores = pre * norms of the lists, from index `first` [R] (None: 0) to `filled`."""
-    count, room = lists.latents.shape
-    tiles = triton.cdiv(room, _TILE)
+    count, capacity = lists.latents.shape
+    tiles = triton.cdiv(capacity, _TILE)
     width = W_enc.shape[1]
     _lists[(count * tiles,)](
         screened.rows.x, W_enc, screened.latent.b_enc, screened.latent.against, lists.latents, first, lists.filled,
-        lists.pre, lists.scores, width, room, tiles, TILE=_TILE, COLUMNS=_columns(width), num_warps=4,
+        lists.pre, lists.scores, width, capacity, tiles, TILE=_TILE, COLUMNS=_columns(width), num_warps=4,
     )  # fmt: skip
 
 

@@ -25,12 +25,12 @@ _COLUMNS = 128
 
 def scan(screened: Screened, W_enc: Tensor, k: int, low: Tensor, lists: Lists) -> None:
     """Refill each list that overflowed with latents that include the k best; `low` [R] is at most the k-th score."""
-    rows, (count, room) = screened.rows, lists.latents.shape
+    rows, (count, capacity) = screened.rows, lists.latents.shape
     width = W_enc.shape[1]
     _scan[(count,)](
         screened.product, rows.x, W_enc, *screened.latent, rows.size, rows.lost, low,
-        lists.latents, lists.filled, lists.pre, lists.scores, width, len(W_enc), room, k, screened.sums,
-        TILE=TILE, COLUMNS=min(_COLUMNS, launch.padded(width)), BLOCK=min(_BLOCK, launch.padded(room)), num_warps=4,
+        lists.latents, lists.filled, lists.pre, lists.scores, width, len(W_enc), capacity, k, screened.sums,
+        TILE=TILE, COLUMNS=min(_COLUMNS, launch.padded(width)), BLOCK=min(_BLOCK, launch.padded(capacity)), num_warps=4,
     )  # fmt: skip
 
 

@@ -40,18 +40,18 @@ def group_size(width: int, k: int) -> int:
     return size
 
 
-def capacity(k: int) -> int:
+def list_capacity(k: int) -> int:
     """Capacity of a row's list of candidates: random data need about 1.2 k."""
     return max(4 * TILE, triton.next_power_of_2(4 * k))
 
 
 def topk(
-    rows: InputRows, W_enc: Tensor, b_enc: Tensor, screen: Screen, k: int, norms: Tensor | None, room: int
+    rows: InputRows, W_enc: Tensor, b_enc: Tensor, screen: Screen, k: int, norms: Tensor | None, capacity: int
 ) -> tuple[Tensor, Tensor]:
-    """Exact pre-activations and latents [B, K] of the k largest relu(pre) * norms; `room` (at least k + 64) is C."""
+    """Exact pre-activations and latents [B, K] of the k largest relu(pre) * norms; capacity C >= k + 64."""
     count, (width, inputs) = len(rows.x), W_enc.shape
     assert 0 < k <= width, f"k is {k}, which is not in 1 to {width}"
-    assert room >= k + TILE, f"lists of capacity {room} cannot hold {k} codes and {TILE} more"
+    assert capacity >= k + TILE, f"lists of capacity {capacity} cannot hold {k} codes and {TILE} more"
     launch.checked("x", rows.x, count, inputs)
     launch.checked("W_enc", W_enc, width, inputs)
     launch.checked("b_enc", b_enc, width)
@@ -59,14 +59,14 @@ def topk(
     pre = torch.empty(count, k, dtype=torch.float32, device=rows.x.device)
     latents = torch.empty(count, k, dtype=torch.int64, device=rows.x.device)
     group = group_size(width, k)
-    for chunk in screened(rows, screen, latent, extra_bytes=24 * room + 8 * triton.cdiv(width, group)):
-        choose(_candidates(chunk, W_enc, k, group, room), pre[chunk.part], latents[chunk.part])
+    for chunk in screened(rows, screen, latent, extra_bytes=24 * capacity + 8 * triton.cdiv(width, group)):
+        choose(_candidates(chunk, W_enc, k, group, capacity), pre[chunk.part], latents[chunk.part])
     return pre, latents
 
 
-def _candidates(chunk: Screened, W_enc: Tensor, k: int, group: int, room: int) -> Lists:
+def _candidates(chunk: Screened, W_enc: Tensor, k: int, group: int, capacity: int) -> Lists:
     """Rescored latents that include the k best of each row of a chunk, sorted by latent."""
-    lists = Lists.empty(len(chunk.product), room, W_enc.device)
+    lists = Lists.empty(len(chunk.product), capacity, W_enc.device)
     best = tops(chunk, group, floor=False)
     first = kth(best, k)
     gather(chunk, best, group, first, None, lists)
