@@ -1,4 +1,4 @@
-"""Attached coders against passes with hand-made splices, on every family and site; and that nothing is left behind.
+"""Attached coders against passes with manual splices, for every family and site; and that no hooks are left behind.
 
 Shape letters: N sequences, T tokens, D width of a site, F latents.
 """
@@ -32,7 +32,7 @@ def as_tuple(latents: Any) -> tuple[int, ...]:
 
 
 def by_hand(coder: LoadedCoder, edits: list[Edit], *, replaces: bool) -> Callable[[Tensor], Tensor]:
-    """The definition, with every code of every row: y_hat of the edited codes, plus what y_hat misses."""
+    """The definition, with every code of every row: y_hat of the edited codes, plus the reconstruction error."""
 
     def change(y: Tensor) -> Tensor:
         rows = y.reshape(-1, y.shape[-1])
@@ -109,7 +109,7 @@ def test_edits_are_those_made_by_hand(
         with attach(llama, coder, splice=replaces, edits=edits) as seen:
             torch.testing.assert_close(forward(llama, tokens), expected, rtol=1e-4, atol=1e-5)
         rows = seen.activations[site].flatten(0, 1)
-        assert torch.equal(seen.latents["c"].dense(), coder.wired.encode(rows).dense())  # as they were before
+        assert torch.equal(seen.latents["c"].dense(), coder.wired.encode(rows).dense())  # the codes before edits
         assert (expected - forward(llama, tokens)).abs().max() > 1e-3
 
 
@@ -121,7 +121,7 @@ def test_every_family_is_edited_at_every_site(lm: LanguageModel, tokens: Tokens)
             found = forward(lm, tokens)
         expected = spliced(lm, tokens, Site(1, kind), by_hand(coder, edits, replaces=False))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-        assert torch.equal(found[:, :3], forward(lm, tokens)[:, :3])  # a token moves no prediction before it
+        assert torch.equal(found[:, :3], forward(lm, tokens)[:, :3])  # a token does not affect earlier predictions
 
 
 def test_a_reconstruction_at_chosen_positions_only(llama: LanguageModel, tokens: Tokens) -> None:
@@ -222,7 +222,7 @@ def test_a_hugging_face_model_that_may_learn_stays_so(llama: LanguageModel, toke
         with attach(model, coder, splice=True, gradients=True):
             model(input_ids=tokens[0]).logits.sum().backward()
         embeddings = model.get_input_embeddings().weight  # pyright: ignore
-        assert embeddings.grad is not None and embeddings.grad.any()  # by way of the reconstruction
+        assert embeddings.grad is not None and embeddings.grad.any()  # through the reconstruction
         assert model.training and all(parameter.requires_grad for parameter in model.parameters())
         with pytest.raises(UserError, match="give the causal language model itself"):
             attach(model.base_model, coder).__enter__()

@@ -1,4 +1,4 @@
-"""Generation with a cache and without reads and changes the same latents, whose positions go on from pass to pass."""
+"""Generation with and without a cache reads and edits the same latents, at positions that continue between passes."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def same(one: Attached, two: Attached) -> None:
 
 
 def near(found: Tensor, expected: Tensor) -> None:
-    """Equal but for the order of float32 sums, in which some trained models have very large rows."""
+    """Equal up to the order of float32 sums; some trained models have very large rows."""
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * max(1.0, float(expected.abs().max())))
 
 
@@ -82,7 +82,7 @@ def test_a_new_pass_puts_the_last_one_aside(llama: LanguageModel) -> None:
 
 
 def test_passes_without_the_head_are_passes_too(lm: LanguageModel, tokens: tuple[Tensor, Tensor]) -> None:
-    """The body may be called by itself, more than once: each is a pass of its own, not one that goes on."""
+    """The body may be called alone, several times: each call is a pass of its own and does not continue the last."""
     body = lm.model.get_submodule(lm.family.blocks.rpartition(".")[0])
     coder = made(lm, Site(0, "resid_post"), name="c")
     with torch.no_grad(), attach(lm, coder) as seen:
@@ -93,7 +93,7 @@ def test_passes_without_the_head_are_passes_too(lm: LanguageModel, tokens: tuple
 
 
 def test_passes_before_and_a_cache_that_was_cut(llama: LanguageModel) -> None:
-    """What a cache held before `attach` has positions of its own; tokens that are taken back are forgotten."""
+    """Tokens cached before `attach` count in positions; the records of removed tokens are dropped."""
     ids = torch.cat([PROMPT, PROMPT + 1], dim=1)
     for architecture in ("topk", "jumprelu", "relu"):
         coder = made(llama, Site(1, "resid_post"), architecture=architecture, name="c")

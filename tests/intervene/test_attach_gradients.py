@@ -1,4 +1,4 @@
-"""Where gradients go past attached coders, against finite differences and passes without them; nested attaches.
+"""Gradients through attached coders, against finite differences and passes without coders; nested `attach`.
 
 Shape letters: N sequences, T tokens, D width of a site, F latents.
 """
@@ -39,7 +39,7 @@ def slopes(llama: LanguageModel, e: Tensor, until: int = 9) -> Tensor:
 def test_a_constant_at_one_position_leaves_the_gradients_of_others(
     what: str, llama: LanguageModel, tokens: Tokens
 ) -> None:
-    """Of logits before that position nothing changes, nor do their gradients."""
+    """Logits before that position do not change, nor do their gradients."""
     e, coder = embedded(llama, tokens), made(llama, SITE, name="c")
     expected = slopes(llama, e, until=8)
     with attach(llama, coder, **OPTIONS[what]):
@@ -80,7 +80,7 @@ def direction_of(e: Tensor) -> Tensor:
 def test_gradients_through_a_reconstruction_are_those_of_the_function(
     positions: Any, normalised: bool, make_lm: Any, tokens: Tokens
 ) -> None:
-    """Spliced with gradients, logits are a function of the embeddings: finite differences, where y_hat stands alone."""
+    """Spliced with gradients, without error term: the gradient for the embeddings, against finite differences."""
     lm = make_lm("gpt2")
     lm.model.double()
     coder = made(lm, SITE, architecture="relu", name="c", normaliser=STANDARDISE if normalised else UNIT)
@@ -109,7 +109,7 @@ def test_codes_have_gradients_where_nothing_is_replaced_too(llama: LanguageModel
 
     everywhere, later = of_codes(), of_codes(splice={"q": slice(3, None)})
     assert everywhere[:, :3].any()
-    torch.testing.assert_close(later[:, :3], everywhere[:, :3])  # what comes later does not bear on token 2
+    torch.testing.assert_close(later[:, :3], everywhere[:, :3])  # later positions do not affect token 2
 
 
 @pytest.mark.parametrize("edit", [Ablate("b", list(range(20))), Clamp("b", [1, 2], 0.7), Steer("b", 4, 3.0)])
@@ -117,8 +117,8 @@ def test_codes_have_gradients_where_nothing_is_replaced_too(llama: LanguageModel
 def test_a_gradient_past_an_edit_is_a_derivative(
     edit: Edit, splice: dict[str, Any], make_lm: Any, tokens: Tokens
 ) -> None:
-    """Of an earlier coder's code, while a later coder whose rows are standardised is edited: its codes are constants
-    where it is not spliced, so the later coder adds the same whatever the earlier does."""
+    """The gradient for an earlier coder's code while a later coder with standardised rows is edited: the later codes
+    are constants because it is not spliced, so what its edits add does not depend on the earlier coder."""
     lm = make_lm("gpt2")
     lm.model.double()
     first = made(lm, Site(0, "resid_post"), name="a")
@@ -134,7 +134,7 @@ def test_a_gradient_past_an_edit_is_a_derivative(
     place = int(rows[0]) % 9
 
     def added(coder: LoadedCoder) -> Tensor:
-        """[B, D] what the edits of the later coder add, as it stands without any change."""
+        """[B, D] what the edits of the later coder add in a pass without other changes."""
         with attach(lm, coder, edits=edit) as here:
             forward(lm, tokens_all(tokens))
         x = here.activations[SITE].flatten(0, 1)
@@ -165,7 +165,7 @@ def tokens_all(tokens: Tokens) -> Tokens:
 
 @pytest.mark.parametrize("kind", SITE_KINDS)
 def test_attaches_within_attaches_are_one(kind: str, lm: LanguageModel, tokens: Tokens) -> None:
-    """Each coder reads what the one outside it wrote; edits that do not meet add up."""
+    """Each coder reads the output of the one attached before it; edits at different places add up."""
     site = Site(1, kind)  # pyright: ignore[reportArgumentType]
     one, two = made(lm, site, name="one"), made(lm, site, name="two", architecture="relu")
     edits: dict[str, list[Edit]] = {"one": [Steer("one", 3, 2.0)], "two": [Steer("two", 5, 2.0)]}

@@ -1,4 +1,4 @@
-"""Which passes belong together, and that none goes unseen: caches, tokens taken back, compiled and checkpointed models.
+"""Which passes are recorded together: caches, removed tokens, compiled and checkpointed models.
 
 Shape letters: N sequences, T tokens.
 """
@@ -83,7 +83,7 @@ def test_tokens_taken_back_after_the_last_pass(llama: LanguageModel) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("back", [3, 4, 5])
 def test_a_prefix_that_is_used_again(back: int, llama: LanguageModel) -> None:
-    """What was read last stays, where the cache is cut to the prefix, or shorter, for the next continuation."""
+    """The last records are kept if the cache is truncated to the prefix, or shorter, for the next continuation."""
     cache, expected = DynamicCache(), alone(llama, A)
     llama.model(input_ids=A[:, :6], **with_cache(llama, cache))
     with attach(llama, made(llama, SITE, name="c")) as seen:
@@ -96,7 +96,7 @@ def test_a_prefix_that_is_used_again(back: int, llama: LanguageModel) -> None:
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing")
 def test_a_cache_that_layers_leave_empty(llama: LanguageModel) -> None:
-    """As transformers does where a model in train mode is checkpointed."""
+    """Like transformers with gradient checkpointing of a model in train mode."""
     model: Any = llama.model
     model.train()
     model.gradient_checkpointing_enable()
@@ -106,11 +106,11 @@ def test_a_cache_that_layers_leave_empty(llama: LanguageModel) -> None:
 
 
 def test_drafts_that_are_refused_leave_nothing(shared: Any) -> None:
-    """Prompt lookup guesses several tokens a pass; what is read is of those that stay, the last one never run."""
+    """Prompt lookup drafts several tokens per pass; only accepted tokens are recorded, and the last is never run."""
     lm = load(LanguageModelConfig(path=str(shared / "models" / "stories260K"), device="cpu"))
     model: Any = lm.model
     coder = made(lm, SITE, name="c")
-    for start in range(9, 13):  # 11 ends with a draft of which three tokens are refused
+    for start in range(9, 13):  # 11 ends with a draft of which three tokens are rejected
         prompt = torch.tensor([[1, start, start + 1, start + 2, start, start + 1, start + 2, start]])
         given = {"attention_mask": torch.ones_like(prompt), "do_sample": False, "pad_token_id": 0}
         with attach(lm, coder) as seen:
@@ -125,7 +125,7 @@ def test_drafts_that_are_refused_leave_nothing(shared: Any) -> None:
 
 @pytest.mark.parametrize("way", ["torch.compile", "compiled in place"])
 def test_a_compiled_model_is_seen_and_stays_compiled(way: str, llama: LanguageModel) -> None:
-    """Compiled code never calls a hook that came later; counted is how often code compiled before runs."""
+    """Compiled code does not call hooks registered later; counts how often previously compiled code runs."""
     model: Any = copy.deepcopy(llama.model)
     runs = 0
 
@@ -158,7 +158,7 @@ def test_a_compiled_model_is_seen_and_stays_compiled(way: str, llama: LanguageMo
 
 
 def test_generate_that_compiles_by_itself(llama: LanguageModel) -> None:
-    """As on a GPU, where a static cache is enough for that."""
+    """As on a GPU, where a static cache causes it."""
     model: Any = llama.model
     compiling: Any = CompileConfig(backend="eager")
     compiling._compile_all_devices = True

@@ -1,4 +1,4 @@
-"""Activation times gradient: against small steps, against edits integrated over their whole way, and by hand.
+"""Activation times gradient, against finite differences, integrated edits and results by hand.
 
 All in float64. Shape letters: N sequences, T tokens, V vocabulary, F latents.
 """
@@ -22,13 +22,13 @@ from tests.support.attached import F, everywhere, hooks_on, made
 
 Tokens = tuple[Tensor, Tensor]
 STEPS = {"gpt2": (1e-5, 1e-6), "gpt_neox": (1e-5, 1e-6), "qwen3": (1e-3, 1e-3), "gemma2": (1e-3, 2e-2)}
-"""How far codes are moved, and how well gradients agree then: norms of Llama's kin and Gemma are in float32 in any
-model, whose noise asks for wider steps."""
+"""Step size and tolerance of the finite differences: Llama's and Gemma's families compute norms in float32 in any
+dtype, whose noise requires larger steps."""
 METRIC = Logit(5, position=7, minus=9)
 
 
 def metric_with(lm: LanguageModel, tokens: Tokens, coder: LoadedCoder, *edits: Edit) -> float:
-    """The metric of a pass with edits, whatever else they change."""
+    """The metric of a pass with edits."""
     with torch.no_grad(), attach(lm, coder, edits=edits):
         return float(METRIC(lm.model(input_ids=tokens[0], attention_mask=tokens[1]).logits))
 
@@ -41,14 +41,14 @@ def wide(request: pytest.FixtureRequest, make_lm: Callable[[str], LanguageModel]
 
 
 def test_they_are_what_small_steps_give(wide: tuple[LanguageModel, float, float], tokens: Tokens) -> None:
-    """Of the three strongest places of every site: (m(f + s) - m(f - s)) / 2 s, one latent at one token moved."""
+    """The three largest effects at every site: (m(f + s) - m(f - s)) / 2 s, for one latent at one token."""
     lm, step, tolerance = wide
     coders = everywhere(lm)
     found = attribution(lm, coders, tokens[0], METRIC, attention_mask=tokens[1])
     for coder in coders:
         assert coder.dtype == torch.float64
         strongest = [place for place in found[coder.name].top(3 * 27) if place[0][0] == 0][:3]
-        assert strongest, coder.name  # every place of the first sequence that matters
+        assert strongest, coder.name  # the largest effects in the first sequence
         for (_, position), latent, effect in strongest:
             up, down = (
                 metric_with(lm, tokens, coder, Steer(coder.name, latent, by, positions=position))
@@ -93,7 +93,7 @@ def by_hand(lm: LanguageModel, tokens: Tokens, coder: LoadedCoder) -> Tensor:
 
 
 def test_every_family_all_coders_at_once(lm: LanguageModel, tokens: Tokens) -> None:
-    """Each as if it were alone: a coder is transparent for those before it."""
+    """Each as if it were alone: gradients pass a later coder as if it were absent."""
     coders = everywhere(lm, tuple(kind for kind in SITE_KINDS if kind != "mlp_in_no_gain"))
     before, clean = hooks_on(lm.model), lm.run(*tokens, logits=True).logits
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_every_family_all_coders_at_once(lm: LanguageModel, tokens: Tokens) -> N
 
 
 def test_wide_coders_are_followed_on_their_active_places(llama: LanguageModel, tokens: Tokens) -> None:
-    """The sparse kernels' codes, even and ragged, have the gradients of the dense ones."""
+    """The sparse kernels' codes, even and ragged, have the same gradients as dense codes."""
     for architecture in ("topk", "jumprelu", "batchtopk"):
         results: list[Attribution] = []
         for kernels in ("reference", "sparse"):
@@ -142,7 +142,7 @@ def test_transcoders_and_multilayer_coders(llama: LanguageModel, tokens: Tokens)
 
 @pytest.mark.parametrize("kind", ["standardise", "token_norm", "none"])
 def test_a_later_coder_is_as_if_it_were_not_there(llama: LanguageModel, tokens: Tokens, kind: Any) -> None:
-    """Also one whose reconstruction grows with the size of its rows, which earlier latents change."""
+    """Also a coder whose reconstruction scales with the norm of its rows, which earlier latents change."""
     first = made(llama, Site(0, "resid_post"), name="first")
     normaliser = Normaliser(kind=kind, scale_in=1, scale_out=1)
     later = made(llama, Site(1, "resid_post"), name="later", normaliser=normaliser)
@@ -203,7 +203,7 @@ def test_a_logit_that_is_not_there(llama: LanguageModel, tokens: Tokens, metric:
 
 
 def test_places_from_the_end_are_those_of_the_sequence_itself(llama: LanguageModel, tokens: Tokens) -> None:
-    """Not of the padding after it."""
+    """Padding is not counted."""
     coder = made(llama, Site(1, "resid_post"), name="c")
     for position, place in ((-1, 5), (-6, 0)):
         asked = attribution(llama, coder, tokens[0], Logit(5, position, sequence=1), attention_mask=tokens[1])["c"]
@@ -231,7 +231,7 @@ def test_tokens_that_the_model_cannot_read(make_lm: Callable[[str], LanguageMode
 
 
 def test_coders_that_come_one_by_one(llama: LanguageModel, tokens: Tokens) -> None:
-    """A generator can be gone through once."""
+    """A generator can be iterated once."""
     several: Any = (made(llama, Site(layer, "resid_post")) for layer in (0, 1))
     assert list(attribution(llama, several, tokens[0], METRIC)) == ["L00.resid_post-topk", "L01.resid_post-topk"]
 

@@ -1,4 +1,4 @@
-"""Which latents and positions an edit means, however they are given; and what is no edit.
+"""The latents and positions that an edit selects, in every form they can be given; and invalid edits.
 
 Shape letters: N sequences, T tokens, F latents.
 """
@@ -141,7 +141,7 @@ def test_names_and_sites_alone(llama: LanguageModel, tokens: Tokens) -> None:
 
 
 def test_all_but_a_few_latents_of_a_wide_coder(llama: LanguageModel, tokens: Tokens) -> None:
-    """The usual way to keep a circuit alone: its cost may not grow with latents times active places."""
+    """Ablates all latents but a circuit, as is common: its cost must not grow with latents times active codes."""
     width = 16_384
     coder = made(llama, SITE, name="c", width=width, kernels="sparse", sparsity=16)
     kept = {int(coder.encode(llama.run(*tokens, read=[SITE]).activations[SITE]).entries()[1][0])}
@@ -158,7 +158,7 @@ def test_all_but_a_few_latents_of_a_wide_coder(llama: LanguageModel, tokens: Tok
 
 
 def test_columns_take_memory_by_their_own_size() -> None:
-    """Not rows times active places times columns: that would be 4 GB here."""
+    """Memory is not proportional to rows times active codes times columns, which would be 4 GB here."""
     rows, width, active = 1024, 32_768, 32
     indices = torch.randint(width, (rows, active))
     codes = Codes(torch.ones(rows, active), width, indices, None, (rows,))

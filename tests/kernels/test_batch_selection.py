@@ -21,7 +21,7 @@ def draw(seed: int, *shape: int) -> Tensor:
 
 
 def largest(pre: Tensor, count: int, weights: list[float]) -> tuple[dict[tuple[int, int], float], float]:
-    """The `count` largest positive scores' places with their pre-activations, by a sort, and the least score kept."""
+    """The positions and pre-activations of the `count` largest positive scores, by a sort, and the least score kept."""
     scores = {
         (b, f): value * weights[f] for b, row in enumerate(pre.tolist()) for f, value in enumerate(row) if value > 0
     }
@@ -33,7 +33,7 @@ def largest(pre: Tensor, count: int, weights: list[float]) -> tuple[dict[tuple[i
 @given(SHAPES, st.integers(1, 9), st.sampled_from([-9.0, -1.0, 0.0, 2.0]), st.integers(0, 99), st.booleans())
 @settings(deadline=None, max_examples=150)
 def test_batch_topk_against_a_sort(shape: tuple[int, int], k: int, shift: float, seed: int, weighted: bool) -> None:
-    """With k above the width, with nothing positive (all shifted by -9), and with fewer positive than asked for."""
+    """With k above the width, with none positive (all shifted by -9), and with fewer positive than k."""
     pre = (draw(seed, *shape) + shift).requires_grad_()
     weights = draw(seed + 1, shape[1]).abs() + 0.1 if weighted else None
     codes, least = reference.batch_topk(pre, k, weights)
@@ -52,7 +52,7 @@ def test_batch_topk_against_a_sort(shape: tuple[int, int], k: int, shift: float,
 @given(SHAPES, st.integers(1, 3), st.integers(0, 99))
 @settings(deadline=None, max_examples=80)
 def test_ties_are_broken_somehow_and_the_number_kept_is_right(shape: tuple[int, int], k: int, seed: int) -> None:
-    """Whole numbers between -2 and 2: which of the equal ones is kept is free, how many and how large is not."""
+    """Integers from -2 to 2: any of the tied codes may be kept, but their number and values are determined."""
     pre = draw(seed, *shape).mul(1.5).round().clamp(-2, 2)
     codes, least = reference.batch_topk(pre, k)
     ranked = sorted((value for value in pre.flatten().tolist() if value > 0), reverse=True)[: k * shape[0]]
@@ -62,7 +62,7 @@ def test_ties_are_broken_somehow_and_the_number_kept_is_right(shape: tuple[int, 
 
 
 def test_rows_share_the_places() -> None:
-    """Two rows, one each on average: both go to the first row; a weight of 10 takes one over."""
+    """Two rows, one code each on average: both are in the first row; a weight of 10 moves one to the second."""
     pre = torch.tensor([[3.0, 2.0], [1.0, -1.0]])
     codes, least = reference.batch_topk(pre, 1)
     assert (codes.tolist(), least.item()) == ([[3.0, 2.0], [0.0, 0.0]], 2.0)
@@ -78,7 +78,7 @@ def test_a_latent_of_weight_zero_takes_no_place() -> None:
 @given(SHAPES, st.integers(0, 99))
 @settings(deadline=None, max_examples=80)
 def test_gated_against_loops(shape: tuple[int, int], seed: int) -> None:
-    """Value, and the slope for each of the four: H passes none, the size is exp(r) (pre - b_gate) + b_mag."""
+    """The value and the four gradients: H passes none, the magnitude is exp(r) (pre - b_gate) + b_mag."""
     pre, b_gate, r, b_mag = (draw(seed + n, *size) for n, size in enumerate((shape, shape[1:], shape[1:], shape[1:])))
     up = draw(seed + 4, *shape)
     given_to = [tensor.clone().requires_grad_() for tensor in (pre, b_gate, r, b_mag)]
@@ -102,7 +102,7 @@ def test_gated_against_loops(shape: tuple[int, int], seed: int) -> None:
 
 
 def test_the_gate_is_strict_and_the_size_is_never_negative() -> None:
-    """Gates 0, 1, 1 with the sizes 5, -1, 0: nothing comes out of any."""
+    """Gates 0, 1, 1 with magnitudes 5, -1, 0: all codes are 0."""
     pre, b_gate = torch.tensor([[0.0, 1.0, 1.0]]), torch.tensor([-1.0, 0.0, 0.0])
     codes = reference.gated(pre, b_gate, torch.zeros(3), torch.tensor([4.0, -2.0, -1.0]))
     assert codes.tolist() == [[0.0, 0.0, 0.0]]

@@ -1,6 +1,6 @@
 """The nearest rows by cosine, against the whole matrix of cosines in float64.
 
-Shape letters: A rows that search, B rows that are found, D width.
+Shape letters: A query rows, B candidate rows, D width.
 """
 
 import math
@@ -51,7 +51,7 @@ def test_the_size_of_blocks_changes_no_bit():
 
 @pytest.mark.parametrize("block", [3, 64])
 def test_those_who_are_found_stand_in_the_order_of_exact_cosines(block: int):
-    """They differ by 1e-10, which float32 cannot tell apart."""
+    """Cosines that differ by 1e-10, which float32 does not distinguish."""
     order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
     cosine = 0.5 + 1e-10 * order.double()
     b = torch.stack([cosine, (1 - cosine**2).sqrt()], dim=1)
@@ -71,7 +71,7 @@ def test_within_one_matrix_nobody_finds_itself(block: int):
 
 @pytest.mark.parametrize("block", [2, 5, 64])
 def test_only_earlier_rows(block: int):
-    """The upper triangle: row j finds those before it, the first nobody."""
+    """The upper triangle: the neighbours of row j are rows before it, and the first row has none."""
     a = draw(17, 6, 6)
     oracle = np.where(np.tri(17, k=-1, dtype=bool), all_cosines(a, a), -np.inf)
     found = nearest(a, a, limits=SearchLimits(stop=torch.arange(17)), block=block)
@@ -88,7 +88,7 @@ def test_rows_of_zeros_find_nobody_and_are_found_by_nobody(block: int):
     assert found.found.tolist() == [True, False, True]
     assert found.indices.tolist() == [[1, 3, -1], [-1, -1, -1], [3, 1, -1]]
     assert found.cosines[1].tolist() == [0, 0, 0]
-    assert found.cosines[2, 1].item() == pytest.approx(-1, abs=1e-15)  # all are far: still nearer than a row of zeros
+    assert found.cosines[2, 1].item() == pytest.approx(-1, abs=1e-15)  # all are far, but nearer than a row of zeros
 
 
 def test_fewer_than_k():
@@ -106,7 +106,7 @@ def test_tiny_and_huge_rows_have_their_direction():
 
 
 def test_no_product_is_larger_than_a_block(monkeypatch: pytest.MonkeyPatch):
-    """65,536 latents must not meet 65,536 in one matrix: what is multiplied has the size of a block."""
+    """65,536 by 65,536 latents must not be one matrix: products have the size of a block."""
     shapes, multiply = [], torch.Tensor.__matmul__
 
     def watched(a: Tensor, b: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 6))
 
 
 def close(found: Tensor | None, expected: Tensor) -> bool:
-    """Equal but for the rounding of a few float64 additions."""
+    """Equal up to the rounding of a few float64 additions."""
     assert found is not None
     return torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
 
@@ -65,7 +65,7 @@ def test_jumprelu_and_step_against_loops(shape: Shape, eps: float, seed: int) ->
     rows, latents = shape
     theta = draw(seed, latents).abs() + 0.01
     pre = draw(seed + 1, rows, latents)
-    pre[0] = theta + eps / 4  # inside the window, even of the narrowest
+    pre[0] = theta + eps / 4  # inside the window for every bandwidth
     up = draw(seed + 2, rows, latents)
     value, for_pre, for_theta, step_theta = jumprelu_by_loops(pre, theta, eps, up)
 
@@ -86,7 +86,7 @@ def test_jumprelu_and_step_against_loops(shape: Shape, eps: float, seed: int) ->
 
 
 def test_both_edges_are_strict() -> None:
-    """Numbers that binary fractions hold exactly: at the threshold nothing passes, at the window's edge no gradient."""
+    """Exact binary fractions: at the threshold the code is 0, at the window's edge the gradient is 0."""
     pre = torch.tensor([[1.0], [1.25], [0.75], [1.125], [0.875], [2.0]])
     for operation, inside in ((reference.jumprelu, -1.0 / 0.5), (reference.step, -1 / 0.5)):
         theta = torch.tensor([1.0], requires_grad=True)
@@ -97,7 +97,7 @@ def test_both_edges_are_strict() -> None:
 
 
 def test_the_threshold_gradient_carries_the_threshold() -> None:
-    """JumpReLU's is theta times that of the step: 3 and 1 over the bandwidth here."""
+    """JumpReLU's gradient is theta times that of the step: 3 and 1 over the bandwidth here."""
     for operation, expected in ((reference.jumprelu, -6.0), (reference.step, -2.0)):
         theta = torch.tensor([3.0], requires_grad=True)
         operation(torch.tensor([[3.0625]]), theta, 0.5).sum().backward()
@@ -106,19 +106,19 @@ def test_the_threshold_gradient_carries_the_threshold() -> None:
 
 
 def test_the_straight_through_estimate_points_where_the_mean_really_goes() -> None:
-    """Over many rows the estimate is the slope of the expectation: for z uniform on [0, 4], d E[H(z - t)] / dt = -1/4
-    and d E[z H(z - t)] / dt = -t/4."""
+    """Averaged over many rows the estimate is the derivative of the expectation: for z uniform on [0, 4],
+    d E[H(z - t)] / dt = -1/4 and d E[z H(z - t)] / dt = -t/4."""
     z = (torch.arange(400_000, dtype=torch.float64)[:, None] + 0.5) / 100_000
     for operation, slope in ((reference.step, -0.25), (reference.jumprelu, -0.25 * 1.5)):
         theta = torch.tensor([1.5], dtype=torch.float64, requires_grad=True)
         operation(z, theta, 0.2).mean().backward()
         assert theta.grad is not None
-        # The window holds 20 000 grid points, give or take one at each edge.
+        # The window contains 20 000 grid points, up to one at each edge.
         assert theta.grad.item() == pytest.approx(slope, rel=2 / 20_000)
 
 
 def topk_by_sort(pre: Tensor, k: int, weights: Tensor) -> list[dict[int, float]]:
-    """The positive latents that are kept on each row, by a sort of ReLU(pre) * weights."""
+    """The positive latents that are selected in each row, by a sort of ReLU(pre) * weights."""
     kept = []
     for row in pre.tolist():
         order = sorted(range(len(row)), key=lambda f: -max(row[f], 0.0) * float(weights[f]))
@@ -157,7 +157,7 @@ def test_rows_with_fewer_than_k_positive_carry_zeros() -> None:
 
 
 def test_a_latent_of_weight_zero_is_never_active() -> None:
-    """Its score is 0, so it may fill an unused place, and unused places hold 0."""
+    """Its score is 0, so it may be used as padding, and padding is 0."""
     values, indices = reference.topk(torch.tensor([[4.0, 2.0, -1.0]]), 2, torch.tensor([0.0, 1.0, 1.0]))
     active = indices[values > 0].tolist()
     assert active == [1]

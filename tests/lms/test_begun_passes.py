@@ -1,4 +1,4 @@
-"""A pass that begins in the middle: for every family and layer the bits of the whole one, and no earlier block runs."""
+"""Passes that start at a later block: bit-identical to full passes for every family, and no earlier block runs."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_a_splice_does_what_it_does_in_the_whole_pass(lm: LanguageModel, tokens:
 def test_earlier_blocks_are_not_run_and_come_back(lm: LanguageModel, tokens: Tokens):
     layer = lm.n_layers - 1
     start = start_at(lm, tokens, layer)
-    lm.run(*tokens, logits=True, start=start)  # whatever is found out once has been found out
+    lm.run(*tokens, logits=True, start=start)  # computes what is cached
     modules = [lm.model.get_submodule(f"{lm.family.blocks}.{n}") for n in range(lm.n_layers)]
     inner = [next(module.children()) for module in modules]
     runs = [0] * lm.n_layers
@@ -80,7 +80,7 @@ def test_blocks_come_back_after_an_error(lm: LanguageModel, tokens: Tokens):
 
 
 def test_copies_of_a_batch_side_by_side(lm: LanguageModel, tokens: Tokens):
-    """Several altered passes in one: each has its own rows, and all begin with the same."""
+    """Several changed passes in one batch: each has its own rows, and all start from the same residual."""
     layer, copies = lm.n_layers - 1, 3
     site, start = Site(layer, "mlp_out"), start_at(lm, tokens, layer)
     ids, mask = (column.repeat(copies, 1) for column in tokens)
@@ -97,7 +97,7 @@ def test_copies_of_a_batch_side_by_side(lm: LanguageModel, tokens: Tokens):
 
 @pytest.mark.parametrize("kind", ["attn_out", "mlp_out"])
 def test_what_attention_or_mlp_give_can_be_given(lm: LanguageModel, tokens: Tokens, kind: str):
-    """The bits of a splice there, and the modules that compute it are not run."""
+    """Bit-identical to a splice at that site, and the modules that compute it do not run."""
     for layer in range(lm.n_layers):
         site, before = Site(layer, kind), Site(layer, "attn_out")
         spliced: dict[Site, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Chats as real tokenizers cut them: every token's role is exact, and the whole is what the model is meant to read."""
+"""Chats tokenised by real tokenizers: every token's role is exact, and the tokens are those of the model's template."""
 
 import itertools
 import json
@@ -26,7 +26,7 @@ def lm(request: pytest.FixtureRequest, shared: Path) -> LanguageModel:
 
 @pytest.fixture
 def stories(shared: Path) -> list[str]:
-    """Short pieces of held-out stories, as long as a context of characters allows."""
+    """Short excerpts of held-out stories, as long as a context in characters allows."""
     lines = (shared / "text" / "tinystories.jsonl").read_text(encoding="utf-8").splitlines()[900:930]
     return [json.loads(line)["text"][:60].strip() for line in lines]
 
@@ -51,7 +51,7 @@ def test_tokens_end_where_their_text_does(lm: LanguageModel, stories: list[str])
     for text, (tokens, ends) in zip(texts, lm.tokenizer.encode_with_ends(texts), strict=True):
         assert tokens == lm.tokenizer.encode([text])[0]
         for i, (end, after) in enumerate(itertools.pairwise([*ends, len(text) + 1]), 1):
-            if i > 1 and end < after:  # several tokens may make one character, and the first be a space put in front
+            if i > 1 and end < after:  # several tokens may form one character, and the first may be an added space
                 assert lm.tokenizer.decode_after([], tokens[:i]).strip() == text[:end].strip()
         assert ends[-1] == len(text)
     odd = "a 😀é b"
@@ -61,7 +61,7 @@ def test_tokens_end_where_their_text_does(lm: LanguageModel, stories: list[str])
 
 
 def test_the_roles_of_chats_are_exact(lm: LanguageModel, stories: list[str], tmp_path: Path) -> None:
-    """Every role begins where its text does, by what the tokens decode to, and the whole is what the model reads."""
+    """Every role starts where its text does, by the decoded tokens, and the tokens are those that the model reads."""
     path = tmp_path / "chats.jsonl"
     pairs = [(a[:30].strip(), " " + b[:30].strip()) for a, b in itertools.pairwise(stories)]
     assert all(prompt.isascii() and response.isascii() for prompt, response in pairs)
@@ -88,7 +88,7 @@ def test_the_roles_of_chats_are_exact(lm: LanguageModel, stories: list[str], tmp
 
 
 def test_training_on_a_fine_tuned_model_takes_every_position_but_the_prefix(shared: Path, stories: list[str]) -> None:
-    """Gemma Scope, 4.5: the user prefix is the same in every document, is read by the model and gives no row."""
+    """Gemma Scope, 4.5: the user prefix is the same in every document and is read by the model, but yields no row."""
     lm = load(LanguageModelConfig(path=str(shared / "models" / INSTRUCT), device="cpu"))
     path = shared / "text" / "tinystories.jsonl"
     lines = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
@@ -99,7 +99,7 @@ def test_training_on_a_fine_tuned_model_takes_every_position_but_the_prefix(shar
     space = lm.tokenizer.encode([""" b"""])[0][0]
     for number, (tokens, content) in _rows(batches).items():
         assert tokens[: len(prefix)] == prefix
-        unread = len(prefix) + (tokens[len(prefix)] == space)  # the prefix's space, where no word takes it up
+        unread = len(prefix) + (tokens[len(prefix)] == space)  # the prefix's space, if it is a token of its own
         assert content == [False] * unread + [True] * (len(tokens) - unread)
         assert tokens[-4:] == ending
         whole = [1, *lm.tokenizer.encode([USER + lines[number] + MODEL])[0]]

@@ -30,7 +30,7 @@ PUBLISHED = {
     "meta-llama/Llama-3.2-3B": 3_212_749_824,
     "openai-community/gpt2": 124_439_808,
 }
-"""Sizes of the safetensors files on the hub; those of models with an image encoder include it."""
+"""Sizes of the safetensors files on the hub, including the image encoder of models that have one."""
 PYTHIA = {
     "70m": (70_426_624, 18_915_328),
     "160m": (162_322_944, 85_056_000),
@@ -76,7 +76,7 @@ def test_every_model_of_the_table_is_checked():
 
 
 def transformers_config(shape: dict[str, Any]) -> Any:
-    """transformers' own configuration of a shape of the table."""
+    """transformers' own configuration for a shape of models.toml."""
     sizes = {"num_hidden_layers": "layers", "hidden_size": "d_model", "num_attention_heads": "heads"}
     sizes |= {"intermediate_size": "mlp", "vocab_size": "vocabulary", "max_position_embeddings": "context"}
     if shape["family"] == "gpt2":
@@ -92,7 +92,7 @@ def transformers_config(shape: dict[str, Any]) -> Any:
     "name", [name for name in sorted(built_in_facts()) if "-deduped" not in name and "-it" not in name]
 )
 def test_counts_are_those_of_transformers_modules(name: str):
-    """Built on the meta device; the text model alone, where there is an image encoder beside it."""
+    """Built on the meta device; the text model alone, for models that also have an image encoder."""
     shape = tomllib.loads((builtin.MODEL_FACTS).read_text())["models"][name]
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(transformers_config(shape))
@@ -145,7 +145,7 @@ def test_a_folder_is_counted_without_its_weights(
 def test_matmul_parameters_are_what_a_pass_multiplies_by(
     model_type: str, save_tiny: Callable[[str, Path], Path], make_lm: Callable[[str], LanguageModel], tmp_path: Path
 ):
-    """Two FLOPs a token and weight, and 4 T^2 H of attention a layer, as torch counts them in a real pass."""
+    """Two FLOPs per token and weight, and 4 T^2 H of attention per layer, as torch counts them in a real pass."""
     found = facts_at(save_tiny(model_type, tmp_path / "lm"))
     lm, T = make_lm(model_type), 7
     lm.model.set_attn_implementation("eager")
@@ -156,7 +156,7 @@ def test_matmul_parameters_are_what_a_pass_multiplies_by(
 
 
 def _rotary(counter: FlopCounterMode) -> int:
-    """The angles of rotary position embeddings, products of no weights."""
+    """The angles of rotary position embeddings, whose products involve no weights."""
     counts = counter.get_flop_counts()
     return sum(sum(by_op.values()) for name, by_op in counts.items() if name.endswith("rotary_emb"))
 

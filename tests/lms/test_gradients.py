@@ -1,6 +1,6 @@
-"""Gradients at sites: against small steps in float64, and against autograd set up apart from the code.
+"""Gradients at sites, against finite differences in float64 and against an independent use of autograd.
 
-Shape letters: N sequences, T tokens a sequence, D width of a site, V vocabulary.
+Shape letters: N sequences, T tokens per sequence, D width of a site, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,15 +16,15 @@ from panscope.types import SITE_KINDS, Site
 
 Tokens = tuple[Tensor, Tensor]
 FAMILIES = ("gpt2", "gpt_neox", "gemma2")
-"""A norm before each sublayer; both sublayers of the same input; norms before and after each."""
+"""A norm before each sublayer; parallel sublayers; norms before and after each sublayer."""
 WITH_GRADIENT = tuple(kind for kind in SITE_KINDS if kind != "mlp_in_no_gain")
 STEPS = {"gpt2": (1e-5, 1e-6), "gpt_neox": (1e-5, 1e-6), "gemma2": (5e-4, 1e-2)}
-"""How far activations are moved, and how well gradients agree then: norms of Gemma are in float32 in any model, whose
-noise of 1e-7 asks for wider steps, which see more of the curvature."""
+"""Step size and tolerance of the finite differences: Gemma computes norms in float32 in any dtype, whose noise of 1e-7
+requires larger steps, with a larger error from curvature."""
 
 
 def objective(logits: Tensor) -> Tensor:
-    """A number of the logits at some places, each of another weight, so that no place can stand for another."""
+    """A scalar of the logits at some positions with distinct weights, so that positions cannot be confused."""
     g = torch.Generator().manual_seed(4)
     return (logits * torch.randn(logits.shape, generator=g).to(logits)).sum() / logits.shape[-1]
 
@@ -44,7 +44,7 @@ def test_they_are_what_small_steps_give(
     assert list(gradients) and set(gradients) == set(sites_of(lm))
     for site, gradient in gradients.items():
         direction = torch.randn(gradient.shape, generator=g, dtype=torch.float64)
-        direction[~tokens[1]] = 0  # what stands at padding is of no interest
+        direction[~tokens[1]] = 0  # padding is ignored
         up, down = (
             lm.run(*tokens, splice={site: lambda x, change=change: x + change}, logits=True).logits
             for change in (step * direction, -step * direction)
@@ -59,7 +59,7 @@ def test_they_are_what_small_steps_give(
 def test_they_are_what_autograd_finds_from_noise_put_in_at_one_site(
     family: str, make_lm: Callable[[str], LanguageModel], tokens: Tokens
 ):
-    """One site at a time, with zeros added to what stands there: the gradient by them, through hooks of this test."""
+    """One site at a time: the gradient for zeros added to the site by hooks of this test."""
     lm = make_lm(family)
     together = lm.gradients(*tokens, sites_of(lm), objective)
     for site in sites_of(lm):
@@ -76,7 +76,7 @@ def test_they_are_what_autograd_finds_from_noise_put_in_at_one_site(
 
 @contextmanager
 def adding(module: nn.Module, extra: Tensor, *, at_input: bool) -> Iterator[None]:
-    """For a while `extra` is added to what goes into a module or comes out of it."""
+    """A context in which `extra` is added to the input or output of a module."""
 
     def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (inputs[0] + extra, *inputs[1:])
@@ -108,7 +108,7 @@ def test_every_family_has_them_and_is_left_as_it_was(lm: LanguageModel, tokens: 
 
 
 def test_one_site_alone_has_the_gradient_it_has_among_all(lm: LanguageModel, tokens: Tokens):
-    """Other sites that are watched, before it or after it, change nothing."""
+    """The gradient of a site does not depend on which other sites, before or after it, are requested."""
     together = lm.gradients(*tokens, sites_of(lm), objective)
     for site in (Site(0, "attn_out"), Site(1, "resid_post"), Site(lm.n_layers - 1, "mlp_out")):
         alone = lm.gradients(*tokens, [site], objective)
@@ -116,7 +116,7 @@ def test_one_site_alone_has_the_gradient_it_has_among_all(lm: LanguageModel, tok
 
 
 def test_a_token_moves_no_prediction_before_it(lm: LanguageModel, tokens: Tokens):
-    """The gradient of what is predicted at token 3 of the first sequence: 0 at later tokens and other sequences."""
+    """The gradient of the prediction at token 3 of the first sequence is 0 at later tokens and other sequences."""
     site = Site(1, "resid_post")
     gradient = lm.gradients(*tokens, [site], lambda logits: logits[0, 3, 5])[site]
     assert gradient[0, 3].any()

@@ -1,4 +1,4 @@
-"""Loading: local folders without a network, the tokenizer's ids, and one sentence for each mistake."""
+"""Loading: local folders without a network, the tokenizer's ids, and the error message of each mistake."""
 
 import json
 from collections.abc import Callable
@@ -87,7 +87,7 @@ def test_names_that_no_hub_has(name: str, no_network: None):
 
 
 def test_the_hub_is_asked_once_where_it_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, caplog, capfd):
-    """And nothing is said of it but the sentence."""
+    """And nothing is printed but the error message."""
     asked: list[str] = []
 
     def unreachable(self: object, request: httpx2.Request) -> None:
@@ -198,7 +198,7 @@ def test_device_that_does_not_exist(folder: Path, device: str):
 
 
 def test_memory_is_that_of_the_device_and_needs_no_model():
-    """On the CPU, what /proc says the machine has."""
+    """On the CPU, the total in /proc."""
     found = memory_bytes(config("./nothing"))
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
@@ -241,7 +241,7 @@ def test_tokenizers_of_the_trained_models(shared: Path):
 
 @pytest.mark.parametrize(("name", "nats"), [("stories260K", 1.26), ("TinyStories-656K", 2.82)])
 def test_trained_model_predicts_stories(shared: Path, name: str, nats: float):
-    """The loss on the first stories is near the one the folder's notes state, so weights and sites' model are real."""
+    """The loss on the first stories is close to the one documented in the folder, so the weights are those trained."""
     lm = load(config(shared / "models" / name))
     lines = (shared / "text" / "tinystories.jsonl").read_text().splitlines()[:8]
     assert lm.tokenizer.bos_id is not None
@@ -252,4 +252,4 @@ def test_trained_model_predicts_stories(shared: Path, name: str, nats: float):
         logits = lm.run(tokens, torch.ones_like(tokens, dtype=torch.bool), logits=True).logits
         assert logits is not None
         losses.append(torch.nn.functional.cross_entropy(logits[0, :-1], tokens[0, 1:], reduction="none"))
-    assert abs(torch.cat(losses).mean().item() - nats) < 0.25  # 8 stories cut short instead of 50 whole ones
+    assert abs(torch.cat(losses).mean().item() - nats) < 0.25  # 8 truncated stories instead of 50 whole ones

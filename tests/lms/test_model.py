@@ -1,4 +1,4 @@
-"""What a LanguageModel says of itself, what it refuses, and that it leaves no hook behind."""
+"""Properties and errors of LanguageModel, and that it leaves no hooks behind."""
 
 from collections.abc import Callable
 
@@ -49,7 +49,7 @@ def test_model_is_frozen_and_in_eval_mode(llama: LanguageModel, tokens: Tokens):
     assert (llama.device, llama.dtype) == (torch.device("cpu"), torch.float32)
     value = llama.run(*tokens, read=[Site(0, "mlp_in")]).activations[Site(0, "mlp_in")]
     weight = torch.ones(24, requires_grad=True)
-    (value @ weight).sum().backward()  # what was read can be used in a graph afterwards
+    (value @ weight).sum().backward()  # activations can be used in a graph afterwards
     assert weight.grad is not None
 
 
@@ -121,7 +121,7 @@ def test_no_hook_is_left(llama: LanguageModel, tokens: Tokens):
 
 
 class Pair(nn.Module):
-    """A block as some versions of transformers write it: the tensor comes first in a tuple."""
+    """A block as in some transformers releases: it returns a tuple that starts with the tensor."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, str]:
         return x + 1, "rest"

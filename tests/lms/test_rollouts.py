@@ -1,4 +1,4 @@
-"""Rollouts against plain passes over the whole sequence, which have no cache, and draws looked up in float64."""
+"""Rollouts against passes over the whole sequence without a cache, and sampling in float64."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from panscope.types import NonFiniteError
 
 RESPONSE = 9
 TOLERANCE = 2e-4
-"""In nats, of sums over a response: float32 logits of a cached pass against those of a whole one."""
+"""Tolerance in nats of sums over a response: float32 logits of cached passes against those of full passes."""
 
 
 def _prompts(lm: LanguageModel, lengths: tuple[int, ...]) -> list[list[int]]:
@@ -29,7 +29,7 @@ def _draws(n: int, length: int = RESPONSE) -> Tensor:
 
 
 def _plainly(lm: LanguageModel, prompt: list[int], draws: Tensor, temperature: float) -> Rollout:
-    """One token after the other, each from a pass over all tokens so far."""
+    """One token after the other, each from a full pass over all tokens so far."""
     tokens, surprise, entropy, has_ended, drawn = list(prompt), 0.0, 0.0, False, 0
     for u in draws.tolist()[: lm.context - len(prompt)]:
         ids = torch.tensor([tokens])
@@ -57,7 +57,7 @@ def _assert_same(rollout: Rollout, plain: Rollout) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_every_family_samples_from_its_own_distribution(lm: LanguageModel, temperature: float) -> None:
-    """Prompts of unlike lengths in one batch, one of them so long that the context ends its response."""
+    """Prompts of different lengths in one batch, one so long that its response ends at the context."""
     lengths = (4, 1, min(lm.context - 3, 60), 7)
     prompts, draws = _prompts(lm, lengths), _draws(len(lengths))
     made = roll_out(lm, prompts, draws, temperature=temperature)
@@ -124,7 +124,7 @@ def test_the_models_own_end_of_turn_ends_a_response(make_lm: Callable[[str], Lan
 
 @pytest.mark.parametrize("name", ["stories260K-instruct-local", "TinyStories-656K", "tinygpt-shakespeare"])
 def test_a_response_is_read_with_the_space_it_begins_with(shared: Path, name: str) -> None:
-    """Alone, its first token would lose the space: the response could not be put back after its prompt."""
+    """Decoded alone, its first token would lose its space, and prompt + response would not be the text."""
     tokenizer = load(LanguageModelConfig(path=str(shared / "models" / name), device="cpu")).tokenizer
     opening = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     ending = [] if tokenizer.eos_id is None else [tokenizer.eos_id]

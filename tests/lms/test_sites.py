@@ -61,7 +61,7 @@ def module_and_end(lm: LanguageModel, name: str, layer: int = 0) -> tuple[Module
 
 @contextmanager
 def plain_hook(module: Module, end: str) -> Iterator[list[Tensor]]:
-    """Copies of the tensor at one end of a module, one for each call."""
+    """Copies of the input or output of a module, one for each call."""
     seen: list[Tensor] = []
 
     def note(_: Module, inputs: Any, output: Any) -> None:
@@ -123,7 +123,7 @@ def test_mlp_in_no_gain_is_the_normalised_input(lm: LanguageModel, tokens: Token
             expected = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
             # float32 sums of up to 96 numbers against float64: 96 roundings of 6e-8, times |n| of at most sqrt(96)
             torch.testing.assert_close(value.double(), expected, rtol=0, atol=6e-5)
-        else:  # the steps of the model's RMSNorm in its order, so every bit must agree
+        else:  # the operations of the model's RMSNorm in its order, so every bit must agree
             eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
             assert torch.equal(value, x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
 

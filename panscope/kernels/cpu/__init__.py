@@ -1,6 +1,6 @@
-"""The CPU's kernels: loops compiled by Numba between single-threaded matrix products, in a pool of threads.
+"""The kernels for CPUs: loops compiled by Numba and single-threaded matrix products, in a thread pool.
 
-The only package that imports numba. Nothing is compiled before it is called; what was compiled once is kept on disk.
+The only package that imports numba. Kernels are compiled at their first call and cached on disk.
 """
 
 import torch
@@ -11,6 +11,6 @@ __all__ = ["CpuKernels", "build"]
 
 
 def build(device: torch.device) -> CpuKernels:
-    """The kernels for a CPU device, with the precision and the number of threads this machine calls for."""
+    """The kernels for a CPU device, with the screen's precision and number of threads chosen for this machine."""
     assert device.type == "cpu"
     return CpuKernels()

@@ -1,6 +1,6 @@
 """Every pre-activation above its latent's floor: screened, bounded, rescored exactly.
 
-Candidates are the places whose upper bound exceeds the floor; the exact pre-activation decides.
+Candidates are the latents whose upper bound exceeds the floor; the exact pre-activation decides.
 
 Shape letters: B rows, D input width, F latents, G groups, N entries.
 """
@@ -20,19 +20,19 @@ from panscope.kernels.cpu.compiled import inlined, kernel
 from panscope.kernels.cpu.product import Screened, ScreenQuery, over_chunks, place, promising
 from panscope.kernels.cpu.threads import Threads
 
-_FOUND = 1 << 16
-"""Entries that a thread collects before it hands them over."""
+_BUFFERED_ENTRIES = 1 << 16
+"""Entries that a thread collects before it copies them to the result."""
 
 
 class ThresholdWork(NamedTuple):
-    """Memory for one row, and for what several rows gave."""
+    """Buffers for one row, and for the entries of several rows."""
 
     groups: Any
     """[F] int64."""
     candidates: Any
-    """[F] int64 latents, rising."""
+    """[F] int64 latents, ascending."""
     chosen: Any
-    """[F + 3] int64 numbers of candidates."""
+    """[F + 3] int64 indices of candidates."""
     pre: Any
     """[F] float32 of each candidate."""
     latents: Any
@@ -42,8 +42,8 @@ class ThresholdWork(NamedTuple):
 
 
 def work(buffers: Buffers, latents: int) -> ThresholdWork:
-    """This thread's."""
-    found, one, whole = max(latents, _FOUND), torch.float32, torch.int64
+    """This thread's buffers."""
+    found, one, whole = max(latents, _BUFFERED_ENTRIES), torch.float32, torch.int64
     shapes = {
         "groups": (latents, whole),
         "candidates": (latents, whole),
@@ -54,12 +54,12 @@ def work(buffers: Buffers, latents: int) -> ThresholdWork:
     return ThresholdWork(**{name: buffers.array(name, (size,), dtype) for name, (size, dtype) in shapes.items()})
 
 
-class _FullError(Exception):
-    """There are more entries than asked for."""
+class _CapacityError(Exception):
+    """There are more entries than the capacity."""
 
 
-class _Pieces:
-    """What the threads found, by the row a piece begins with; never more than `capacity` entries."""
+class _EntryCollector:
+    """Collects the threads' entries by the first row of each piece, at most `capacity` entries in total."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity, self._lock, self._count = capacity, Lock(), 0
@@ -69,47 +69,45 @@ class _Pieces:
         with self._lock:
             self._count += len(latents)
             if self._count > self._capacity:
-                raise _FullError
+                raise _CapacityError
             self._pieces[row] = torch.from_numpy(latents.copy()), torch.from_numpy(values.copy())
 
     def entries(self, counts: Tensor) -> Entries:
-        """All of them, in the order of rows that have `counts` [B] entries each."""
+        """All entries in row order, given the number of entries of each row, `counts` [B]."""
         starts = torch.zeros(len(counts) + 1, dtype=torch.int64)
         torch.cumsum(counts, 0, out=starts[1:])
         latents, values = torch.empty(self._count, dtype=torch.int64), torch.empty(self._count)
-        for row, (some, theirs) in self._pieces.items():
-            part = slice(int(starts[row]), int(starts[row]) + len(some))
-            latents[part], values[part] = some, theirs
+        for row, (some_latents, some_values) in self._pieces.items():
+            part = slice(int(starts[row]), int(starts[row]) + len(some_latents))
+            latents[part], values[part] = some_latents, some_values
         return Entries(values, latents, starts)
 
 
-def above(threads: Threads, buffers: Buffers, question: ScreenQuery, capacity: int) -> Entries | None:
-    """`Kernels.above`, with the question's floor."""
-    assert question.floor is not None
-    x, W_enc, b_enc, size = (
-        array(each) for each in (question.rows.x, question.W_enc, question.b_enc, question.rows.size)
-    )
-    floor, counts, pieces = array(question.floor), torch.zeros(len(x), dtype=torch.int64), _Pieces(capacity)
+def above(threads: Threads, buffers: Buffers, query: ScreenQuery, capacity: int) -> Entries | None:
+    """`Kernels.above`, with the query's floor."""
+    assert query.floor is not None
+    x, W_enc, b_enc, size = (array(each) for each in (query.rows.x, query.W_enc, query.b_enc, query.rows.size))
+    floor, counts, collector = array(query.floor), torch.zeros(len(x), dtype=torch.int64), _EntryCollector(capacity)
     in_row = array(counts)
 
-    def visit(asked: ScreenQuery, screened: Screened, may_waste: int) -> int:
-        lost, memory = array(asked.rows.lost), work(buffers, len(W_enc))
+    def visit(query: ScreenQuery, screened: Screened, may_waste: int) -> int:
+        lost, memory = array(query.rows.lost), work(buffers, len(W_enc))
         row, end = screened.first, screened.first + len(screened.maxima)
         while row < end:
             done, found, may_waste = _rows(
-                screened, row, x, size, lost, W_enc, b_enc, floor, asked.terms, may_waste, memory, in_row
+                screened, row, x, size, lost, W_enc, b_enc, floor, query.terms, may_waste, memory, in_row
             )
-            pieces.add(row, memory.latents[:found], memory.values[:found])
+            collector.add(row, memory.latents[:found], memory.values[:found])
             if may_waste < 0:
                 return done
             row = done
         return end
 
     try:
-        over_chunks(threads, buffers, question, visit)
-    except _FullError:
+        over_chunks(threads, buffers, query, visit)
+    except _CapacityError:
         return None
-    return pieces.entries(counts)
+    return collector.entries(counts)
 
 
 @kernel
@@ -129,7 +127,7 @@ def _rows(  # noqa: PLR0913
 ) -> Any:
     """Collect the entries of rows from `first` on: (first row not done, entries collected, waste still allowed).
 
-    Stops where the room for entries may not do for the next row, or where the waste goes below 0.
+    Stops if the buffers may be too small for the next row's entries, or if the allowed waste falls below 0.
     """
     found, end = 0, screened.first + len(screened.maxima)
     for b in range(first, end):
@@ -150,7 +148,7 @@ def _rows(  # noqa: PLR0913
 
 @inlined
 def _candidates(screened: Any, b: Any, a: Any, c: Any, z: Any, terms: Any, work: Any) -> Any:
-    """List the places of row b that may be above their floor; how many there are."""
+    """List the latents that may exceed their floor in row b; returns their number."""
     count = 0
     for i in range(promising(screened, b, LEAST, terms, work.groups)):
         g = work.groups[i]
@@ -169,7 +167,7 @@ def _candidates(screened: Any, b: Any, a: Any, c: Any, z: Any, terms: Any, work:
 
 @inlined
 def _keep(x: Any, W_enc: Any, b_enc: Any, floor: Any, asked: Any, found: Any, work: Any) -> Any:
-    """Append the candidates whose exact pre-activation is above the floor; how many they are."""
+    """Append the candidates whose exact pre-activation exceeds the floor; returns their number."""
     if asked == 0:
         return 0
     dots(x, W_enc, work.candidates, work.chosen, asked, work.pre)

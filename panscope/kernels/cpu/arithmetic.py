@@ -1,7 +1,7 @@
-"""What kernels say of single numbers and rows: bfloat16's bits, inner products, norms, the k-th largest.
+"""Arithmetic of the compiled kernels: conversion to and from bfloat16, inner products, norms, the k-th largest.
 
-bfloat16 travels as int16, since Numba has no such type: the upper half of a float32's bits. Numbers from 0 up are
-compared as int32 bit patterns, which keep their order and, unlike floats with their NaN, vectorise.
+bfloat16 is stored as int16, since Numba has no such type: the upper half of a float32's bits. Numbers that are not
+negative are compared as int32 bit patterns, which have the same order and, unlike floats with their NaN, vectorise.
 
 Shape letters: D width of a row, F latents.
 """
@@ -17,17 +17,17 @@ from numba.extending import intrinsic, overload
 from panscope.kernels.cpu.compiled import inlined
 
 ZERO, LEAST, ONE = np.float32(0), np.float32(2.0**-149), np.float32(1)
-"""0, the first float32 above it, and 1. They have names since a plain 0.0 would make float64 of what it meets."""
+"""0, the smallest positive float32, and 1; a literal 0.0 would promote expressions to float64."""
 _HALF, _NAN = np.int32(0x7FFF), np.int16(0x7FC0)
 
 
 def widen(stored: Any) -> Any:
-    """The float32 that a bfloat16's bits stand for; a float32 is itself."""
-    raise NotImplementedError("for compiled code alone")
+    """The float32 value of a bfloat16 given by its bits; a float32 is returned unchanged."""
+    raise NotImplementedError("widen can be called in compiled code only")
 
 
 @overload(widen)
-def _widen(stored):  # Numba wants the lambdas' signature here, which have no annotations.
+def _widen(stored):  # No annotations: Numba requires the signature of the lambdas.
     if isinstance(stored, types.Integer):
         return lambda stored: np.int32(np.int32(stored) << 16).view(np.float32)
     return lambda stored: stored
@@ -47,7 +47,7 @@ def from_bits(bits: Any) -> Any:
 
 @inlined
 def narrow(value: Any) -> Any:
-    """The bits of the nearest bfloat16, of two the even one."""
+    """The bits of the nearest bfloat16, ties to even."""
     bits = bits_of(value)
     return np.int16((bits + _HALF + ((bits >> 16) & 1)) >> 16) if value == value else _NAN
 
@@ -60,7 +60,7 @@ def _count_trailing_zeros(_: Any, word: Any) -> Any:
 
 
 lowest_bit: Any = intrinsic(_count_trailing_zeros)
-"""The place, from 0, of the lowest bit that is set in an int32 other than 0."""
+"""The index, from 0, of the lowest set bit of a nonzero int32."""
 
 
 def _prefetch(_: Any, array: Any, place: Any) -> Any:
@@ -77,7 +77,7 @@ def _prefetch(_: Any, array: Any, place: Any) -> Any:
 
 
 prefetch: Any = intrinsic(_prefetch)
-"""Have the cache fetch what is at this place of a one-dimensional array, without waiting for it."""
+"""Prefetch an element of a one-dimensional array into the cache: (array, index)."""
 
 
 @inlined
@@ -91,7 +91,7 @@ def dot(a: Any, b: Any) -> Any:
 
 @inlined
 def copy(row: Any, copied: Any) -> None:
-    """copied = row, rows [D]; a slice assignment would first copy to fresh memory."""
+    """copied = row, rows [D]; a slice assignment would first copy to newly allocated memory."""
     for d in range(len(copied)):
         copied[d] = row[d]
 
@@ -105,7 +105,7 @@ def add(factor: Any, row: Any, total: Any) -> None:
 
 @inlined
 def squared(row: Any) -> Any:
-    """The squared norm of a float32 row [D], in float64, where no float32's square over- or underflows."""
+    """The squared norm of a float32 row [D], in float64, in which no float32's square over- or underflows."""
     total = 0.0
     for d in range(len(row)):
         total += np.float64(row[d]) * np.float64(row[d])
@@ -114,9 +114,10 @@ def squared(row: Any) -> Any:
 
 @inlined
 def dots(x: Any, rows: Any, latents: Any, chosen: Any, count: Any, found: Any) -> None:
-    """found[j] = x . rows[latents[j]] for the `count` numbers j in `chosen`, four at a time.
+    """found[j] = x . rows[latents[j]] for the first `count` indices j of `chosen`, four at a time.
 
-    `chosen` has room for three more: the last is repeated, so that every product is formed in the same order.
+    `chosen` has at least three more elements, which are set to the last index, so that every product is computed by the
+    same loop and in the same order.
     """
     for n in range(count, count + 3):
         chosen[n] = chosen[count - 1]
@@ -134,10 +135,11 @@ def dots(x: Any, rows: Any, latents: Any, chosen: Any, count: Any, found: Any) -
 
 @inlined
 def kth_largest(keys: Any, count: Any, k: Any) -> Any:
-    """A threshold that at least k of the first `count` keys reach; more than k only where keys are equal to it.
+    """A threshold that at least k of the first `count` keys reach, and more than k only if some are equal to it.
 
-    keys int32, none negative, with room for 63 more; k >= 1; 0 where there are fewer than k keys. Bisects by counting,
-    which vectorises: for a few hundred keys several times faster than quickselect.
+    The keys are int32, not negative, in an array of at least `count` + 63 elements; k >= 1; the threshold is 0 if there
+    are fewer than k keys. Bisects by counting, which vectorises: several times faster than quickselect for a few
+    hundred keys.
     """
     padded = (count + 63) & ~63
     keys[count:padded] = 0

@@ -1,6 +1,6 @@
-"""Between tensors and kernels: the arrays behind tensors, and memory that is used again from call to call.
+"""Conversion of tensors to arrays, and buffers that are reused between calls.
 
-The first touch of fresh memory costs far more than the work done in it, so each thread keeps its buffers.
+First access to newly allocated memory costs far more than the computation in it, so each thread keeps its buffers.
 """
 
 import math
@@ -12,25 +12,25 @@ from torch import Tensor
 
 
 def array(tensor: Tensor) -> np.ndarray:
-    """A tensor as a contiguous array, in the same memory where it lies so already; bfloat16 as int16."""
+    """A tensor as a contiguous array, not copied if it is contiguous already; bfloat16 as int16."""
     tensor = tensor.detach().contiguous()
     return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 class Buffers(threading.local):
-    """One thread's memory by name; what a buffer held before is lost at the next request for it."""
+    """Named buffers of each thread; requesting a buffer again invalidates its previous content."""
 
     def __init__(self) -> None:
-        self._held: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Memory of this shape, its content arbitrary."""
+        """The buffer as an uninitialised tensor of this shape."""
         size = math.prod(shape) * dtype.itemsize
-        held = self._held.get(name)
-        if held is None or held.numel() < size:
-            held = self._held[name] = torch.empty(size, dtype=torch.uint8)
-        return held[:size].view(dtype).view(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name] = torch.empty(size, dtype=torch.uint8)
+        return buffer[:size].view(dtype).view(shape)
 
     def array(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
-        """The same as an array."""
+        """The buffer as an uninitialised array of this shape."""
         return array(self.tensor(name, shape, dtype))

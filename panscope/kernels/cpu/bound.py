@@ -1,17 +1,18 @@
-"""How far a screened score can be from the exact one: what decides which places the screen may leave out.
+"""Bounds of the error of screened scores, which decide which latents can be skipped.
 
-A screened score is v = p * scale + shift with p the product of low(x) and low(w) as it came out; the exact one is
-(x . w + b) * scale - floor. Their distance is at most the sum of
+A screened score is v = p * scale + shift with p the computed product of low(x) and low(w); the exact score is
+(x . w + b) * scale - floor. Their difference is at most the sum of
 
-* lost_x |w| + |low(x)| lost_w: what rounding the operands took away (Cauchy-Schwarz);
-* D 2^-23 |x| |w|: float32 accumulation, of the product and of the exact pre-activation, each D 2^-24 at most;
-* 2^-8 |p|: p was rounded to bfloat16;
-* 2^-20 (|v| + |b| + |floor|): the few float32 operations on the way, some times over;
-* terms of the size 2^-126, since bfloat16 products may take subnormal numbers for 0;
+* lost_x |w| + |low(x)| lost_w: rounding of the operands (Cauchy-Schwarz);
+* D 2^-23 |x| |w|: float32 accumulation of the product and of the exact pre-activation, each at most D 2^-24;
+* 2^-8 |p|: rounding of p to bfloat16;
+* 2^-20 (|v| + |b| + |floor|): the few other float32 operations, with a margin;
+* terms of the order of 2^-126, since bfloat16 products may flush subnormal numbers to 0;
 
-with `scale` where it applies. Where any of it overflows or is NaN nothing is left out.
+times `scale` where it applies. If any of it overflows or is NaN, no latent is skipped.
 
-Shape letters: B rows, D input width, F latents, G groups of `GROUP` latents in a row, the last one perhaps smaller.
+Shape letters: B rows, D input width, F latents, G groups of `GROUP` consecutive latents, of which the last may be
+smaller.
 """
 
 from typing import Any, NamedTuple
@@ -25,40 +26,40 @@ from panscope.kernels.cpu.arrays import array
 from panscope.kernels.cpu.compiled import inlined, kernel
 
 GROUP = 32
-"""Latents that are looked at together; the bits of a word."""
+"""Latents that are processed together: the number of bits of a word."""
 _MARGIN = np.float32(1 + 2**-6)
-"""For the rounding of norms and of the bound itself, and for |low| where the norm is known."""
+"""Margin for the rounding of norms and of the bound itself, and for the use of |x| in place of |low(x)|."""
 _SMALLEST_NORMAL = 2.0**-126
 _OVERFLOW = 1e37
 _FLOAT32, _BFLOAT16 = 2.0**-20, 2.0**-8
 
 
 class Terms(NamedTuple):
-    """What the latents bring to scores and bounds."""
+    """The latents' terms of scores and bounds."""
 
     scale: Any
     """[F] float32."""
     shift: Any
     """[F] float32: b * scale - floor."""
     bound: Any
-    """[F, 3] float32 of each latent: its reach |w| * scale, which a row's lost part is multiplied by; its loss
-    lost_w * scale, which the row's size is multiplied by; its slack, which does not depend on the row."""
+    """[F, 3] float32 per latent: its reach |w| * scale, a factor of the row's `lost`; its loss lost_w * scale, a factor
+    of the row's norm; its slack, which does not depend on the row."""
     group_bound: Any
-    """[3, G] the largest of each group."""
+    """[3, G] the maximum of each group."""
     most: Any
     """[5] float64: the largest |w|, reach, loss, slack and |shift|."""
     accumulation: np.float32
     """D 2^-23."""
     flush: np.float32
-    """What products lose at most where operands are taken for 0, for an other operand of norm 1."""
+    """Maximal error of a product whose operand is flushed to 0, if the other operand has norm 1."""
     tiny: np.float32
-    """The same of products taken for 0."""
+    """Maximal error of products that are flushed to 0."""
     rounding: np.float32
-    """What v's rounding costs at most, relative to it."""
+    """Maximal relative error of the rounding of v."""
 
 
 def latent_terms(screen: Screen, b_enc: Tensor, scale: Tensor | None, floor: Tensor | None) -> Terms:
-    """The terms of latents with biases [F], ranked by pre-activation times `scale` [F] or to exceed `floor` [F]."""
+    """The terms of latents with biases [F] and scores (pre-activation * `scale` [F]) - `floor` [F]."""
     bias, size, lost = array(b_enc), array(screen.size), array(screen.lost)
     factor = np.ones_like(bias) if scale is None else array(scale)
     ground = np.zeros_like(bias) if floor is None else array(floor)
@@ -81,7 +82,7 @@ def latent_terms(screen: Screen, b_enc: Tensor, scale: Tensor | None, floor: Ten
 
 @inlined
 def row_bound(size: Any, lost: Any, terms: Any) -> Any:
-    """What the row of this norm and loss multiplies reach and loss by, and what it adds: (a, c, z)."""
+    """A row's factors a of reach and c of loss, and its constant z, given its norm and loss: (a, c, z)."""
     if size == 0:
         return ZERO, ZERO, ZERO
     return (
@@ -93,7 +94,7 @@ def row_bound(size: Any, lost: Any, terms: Any) -> Any:
 
 @inlined
 def can_screen(size: Any, a: Any, c: Any, terms: Any) -> Any:
-    """Whether nothing about this row can be infinite or NaN."""
+    """Whether all scores and bounds of this row are finite."""
     most, norm = terms.most, np.float64(size)
     bound = a * most[1] + c * most[2] + most[3]
     return norm * most[0] + norm * most[1] + most[4] + bound < _OVERFLOW
@@ -101,15 +102,15 @@ def can_screen(size: Any, a: Any, c: Any, terms: Any) -> Any:
 
 @inlined
 def lift(g: Any, a: Any, c: Any, z: Any, terms: Any) -> Any:
-    """The bound of group g, but for what is relative to the score."""
+    """The error bound of group g, without the part that is relative to the score."""
     return a * terms.group_bound[0, g] + c * terms.group_bound[1, g] + terms.group_bound[2, g] + z
 
 
 @kernel
 def raise_maxima(products: Any, first: Any, begin: Any, size: Any, lost: Any, terms: Any, maxima: Any) -> None:
-    """Fill a block of maxima [B, G]: the largest screened score of each group plus its lift, or 0 if that is negative.
+    """Write the maxima [B, G] of a block: the largest screened score of each group plus its lift, or 0 if negative.
 
-    `products` [n, m] are of the rows from `first` on and the latents from `begin` on.
+    `products` [n, m] are those of the rows from `first` on and the latents from `begin` on.
     """
     rows, width = products.shape
     whole, group = width // GROUP, begin // GROUP
@@ -127,9 +128,9 @@ def raise_maxima(products: Any, first: Any, begin: Any, size: Any, lost: Any, te
 
 @inlined
 def _largest(products: Any, begin: Any, count: Any, scale: Any, shift: Any, raised: Any) -> Any:
-    """Of `count` latents; where that is a constant, as it mostly is, the loop is a few vector instructions.
+    """The largest raised score of `count` latents; `count` is usually a constant, so that the loop vectorises.
 
-    Positive floats are ordered as their bits are, and negative ones have negative bits.
+    Positive floats have the order of their bits, and negative ones have negative bits.
     """
     end, largest = begin + count, np.int32(0)
     products, scale, shift = products[begin:end], scale[begin:end], shift[begin:end]
@@ -141,22 +142,20 @@ def _largest(products: Any, begin: Any, count: Any, scale: Any, shift: Any, rais
 
 @inlined
 def lowest(maximum: Any, raised: Any, terms: Any) -> Any:
-    """What the best latent of a group has for certain, from the group's raised maximum; 0 if that is negative."""
+    """A lower bound of the best exact score of a group, from its raised maximum; 0 if negative."""
     return max((maximum - raised) * (ONE - terms.rounding) - raised, ZERO)
 
 
 @inlined
 def highest(f: Any, score: Any, a: Any, c: Any, z: Any, terms: Any) -> Any:
-    """The most that the exact score of latent f can be, from the screened one."""
+    """An upper bound of the exact score of latent f, from the screened one."""
     return score + terms.rounding * abs(score) + a * terms.bound[f, 0] + c * terms.bound[f, 1] + terms.bound[f, 2] + z
 
 
 @inlined
 def passing(products: Any, place: Any, f: Any, raised: Any, terms: Any, floor: Any) -> Any:
-    """The latents of the group from f on whose exact score can be `floor` or more by the group's lift.
-
-    Bits of a word; the group's products are at `place`.
-    """
+    """The latents of the group that starts at f whose exact score may reach `floor`, by the group's lift, as bits of a
+    word; the group's products start at `place`."""
     if f + GROUP <= len(terms.scale):
         return _reaching(products, place, f, GROUP, raised, terms, floor)
     return _reaching(products, place, f, len(terms.scale) - f, raised, terms, floor)
@@ -174,7 +173,7 @@ def _reaching(products: Any, place: Any, f: Any, count: Any, raised: Any, terms:
 
 @inlined
 def everything(latents: Any, work: Any) -> Any:
-    """List and choose every place of a row, where no bound can leave one out; how many there are."""
+    """List and choose all latents, for a row whose scores have no bound; returns their number."""
     for f in range(latents):
         work.candidates[f] = f
         work.chosen[f] = f

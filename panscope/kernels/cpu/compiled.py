@@ -1,13 +1,13 @@
-"""How a loop becomes machine code: one decorator for every kernel of this package.
+"""The decorators that compile this package's kernels with Numba.
 
-Compiled at the first call with each set of argument types, without Python's global lock, and kept on disk: in
-`NUMBA_CACHE_DIR` if that is set, else beside the source, else in the user's cache folder. Numba takes what it finds
-there for stale by the text of the kernel's own file, and of what the kernel closes over; so each kernel closes over the
-text of the whole package, whose helpers it contains. The hash of that text is in the names of the files too: Numba
-unpickles the argument types of an old file before it looks whether it is stale, which fails where a class was renamed.
+Kernels are compiled at the first call with each set of argument types, run without the global interpreter lock, and are
+cached on disk: in `NUMBA_CACHE_DIR` if that is set, else next to the source, else in the user's cache folder. Numba
+considers a cached kernel stale if the kernel's own file or its closure variables changed; so each kernel closes over a
+hash of the whole package, whose helpers are inlined in it. That hash is also part of the file names: Numba unpickles
+the argument types in an old file before it checks whether it is stale, which fails if a class was renamed.
 
-Sums may be reordered and contracted (`reassoc`, `contract`), which vectorises them; NaN and infinity keep their sense.
-Nothing is allocated and no reference counted (`_nrt`): counting costs more than many a row's arithmetic.
+Sums may be reordered and contracted (`reassoc`, `contract`), which vectorises them; NaN and infinity stay valid.
+Kernels do not allocate and do not count references (`_nrt`): counting costs more than the arithmetic of many a row.
 """
 
 import hashlib
@@ -29,26 +29,26 @@ _OPTIONS: dict[str, Any] = {
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function for Python to call, compiled on first use; warns where no folder can keep the machine code."""
-    function = _closing_over(_package_text(), function)
+    """Compile a function that Python calls, at its first call; warns if there is no folder to cache it in."""
+    function = _with_closure(_package_hash(), function)
     try:
         return numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError as error:
         if "no locator available" not in str(error):
             raise
-        _say_that_nothing_is_kept()
+        _warn_not_cached()
         return numba.njit(**_OPTIONS)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function for kernels to call, which becomes part of them: a call with many arrays costs as much as a row."""
+    """Inline a function into the kernels that call it: a call with many arrays costs as much as a row."""
     return numba.njit(forceinline=True, **_OPTIONS)(function)
 
 
 @cache
-def _say_that_nothing_is_kept() -> None:
+def _warn_not_cached() -> None:
     warnings.warn(
-        "Numba finds no folder it may write to, so every process compiles its kernels anew (about 10 s): "
+        "Numba finds no writable folder to cache kernels in, so every process compiles them again (about 10 s): "
         "set NUMBA_CACHE_DIR to a folder that can be written",
         RuntimeWarning,
         stacklevel=4,
@@ -56,14 +56,14 @@ def _say_that_nothing_is_kept() -> None:
 
 
 @cache
-def _package_text() -> str:
+def _package_hash() -> str:
     """A hash of all source files of this package."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
-def _closing_over(value: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with one more variable in its closure, which it does not use."""
+def _with_closure(value: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with an unused variable of this value in its closure."""
     assert isinstance(function, FunctionType)
     assert not function.__closure__
     code = function.__code__.replace(co_freevars=("package",))

@@ -1,4 +1,4 @@
-"""The gradient of one row of a matrix, formed where it is used: gathered from the entries of its latent.
+"""The gradient of one row of a matrix, computed when it is needed from the entries of its latent.
 
 Shape letters: D width of the matrix, F rows of it, N entries, M rows of a source.
 """
@@ -14,14 +14,14 @@ from panscope.kernels.cpu.compiled import inlined
 
 
 class Parts(NamedTuple):
-    """A `Gradient` as arrays; those of a part that is missing are empty."""
+    """A `Gradient` as arrays; the arrays of missing parts are empty."""
 
     coefficients: Any
     """[N] float32."""
     source: Any
     """[M, D] float32."""
     places: Any
-    """[N] int64, as `starts` and `order`."""
+    """[N] int64, like `starts` and `order`."""
     starts: Any
     """[F + 1]."""
     order: Any
@@ -35,7 +35,7 @@ class Parts(NamedTuple):
 
 
 def parts(gradient: Gradient) -> Parts:
-    """What kernels read of a gradient."""
+    """The arrays of a gradient."""
     none, whole, rows = np.empty(0, np.float32), np.empty(0, np.int64), np.empty((0, 0), np.float32)
     radial = none if gradient.radial is None else array(gradient.radial)
     extra = (
@@ -43,16 +43,16 @@ def parts(gradient: Gradient) -> Parts:
         if gradient.extra_index is None or gradient.extra is None
         else (array(gradient.extra_index), array(gradient.extra))
     )
-    given = gradient.contribution
-    if given is None:
+    entries = gradient.contribution
+    if entries is None:
         return Parts(none, rows, whole, whole, whole, radial, *extra)
-    grouped = (array(given.grouped.starts), array(given.grouped.order))
-    return Parts(array(given.coefficients), array(given.source), array(given.places), *grouped, radial, *extra)
+    grouped = (array(entries.grouped.starts), array(entries.grouped.order))
+    return Parts(array(entries.coefficients), array(entries.source), array(entries.places), *grouped, radial, *extra)
 
 
 @inlined
 def form(f: Any, w: Any, parts: Any, project: Any, g: Any) -> None:
-    """g [D] = the gradient of row f, which is w; if `project` without its part along w."""
+    """g [D] = the gradient of row f, whose value is w; with `project`, without its component along w."""
     g[:] = 0
     if len(parts.starts) > 0:
         _gather(parts.starts[f], parts.starts[f + 1], parts, g)
@@ -66,7 +66,7 @@ def form(f: Any, w: Any, parts: Any, project: Any, g: Any) -> None:
 
 @inlined
 def _gather(first: Any, end: Any, parts: Any, g: Any) -> None:
-    """Add the contributions of the entries `order[first:end]`; four at a time, so that g is read a fourth as often."""
+    """Add the contributions of the entries `order[first:end]`, four at a time to read g a quarter as often."""
     order, places, coefficients, source = parts.order, parts.places, parts.coefficients, parts.source
     fours = end - (end - first) % 4
     for i in range(first, fours, 4):

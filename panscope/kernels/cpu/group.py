@@ -1,4 +1,4 @@
-"""Entries by latent: a counting sort, so that one pass over the latents can form their gradients.
+"""Groups entries by latent with a counting sort, so that one pass over the latents can compute their gradients.
 
 Shape letters: F latents, N entries.
 """
@@ -22,7 +22,7 @@ def group(latents: Tensor, width: int) -> Grouped:
 
 @kernel
 def _sort(latents: Any, starts: Any, order: Any) -> None:
-    """starts [F + 1] comes as zeros. Stable: the entries of a latent keep their order."""
+    """A stable counting sort: the entries of a latent keep their order. `starts` [F + 1] must be zeros."""
     width = len(starts) - 1
     for n in range(len(latents)):
         starts[latents[n] + 1] += 1

@@ -1,4 +1,4 @@
-"""The class that the rest of Panscope sees; each method is a file of this package."""
+"""`CpuKernels`, the interface of this package; each method is implemented in a file of its own."""
 
 from collections.abc import Callable, Sequence
 
@@ -27,16 +27,16 @@ from panscope.kernels.cpu.topk import topk
 from panscope.kernels.cpu.update import squared_norm, update
 
 _FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
-"""Names, in torch's account of a CPU, of the instructions that multiply bfloat16 faster than float32."""
-_ENOUGH = 3
-"""Pieces of work a thread from which on whole pieces are dealt to threads: the last ones leave some of them idle."""
+"""CPU capabilities, as torch names them, of instructions that multiply bfloat16 faster than float32."""
+_TASKS_PER_THREAD = 3
+"""Least number of tasks per thread at which tasks run in parallel: with fewer, threads would be idle at the end."""
 
 
 class CpuKernels:
-    """Numba's loops and torch's products on `threads` threads, by default as many as torch uses.
+    """`Kernels` for CPUs with `threads` threads, by default as many as torch uses.
 
-    `screen_dtype` is torch.bfloat16 or torch.float32; None takes bfloat16 where the CPU has instructions for it. It is
-    a matter of speed alone: the results are the same but for which of two equal scores comes first.
+    `screen_dtype` is torch.bfloat16 or torch.float32; None is bfloat16 if the CPU has instructions for it. It affects
+    speed alone: the results are the same except for which of two equal scores comes first.
     """
 
     name = "cpu"
@@ -51,14 +51,15 @@ class CpuKernels:
 
     @property
     def description(self) -> str:
-        """What it runs on, in one phrase."""
+        """The version of Numba, the screen's precision and the number of threads, in one phrase."""
         precision, threads = str(self.screen_dtype).removeprefix("torch."), self._threads.count
         return f"Numba {numba.__version__}, screens in {precision}, {threads} thread{'s' * (threads > 1)}"
 
     def parallel_for(self, work: Callable[[int], None], count: int) -> None:
-        """With few pieces one after another, so that all threads work on each."""
-        deal = self._threads.run if count >= _ENOUGH * self._threads.count else self._threads.alone
-        deal(work, count)
+        """See `Kernels`; a few tasks run one after another, so that all threads work on each."""
+        is_parallel = count >= _TASKS_PER_THREAD * self._threads.count
+        run = self._threads.run if is_parallel else self._threads.run_serially
+        run(work, count)
 
     def rows(self, x: Tensor, centre: Tensor | None) -> InputRows:
         """x - centre: x [B, D] of any floating dtype, centre [D] or None."""
@@ -71,27 +72,27 @@ class CpuKernels:
     def topk(
         self, rows: InputRows, W_enc: Tensor, b_enc: Tensor, screen: Screen, k: int, norms: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Exact pre-activations and latents, [B, K], of the k largest relu(pre) * norms of each row; else 0, 0."""
+        """Exact pre-activations and latents, [B, K], of the k largest relu(pre) * norms of each row; padded with 0."""
         return topk(self._threads, self._buffers, ScreenQuery(rows, W_enc, b_enc, screen, scale=norms), k)
 
     def above(
         self, rows: InputRows, W_enc: Tensor, b_enc: Tensor, screen: Screen, floor: Tensor, capacity: int
     ) -> Entries | None:
-        """Every place with pre-activation > floor [F], with its exact pre-activation; None if over `capacity`."""
+        """All entries with pre-activation > floor [F], with exact pre-activations; None if more than `capacity`."""
         return above(self._threads, self._buffers, ScreenQuery(rows, W_enc, b_enc, screen, floor=floor), capacity)
 
     def reconstruct(
         self, codes: Entries, W_dec: Tensor, base: Tensor, y: Tensor, weights: Tensor, ends: Sequence[int]
     ) -> Reconstruction:
-        """Decode by prefixes of `ends` latents, W_dec [F, E], base [E] or [B, E], targets y [B, E], weights [B]."""
+        """Decode prefixes of `ends` latents: W_dec [F, E], base [E] or [B, E], targets y [B, E], weights [B]."""
         return reconstruct(self._threads, codes, W_dec, base, y, weights, ends)
 
     def group(self, latents: Tensor, width: int) -> Grouped:
-        """Entries [N] by latent."""
+        """Group entries with these latents [N] by latent."""
         return group(latents, width)
 
     def squared_norm(self, W: Tensor, gradient: Gradient, project: bool) -> Tensor:
-        """[] float64 the sum of squares of a gradient, as `update` would see it before `scale`."""
+        """[] float64 the sum of squares of a gradient, after projection and before `AdamStep.scale`."""
         return squared_norm(self._threads, self._buffers, W, gradient, project)
 
     def update(self, W: Tensor, m: Tensor, v: Tensor, gradient: Gradient, adam: AdamStep, finish: Finish) -> None:
@@ -100,6 +101,6 @@ class CpuKernels:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32, and torch knows how to."""
+    """Whether this CPU multiplies bfloat16 faster than float32 and torch supports it."""
     has = torch.cpu.get_capabilities()
     return torch.backends.mkldnn.is_available() and any(has.get(name, False) for name in _FAST_BFLOAT16)

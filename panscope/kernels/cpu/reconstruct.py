@@ -1,7 +1,8 @@
-"""Decode, and what the squared error says to every code and to the decoder, row by row.
+"""Decodes codes and computes the gradients of the squared error for codes and decoder, row by row.
 
-A row's reconstruction grows prefix by prefix in place (Bussmann et al. 2025, Matryoshka; without prefixes there is
-one). What prefix p adds to the row pulls with the errors of its own reconstruction and of all later ones.
+A row's reconstruction accumulates prefix by prefix in place (Bussmann et al. 2025, Matryoshka; other coders have one
+prefix). The gradient of what prefix p adds to a row, `pull`, sums the errors of its own and of all later
+reconstructions.
 
 Shape letters: B rows, E output width, F latents, N entries, P prefixes.
 """
@@ -19,7 +20,7 @@ from panscope.kernels.cpu.arrays import array
 from panscope.kernels.cpu.compiled import inlined, kernel
 from panscope.kernels.cpu.threads import Threads
 
-_ROWS_A_TASK = 64
+_ROWS_PER_TASK = 64
 
 
 def reconstruct(
@@ -30,17 +31,17 @@ def reconstruct(
     y_hat, pull = torch.empty(rows, width), torch.empty(len(ends) * rows, width)
     slopes, errors = torch.empty(len(codes.values)), torch.empty(rows)
     losses = np.empty(rows)
-    given = [
+    inputs = [
         array(each) for each in (codes.values, codes.latents, codes.starts, W_dec, base.view(-1, width), y, weights)
     ]
     results = [array(y_hat), array(pull).reshape(len(ends), rows, width), array(slopes), array(errors), losses]
     bounds = np.array([0, *ends], np.int64)
 
     def task(number: int) -> None:
-        first = number * _ROWS_A_TASK
-        _rows(first, min(rows, first + _ROWS_A_TASK), *given, bounds, *results)
+        first = number * _ROWS_PER_TASK
+        _rows(first, min(rows, first + _ROWS_PER_TASK), *inputs, bounds, *results)
 
-    threads.run(task, -(-rows // _ROWS_A_TASK))
+    threads.run(task, -(-rows // _ROWS_PER_TASK))
     return Reconstruction(torch.tensor(losses.sum(), dtype=torch.float32), y_hat, errors, slopes, pull)
 
 
@@ -62,7 +63,7 @@ def _rows(  # noqa: PLR0913
     errors: Any,
     losses: Any,
 ) -> None:
-    """Rows `first` to `end` - 1 of everything; losses [B] float64 is each row's share of the loss."""
+    """Compute all outputs of rows `first` to `end` - 1; losses [B] float64 is each row's share of the loss."""
     prefixes = len(bounds) - 1
     for b in range(first, end):
         row, error, losses[b] = y_hat[b], 0.0, 0.0
@@ -108,7 +109,7 @@ def _decode(values: Any, latents: Any, least: Any, end: Any, W_dec: Any, row: An
 
 @inlined
 def _differ(y_hat: Any, y: Any, factor: Any, pull: Any) -> Any:
-    """pull = factor (y_hat - y) [E]; the squared distance, in float64."""
+    """pull = factor (y_hat - y) [E]; returns the squared distance, in float64."""
     error = 0.0
     for e in range(len(y)):
         gap = y_hat[e] - y[e]

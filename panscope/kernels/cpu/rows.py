@@ -1,6 +1,6 @@
-"""Rows and the precision that screens: low(x), the norm of x and that of what was lost, row by row.
+"""Conversion of rows to the screen's precision: low(x), the norm of x and the norm of the rounding error of each row.
 
-Shape letters: B rows, D width; for an encoder the rows are its latents.
+Shape letters: B rows, D width; the rows of an encoder are its latents.
 """
 
 from typing import Any
@@ -15,12 +15,12 @@ from panscope.kernels.cpu.arrays import array
 from panscope.kernels.cpu.compiled import kernel
 from panscope.kernels.cpu.threads import Threads
 
-_NUMBERS_A_TASK = 1 << 17
+_ELEMENTS_PER_TASK = 1 << 17
 
 
 @kernel
 def lower_rows(rows: Any, low: Any, size: Any, lost: Any) -> None:
-    """Of each float32 row [n, D]: its nearest bfloat16 bits, its norm and the norm of the difference."""
+    """Round each float32 row [n, D] to bfloat16 bits; write its norm and the norm of the rounding error."""
     for n in range(len(rows)):
         row, bits = rows[n], low[n]
         whole, missing = 0.0, 0.0
@@ -34,7 +34,7 @@ def lower_rows(rows: Any, low: Any, size: Any, lost: Any) -> None:
 
 @kernel
 def measure_rows(rows: Any, size: Any) -> None:
-    """The norm of each float32 row [n, D]."""
+    """Write the norm of each float32 row [n, D]."""
     for n in range(len(rows)):
         size[n] = np.sqrt(squared(rows[n]))
 
@@ -46,9 +46,9 @@ def _centre_rows(rows: Any, centre: Any, centred: Any) -> None:
             centred[n, d] = rows[n, d] - centre[d]
 
 
-def rows_a_task(width: int) -> int:
-    """How many rows of this width make a task worth the call."""
-    return max(1, _NUMBERS_A_TASK // max(1, width))
+def rows_per_task(width: int) -> int:
+    """Number of rows of this width per task, enough to outweigh the overhead of a call."""
+    return max(1, _ELEMENTS_PER_TASK // max(1, width))
 
 
 def input_rows(threads: Threads, dtype: torch.dtype, x: Tensor, centre: Tensor | None) -> InputRows:
@@ -57,14 +57,14 @@ def input_rows(threads: Threads, dtype: torch.dtype, x: Tensor, centre: Tensor |
         x, centre = (x if centre is None else x - centre).float(), None
     x = x.detach().contiguous()
     centred = x if centre is None else torch.empty_like(x)
-    given, middle, result = array(x), None if centre is None else array(centre), array(centred)
-    low, size, lost = _room(centred, dtype)
-    step = rows_a_task(x.shape[1])
+    source, subtracted, result = array(x), None if centre is None else array(centre), array(centred)
+    low, size, lost = _allocate(centred, dtype)
+    step = rows_per_task(x.shape[1])
 
     def task(number: int) -> None:
         part = slice(number * step, (number + 1) * step)
-        if middle is not None:
-            _centre_rows(given[part], middle, result[part])
+        if subtracted is not None:
+            _centre_rows(source[part], subtracted, result[part])
         _fill(result, low, size, lost, part)
 
     threads.run(task, -(-len(x) // step))
@@ -74,19 +74,19 @@ def input_rows(threads: Threads, dtype: torch.dtype, x: Tensor, centre: Tensor |
 def encoder_screen(threads: Threads, dtype: torch.dtype, W_enc: Tensor) -> Screen:
     """`Kernels.screen` with a screen of `dtype`."""
     weights = W_enc.detach()
-    low, size, lost = _room(weights, dtype)
-    screen, rows, step = Screen(low, size, lost), array(weights), rows_a_task(weights.shape[1])
+    low, size, lost = _allocate(weights, dtype)
+    screen, rows, step = Screen(low, size, lost), array(weights), rows_per_task(weights.shape[1])
     threads.run(lambda number: refresh(screen, rows, slice(number * step, (number + 1) * step)), -(-len(rows) // step))
     return screen
 
 
 def refresh(screen: Screen, weights: np.ndarray, part: slice) -> None:
-    """Make a part of the screen true to its encoder [F, D]."""
+    """Update a part of the screen from its encoder [F, D]."""
     _fill(weights, screen.low, screen.size, screen.lost, part)
 
 
-def _room(full: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Where low, size and lost go. In float32 nothing is lost."""
+def _allocate(full: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory for low, size and lost; in float32 `low` is `full` itself and `lost` is 0."""
     low = full if dtype == torch.float32 else torch.empty(full.shape, dtype=dtype)
     size = torch.empty(len(full))
     return low, size, torch.zeros_like(size) if low is full else torch.empty_like(size)

@@ -1,11 +1,11 @@
 """The k largest of each row: screened, bounded, rescored exactly.
 
-The k-th largest of what the groups' maxima have for certain is below the true k-th score, so only places whose upper
-bound reaches it are candidates. The k best of them by screened score are rescored; the worst of these is a sharper
-threshold, and the other candidates whose upper bound reaches that are rescored too. The k best exact scores win, of
-equal ones those of the lower latents. So the result is that of scoring everything exactly, whatever screened.
+The k-th largest of the groups' lower bounds is at most the true k-th score, so only latents whose upper bound reaches
+it are candidates. The k best of them by screened score are rescored; the worst of these is a sharper threshold, and
+the other candidates whose upper bound reaches it are rescored too. The k best exact scores are selected, the lower
+latents first among equal ones. So the result is the same as that of exact scoring, for any screen.
 
-Shape letters: B rows, D input width, F latents, G groups, K codes a row.
+Shape letters: B rows, D input width, F latents, G groups, K codes per row.
 """
 
 from typing import Any, NamedTuple
@@ -23,40 +23,40 @@ from panscope.kernels.cpu.threads import Threads
 
 
 class TopKWork(NamedTuple):
-    """Memory for one row."""
+    """Buffers for one row."""
 
     keys: Any
     """[F + 64] int32."""
     candidates: Any
-    """[F] int64 latents, rising."""
+    """[F] int64 latents, ascending."""
     screened: Any
-    """[F] float32, of each candidate, as the next two."""
+    """[F] float32 of each candidate, like `pre` and `score`."""
     pre: Any
     score: Any
     chosen: Any
-    """[F + 3] int64 numbers of candidates."""
+    """[F + 3] int64 indices of candidates."""
 
 
 def work(buffers: Buffers, latents: int) -> TopKWork:
-    """This thread's."""
+    """This thread's buffers."""
     one, whole = torch.float32, torch.int64
     shapes = {"keys": (latents + 64, torch.int32), "candidates": (latents, whole), "screened": (latents, one)}
     shapes |= {"pre": (latents, one), "score": (latents, one), "chosen": (latents + 3, whole)}
     return TopKWork(**{name: buffers.array(name, (size,), dtype) for name, (size, dtype) in shapes.items()})
 
 
-def topk(threads: Threads, buffers: Buffers, question: ScreenQuery, k: int) -> tuple[Tensor, Tensor]:
+def topk(threads: Threads, buffers: Buffers, query: ScreenQuery, k: int) -> tuple[Tensor, Tensor]:
     """`Kernels.topk`."""
-    x, W_enc, b_enc = array(question.rows.x), array(question.W_enc), array(question.b_enc)
-    size = array(question.rows.size)
+    x, W_enc, b_enc = array(query.rows.x), array(query.W_enc), array(query.b_enc)
+    size = array(query.rows.size)
     pre, latents = torch.empty(len(x), k), torch.empty(len(x), k, dtype=torch.int64)
     values, places = array(pre), array(latents)
 
-    def visit(asked: ScreenQuery, screened: Screened, may_waste: int) -> int:
-        lost, memory = array(asked.rows.lost), work(buffers, len(W_enc))
-        return _rows(screened, x, size, lost, W_enc, b_enc, asked.terms, may_waste, memory, values, places)
+    def visit(query: ScreenQuery, screened: Screened, may_waste: int) -> int:
+        lost, memory = array(query.rows.lost), work(buffers, len(W_enc))
+        return _rows(screened, x, size, lost, W_enc, b_enc, query.terms, may_waste, memory, values, places)
 
-    over_chunks(threads, buffers, question, visit)
+    over_chunks(threads, buffers, query, visit)
     return pre, latents
 
 
@@ -74,7 +74,10 @@ def _rows(  # noqa: PLR0913
     values: Any,
     places: Any,
 ) -> Any:
-    """Fill the screened rows of `values` and `places` [B, K]; the first row not done, where too much is in vain."""
+    """Write the screened rows of `values` and `places` [B, K]; returns the first row not done.
+
+    Stops before the end if more than `may_waste` latents are rescored without being selected.
+    """
     k, end = values.shape[1], screened.first + len(screened.maxima)
     for b in range(screened.first, end):
         values[b], places[b] = ZERO, 0
@@ -103,7 +106,7 @@ def _rows(  # noqa: PLR0913
 def _candidates(  # noqa: PLR0913
     screened: Any, b: Any, a: Any, c: Any, z: Any, terms: Any, k: Any, work: Any
 ) -> Any:
-    """List the places of row b that may be among its k best; how many there are."""
+    """List the latents that may be among the k best of row b; returns their number."""
     maxima, keys = screened.maxima[b - screened.first], work.keys
     for g in range(len(maxima)):
         keys[g] = bits_of(lowest(maxima[g], lift(g, a, c, z, terms), terms))
@@ -124,7 +127,7 @@ def _candidates(  # noqa: PLR0913
 
 @inlined
 def _best(count: Any, k: Any, work: Any) -> Any:
-    """Choose the candidates with the k best screened scores, and all that equal the last: (that score, how many)."""
+    """Choose the candidates with the k best screened scores and ties with the last: (the k-th score, their number)."""
     threshold, chosen = ZERO, 0
     if count > k:
         for j in range(count):
@@ -141,7 +144,7 @@ def _best(count: Any, k: Any, work: Any) -> Any:
 def _others(  # noqa: PLR0913
     count: Any, threshold: Any, sharper: Any, a: Any, c: Any, z: Any, terms: Any, work: Any
 ) -> Any:
-    """Choose the candidates below `threshold` that may all the same reach the score `sharper`; how many."""
+    """Choose the candidates below `threshold` whose exact score may reach `sharper`; returns their number."""
     chosen = 0
     for j in range(count):
         score = work.screened[j]
@@ -153,7 +156,7 @@ def _others(  # noqa: PLR0913
 
 @inlined
 def _rescore(x: Any, W_enc: Any, b_enc: Any, terms: Any, chosen: Any, work: Any) -> Any:
-    """Score the chosen candidates exactly: above 0, or 0; the least score of them, at least the smallest number."""
+    """Compute the exact scores of the chosen candidates, 0 if negative; returns the least, or `LEAST` if it is 0."""
     if chosen == 0:
         return LEAST
     dots(x, W_enc, work.candidates, work.chosen, chosen, work.pre)
@@ -170,7 +173,7 @@ def _rescore(x: Any, W_enc: Any, b_enc: Any, terms: Any, chosen: Any, work: Any)
 
 @inlined
 def _keep(count: Any, k: Any, work: Any, values: Any, places: Any) -> None:
-    """Write the k best scores above 0 of the candidates, of equal ones the first."""
+    """Write the candidates with the k best positive scores, the first among equal ones."""
     keys, threshold, above = work.keys, np.int32(1), 0
     for j in range(count):
         keys[j] = bits_of(work.score[j])

@@ -1,7 +1,7 @@
-"""One step of Adam on a matrix, row by row, with the gradient of each row formed and used up on the spot.
+"""One Adam step on a matrix, row by row, with the gradient of each row computed when it is needed.
 
-No gradient matrix is ever in memory. A row is read and written once, whatever its gradient: one without entries
-decays as torch's Adam lets it decay. Rows are independent, so the threads' shares do not show in the result.
+No gradient matrix is ever in memory. Every row is read and written once: those without entries are updated as well, as
+in torch's Adam. Rows are independent, so the result does not depend on how they are divided among threads.
 
 Shape letters: D width of the matrix, F rows of it.
 """
@@ -17,14 +17,14 @@ from panscope.kernels.cpu.arithmetic import squared
 from panscope.kernels.cpu.arrays import Buffers, array
 from panscope.kernels.cpu.compiled import inlined, kernel
 from panscope.kernels.cpu.gradient import form, parts
-from panscope.kernels.cpu.rows import measure_rows, refresh, rows_a_task
+from panscope.kernels.cpu.rows import measure_rows, refresh, rows_per_task
 from panscope.kernels.cpu.threads import Threads
 
 _TINY = np.float64(torch.finfo(torch.float32).tiny)
 
 
 class Adam(NamedTuple):
-    """The numbers of one step, float32."""
+    """The constants of one step, float32."""
 
     scale: np.float32
     beta1: np.float32
@@ -40,7 +40,7 @@ class Adam(NamedTuple):
     eps: np.float32
 
 
-def _numbers(adam: AdamStep) -> Adam:
+def _constants(adam: AdamStep) -> Adam:
     rate = adam.learning_rate / (1 - adam.beta1**adam.step)
     correction = (1 - adam.beta2**adam.step) ** -0.5
     numbers = (adam.scale.item(), adam.beta1, adam.beta2, 1 - adam.beta1, 1 - adam.beta2, rate, correction, adam.eps)
@@ -62,12 +62,12 @@ def update(  # noqa: PLR0913
         return
     matrices = [each.detach().contiguous() for each in (W, m, v)]
     weights, first, second = (array(each) for each in matrices)
-    sources, numbers, step = parts(gradient), _numbers(adam), rows_a_task(W.shape[1])
+    gradient_parts, constants, step = parts(gradient), _constants(adam), rows_per_task(W.shape[1])
 
     def task(number: int) -> None:
         part = slice(number * step, min(len(weights), (number + 1) * step))
-        room = buffers.array("gradient", (W.shape[1],), torch.float32)
-        _step_rows(part.start, part.stop, weights, first, second, sources, finish.project, numbers, room)
+        g = buffers.array("gradient", (W.shape[1],), torch.float32)
+        _step_rows(part.start, part.stop, weights, first, second, gradient_parts, finish.project, constants, g)
         if finish.unit:
             _make_unit(weights[part])
         if finish.screen is not None:
@@ -76,19 +76,20 @@ def update(  # noqa: PLR0913
             measure_rows(weights[part], finish.norms.detach().numpy()[part])
 
     threads.run(task, -(-len(weights) // step))
-    for given, used in zip((W, m, v), matrices, strict=True):
-        if given.data_ptr() != used.data_ptr():
-            given.detach().copy_(used)
+    for original, contiguous in zip((W, m, v), matrices, strict=True):
+        if original.data_ptr() != contiguous.data_ptr():
+            original.detach().copy_(contiguous)
 
 
 def squared_norm(threads: Threads, buffers: Buffers, W: Tensor, gradient: Gradient, project: bool) -> Tensor:
     """`Kernels.squared_norm`."""
-    weights, sources, step = array(W), parts(gradient), rows_a_task(W.shape[1])
+    weights, gradient_parts, step = array(W), parts(gradient), rows_per_task(W.shape[1])
     squares = np.empty(len(weights))
 
     def task(number: int) -> None:
-        room = buffers.array("gradient", (W.shape[1],), torch.float32)
-        _square_rows(number * step, min(len(weights), (number + 1) * step), weights, sources, project, room, squares)
+        first, end = number * step, min(len(weights), (number + 1) * step)
+        g = buffers.array("gradient", (W.shape[1],), torch.float32)
+        _square_rows(first, end, weights, gradient_parts, project, g, squares)
 
     threads.run(task, -(-len(weights) // step))
     return torch.tensor(squares.sum(), dtype=torch.float64)
@@ -106,7 +107,7 @@ def _square_rows(first: Any, end: Any, weights: Any, parts: Any, project: Any, g
 def _step_rows(  # noqa: PLR0913
     first: Any, end: Any, weights: Any, m: Any, v: Any, parts: Any, project: Any, adam: Any, g: Any
 ) -> None:
-    """Adam on the rows `first` to `end` - 1."""
+    """An Adam step on the rows `first` to `end` - 1."""
     for f in range(first, end):
         form(f, weights[f], parts, project, g)
         _adam(weights[f], m[f], v[f], g, adam)
@@ -114,7 +115,7 @@ def _step_rows(  # noqa: PLR0913
 
 @inlined
 def _adam(w: Any, m: Any, v: Any, g: Any, adam: Any) -> None:
-    """Adam on one row [D], as torch computes it in float32."""
+    """An Adam step on one row [D], as torch computes it in float32."""
     for d in range(len(w)):
         slope = g[d] * adam.scale
         m[d] = m[d] * adam.beta1 + slope * adam.new1
@@ -124,7 +125,7 @@ def _adam(w: Any, m: Any, v: Any, g: Any, adam: Any) -> None:
 
 @kernel
 def _make_unit(rows: Any) -> None:
-    """Bring each row [n, D] to norm 1, but for what is too small."""
+    """Scale each row [n, D] to norm 1, unless its norm is below the smallest normal float32."""
     for n in range(len(rows)):
         factor = np.float32(1 / max(np.sqrt(squared(rows[n])), _TINY))
         for d in range(rows.shape[1]):

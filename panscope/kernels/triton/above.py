@@ -1,8 +1,8 @@
-"""Every place whose pre-activation exceeds its floor, without the [B, F] matrix: JumpReLU, ReLU, a carried threshold.
+"""All pre-activations that exceed their floor, without the [B, F] matrix: for JumpReLU, ReLU and running thresholds.
 
-Screened scores and `bound.order` say which places may be above; they are counted row by row, written down in order,
-rescored exactly, counted again and written out. The host waits once, for how many entries there are; more often only
-where candidates outgrow their room (1.5 times the capacity, and 2^25), when the batch is done in halves.
+Candidates are the latents whose upper bound (`bound.order`) exceeds the floor; they are counted row by row, listed in
+order, rescored exactly, counted again and written. The host synchronises once, for the number of entries; more often
+only if there are too many candidates (over 1.5 times the capacity, or 2^25), when the batch is processed in halves.
 
 Shape letters: B rows, R rows of a chunk, F latents, G groups, M candidates, N entries.
 """
@@ -20,44 +20,44 @@ from panscope.kernels.triton.groups import tops
 from panscope.kernels.triton.rescore import rescore_flat
 
 _GROUP = 32
-"""Neighbouring latents that share one number of the first pass."""
+"""Adjacent latents for which the first pass computes one maximum."""
 _BLOCK = 1024
-"""Groups or candidates at a time."""
+"""Groups or candidates processed at a time."""
 _TILE = 512
-"""Latents at a time."""
-_SPARE = 4096
-"""Candidates there is room for beyond 1.5 times the capacity."""
-_MOST = 1 << 25
-"""Candidates there is room for at most, 12 bytes each."""
+"""Latents processed at a time."""
+_EXTRA_CANDIDATES = 4096
+"""Candidates that can be listed beyond 1.5 times the capacity."""
+_MAX_CANDIDATES = 1 << 25
+"""Maximal number of candidates that can be listed, 12 bytes each."""
 
 
 def above(
     rows: InputRows, W_enc: Tensor, b_enc: Tensor, screen: Screen, floor: Tensor, capacity: int
 ) -> Entries | None:
-    """Entries with pre > floor [F], strictly; None where there are more than `capacity`."""
+    """Entries with pre > floor [F]; None if there are more than `capacity`."""
     count, (width, inputs) = len(rows.x), W_enc.shape
     launch.checked("x", rows.x, count, inputs)
     launch.checked("W_enc", W_enc, width, inputs)
     launch.checked("b_enc", b_enc, width)
     launch.checked("floor", floor, width)
-    room = min(count * width, max(width, min(capacity + capacity // 2 + _SPARE, _MOST)))
-    starts, latents, of_row = _candidates(rows, screen, b_enc, floor, room)
-    pre = torch.empty(room, dtype=torch.float32, device=rows.x.device)
-    if room:
+    max_candidates = min(count * width, max(width, min(capacity + capacity // 2 + _EXTRA_CANDIDATES, _MAX_CANDIDATES)))
+    starts, latents, of_row = _candidates(rows, screen, b_enc, floor, max_candidates)
+    pre = torch.empty(max_candidates, dtype=torch.float32, device=rows.x.device)
+    if max_candidates:
         rescore_flat(rows.x, W_enc, b_enc, of_row, latents, starts[-1], pre)
-    ends = _count(starts, latents, pre, floor, room)
+    ends = _count(starts, latents, pre, floor, max_candidates)
     candidates, entries = torch.stack((starts[-1], ends[-1])).tolist()
-    if candidates > room:
+    if candidates > max_candidates:
         return _in_halves(rows, W_enc, b_enc, screen, floor, capacity)
     if entries > capacity:
         return None
-    return _written(starts, latents, pre, floor, ends, entries)
+    return _write(starts, latents, pre, floor, ends, entries)
 
 
 def _in_halves(
     rows: InputRows, W_enc: Tensor, b_enc: Tensor, screen: Screen, floor: Tensor, capacity: int
 ) -> Entries | None:
-    """The same with half the rows at a time; one row alone always has room."""
+    """`above`, with half the rows at a time; the candidates of a single row always fit."""
     middle, found = len(rows.x) // 2, []
     for part in (slice(None, middle), slice(middle, None)):
         half = InputRows(rows.x[part], rows.low[part], rows.size[part], rows.lost[part])
@@ -72,23 +72,23 @@ def _in_halves(
 
 
 def _candidates(
-    rows: InputRows, screen: Screen, b_enc: Tensor, floor: Tensor, room: int
+    rows: InputRows, screen: Screen, b_enc: Tensor, floor: Tensor, max_candidates: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each row's candidates start [B + 1], their latents [M] and their rows [M], as far as they fit."""
+    """The start of each row's candidates [B + 1], their latents [M] and their rows [M]."""
     device, groups = rows.x.device, triton.cdiv(len(floor), _GROUP)
     starts = torch.zeros(len(rows.x) + 1, dtype=torch.int64, device=device)
-    latents, of_row = torch.empty(2, room, dtype=torch.int32, device=device)
+    latents, of_row = torch.empty(2, max_candidates, dtype=torch.int32, device=device)
     sizes = {"GROUP": _GROUP, "BLOCK": min(_BLOCK, launch.padded(groups)), "TILE": _TILE, "num_warps": 4}
     for chunk in screened(rows, screen, Latent(b_enc, screen.size, screen.lost, floor), 8 * groups):
         count, part = len(chunk.product), chunk.part
         best = tops(chunk, _GROUP, floor=True)
         listed = torch.empty_like(best, dtype=torch.int32)
         counts = torch.empty(count, dtype=torch.int64, device=device)
-        given = (chunk.product, best, *chunk.latent, chunk.rows.size, chunk.rows.lost, listed)
-        shape = (part.start, room, len(floor), groups, chunk.sums)
-        _find[(count,)](*given, counts, None, None, None, *shape, **sizes)
+        inputs = (chunk.product, best, *chunk.latent, chunk.rows.size, chunk.rows.lost, listed)
+        shape = (part.start, max_candidates, len(floor), groups, chunk.sums)
+        _find[(count,)](*inputs, counts, None, None, None, *shape, **sizes)
         starts[part.start + 1 : part.stop + 1] = counts.cumsum(0) + starts[part.start]
-        _find[(count,)](*given, None, starts, latents, of_row, *shape, **sizes)
+        _find[(count,)](*inputs, None, starts, latents, of_row, *shape, **sizes)
     return starts, latents, of_row
 
 
@@ -97,7 +97,7 @@ def _find(  # noqa: PLR0913
     product, tops, b_enc, sizes, losts, floors, row_sizes, row_losts, listed, counts, starts, latents, of_row,
     offset, room, F, G, sums, GROUP: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Count a row's candidates (where `counts` is given), or write them down from its start on."""
+    """Count a row's candidates (if `counts` is given), or list them from the row's start on."""
     row = tl.program_id(0).to(tl.int64)
     size, lost = tl.load(row_sizes + row), tl.load(row_losts + row)
     groups = list_groups(tops + row * G, listed + row * G, G, 0.0, BLOCK)
@@ -117,17 +117,17 @@ def _find(  # noqa: PLR0913
         tl.store(counts + row, held)
 
 
-def _count(starts: Tensor, latents: Tensor, pre: Tensor, floor: Tensor, room: int) -> Tensor:
-    """[B + 1] where each row's entries start."""
+def _count(starts: Tensor, latents: Tensor, pre: Tensor, floor: Tensor, max_candidates: int) -> Tensor:
+    """[B + 1] the start of each row's entries."""
     ends = torch.zeros_like(starts)
     count = len(starts) - 1
     if count:
-        _keep[(count,)](starts, latents, pre, floor, ends, None, None, room, BLOCK=_BLOCK, num_warps=4)
+        _keep[(count,)](starts, latents, pre, floor, ends, None, None, max_candidates, BLOCK=_BLOCK, num_warps=4)
     return ends.cumsum(0)
 
 
-def _written(starts: Tensor, latents: Tensor, pre: Tensor, floor: Tensor, ends: Tensor, entries: int) -> Entries:
-    """The candidates that are above."""
+def _write(starts: Tensor, latents: Tensor, pre: Tensor, floor: Tensor, ends: Tensor, entries: int) -> Entries:
+    """The candidates that exceed their floor."""
     values = torch.empty(entries, dtype=torch.float32, device=pre.device)
     places = torch.empty(entries, dtype=torch.int64, device=pre.device)
     if entries:
@@ -138,7 +138,7 @@ def _written(starts: Tensor, latents: Tensor, pre: Tensor, floor: Tensor, ends: 
 
 @triton.jit
 def _keep(starts, latents, pre, floors, ends, values, places, room, BLOCK: tl.constexpr):  # noqa: PLR0913
-    """Count what of a row's candidates is above into ends[row + 1], or (with `values`) write it from ends[row] on."""
+    """Count a row's candidates above the floor into ends[row + 1] or, with `values`, write them from ends[row] on."""
     row = tl.program_id(0)
     begin, end = tl.load(starts + row), tl.minimum(tl.load(starts + row + 1), room)
     held = tl.full((), 0, tl.int64)

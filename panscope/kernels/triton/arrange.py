@@ -1,7 +1,8 @@
-"""Each row's candidates in rising order of latents, whatever order they were found in.
+"""Sorts each row's candidates by latent.
 
-What is found when depends on the screen, down to its last bit. Results must not: sums over codes follow their order,
-and of tied candidates the first is kept. A candidate's place is the number of smaller ones; lists are short.
+The order in which candidates are found depends on the last bits of the screen, but results must not: sums over codes
+are computed in their order, and the first of tied candidates is kept. A candidate's rank is the number of smaller
+latents, which is fast because lists are short.
 
 Shape letters: R rows of a chunk, C the capacity of a row's list.
 """
@@ -13,19 +14,19 @@ import triton.language as tl
 from panscope.kernels.triton.gather import Lists
 
 _BLOCK = 128
-"""Candidates at a time."""
+"""Candidates ranked at a time."""
 _OTHERS = 64
-"""That these are compared with at a time."""
+"""Candidates that these are compared with at a time."""
 
 
-def arranged(lists: Lists) -> Lists:
-    """The same candidates, rescored ones, in order."""
+def sorted_lists(lists: Lists) -> Lists:
+    """The rescored candidates, sorted by latent."""
     found = Lists(
         torch.empty_like(lists.latents), lists.filled, torch.empty_like(lists.pre), torch.empty_like(lists.scores)
     )
-    count, room = lists.latents.shape
+    count, capacity = lists.latents.shape
     _arrange[(count,)](
-        lists.latents, lists.pre, lists.scores, lists.filled, found.latents, found.pre, found.scores, room,
+        lists.latents, lists.pre, lists.scores, lists.filled, found.latents, found.pre, found.scores, capacity,
         BLOCK=_BLOCK, OTHERS=_OTHERS, num_warps=4,
     )  # fmt: skip
     return found

@@ -1,16 +1,15 @@
-"""How far a screened score can be from the true one, and the order candidates are found in.
+"""Upper bounds of exact scores, from screened scores and the bound of their error, by which candidates are found.
 
 With s = x.w, the stored copies x' and w', and s' = the float16 result for x'.w' (all with their scales undone):
 
     |s' - s| <= |x - x'| |w| + |x'| |w - w'| + 2^-11 (1 + 2^-7) |s'| + (D + 64) 2^-23 |x'| |w'|
 
 by Cauchy-Schwarz; the third term is the rounding of the result, the last that of float32 sums, in any order and also
-when tensor cores truncate (64 is room for results below float16's range). All of it is taken 0.1 % larger, and numbers
-below float32's range are allowed for. What is not finite bounds nothing: such a place is a candidate, its exact value
-decides.
+when tensor cores truncate (64 covers results below float16's range). The bound is increased by 0.1 %, and includes the
+loss of numbers below float32's range. A latent whose bound is not finite is a candidate, and its exact value decides.
 
-Products and sums are fused explicitly: the compiler must not do it in one kernel and not in another, since what one
-finds to be above a limit has to be above it in the next.
+Multiply-adds are fused explicitly, because the compiler might fuse them in one kernel and not in another, and a bound
+must be the same in all kernels.
 
 Shape letters: B rows, R rows of a chunk, D input width, F latents.
 """
@@ -29,15 +28,15 @@ from panscope.kernels.triton.product import chunks
 
 _ROUNDING = tl.constexpr(1.001 * (2.0**-11 * (1 + 2.0**-7)))
 _BIAS = tl.constexpr(2.0**-20)
-"""Share of a bias that adding and multiplying in float32 may lose."""
+"""Relative error of a bias that is added and multiplied in float32."""
 _MORE = tl.constexpr(1.001)
-"""Norms and the bound itself are computed in float32."""
+"""Margin for computing norms and the bound itself in float32."""
 _VANISHED = tl.constexpr(1e-17)
-"""More than the norm of what is too small to be squared in float32; times 1e-16, more than products may lose to 0."""
+"""Exceeds the norm of elements too small to be squared in float32; times 1e-16, the loss of products flushed to 0."""
 
 
 class Latent(NamedTuple):
-    """What a candidate's score depends on besides the product; arguments of kernels, in this order."""
+    """The terms of a candidate's score besides the product; arguments of kernels, in this order."""
 
     b_enc: Tensor
     """[F]."""
@@ -46,35 +45,35 @@ class Latent(NamedTuple):
     lost: Tensor
     """[F] |w - w'|."""
     against: Tensor | None
-    """[F] norms that multiply a score, or the floor it has to reach."""
+    """[F] norms that multiply the score, or the floor that is subtracted from it."""
 
 
 @dataclass(frozen=True)
 class Screened:
-    """A chunk of rows with its screened scores, and what bounds their error."""
+    """A chunk of rows with its screened scores and the terms of their error bound."""
 
     part: slice
-    """Which rows of the batch they are."""
+    """The rows' slice of the batch."""
     rows: InputRows
     """[R, D]."""
     product: Tensor
     """[R, F] float16, scaled, without biases."""
     latent: Latent
     sums: float
-    """What sums may lose, as a share of |x'| |w'|."""
+    """Rounding error of sums, relative to |x'| |w'|."""
 
 
-def screened(rows: InputRows, screen: Screen, latent: Latent, beside: int) -> Iterator[Screened]:
-    """The batch in chunks that share one buffer; `beside` as in `product.chunks`."""
+def screened(rows: InputRows, screen: Screen, latent: Latent, extra_bytes: int) -> Iterator[Screened]:
+    """The batch in chunks that share one buffer; `extra_bytes` as in `product.chunks`."""
     sums = (rows.x.shape[1] + 64) * 2.0**-23
-    for part, product in chunks(rows, screen, beside):
+    for part, product in chunks(rows, screen, extra_bytes):
         chunk = InputRows(rows.x[part], rows.low[part], rows.size[part], rows.lost[part])
         yield Screened(part, chunk, product, latent, sums)
 
 
 @triton.jit
 def of_row(size, lost, sums):
-    """What a row multiplies a latent's norm by, and its loss (both 0 for a row of zeros), and its product."""
+    """A row's factors of a latent's norm and of its loss (both 0 for a row of zeros), and of the stored product."""
     near = size + lost
     for_size = (tl.fma(sums, near, lost) + tl.where(near > 0, 1e-16, 0.0)) * _MORE
     return for_size, near * _MORE * (1.0 + sums), unscale(size)
@@ -82,7 +81,7 @@ def of_row(size, lost, sums):
 
 @triton.jit
 def of_latents(b_enc, sizes, losts, f, live):
-    """Bias with what rounding may add to it, norm, loss and scale of the latents f; of no use where not `live`."""
+    """Bias plus its rounding error, norm, loss and scale of the latents f; arbitrary where not `live`."""
     b = tl.load(b_enc + f, mask=live, other=0.0)
     size = tl.load(sizes + f, mask=live, other=0.0)
     lost = tl.load(losts + f, mask=live, other=0.0)
@@ -91,7 +90,7 @@ def of_latents(b_enc, sizes, losts, f, live):
 
 @triton.jit
 def order(s, b, size, lost, undo, against, for_size, for_lost, for_undo, FLOOR: tl.constexpr):  # noqa: PLR0913
-    """An upper bound of x.w + b, times `against` (norms), or less `against` if FLOOR; infinite where it would be NaN.
+    """An upper bound of (x.w + b) * `against` (norms), or x.w + b - `against` if FLOOR; infinite in place of NaN.
 
     s and `against` as loaded; b, size, lost, undo from `of_latents`; for_size, for_lost, for_undo from `of_row`.
     """
@@ -104,7 +103,7 @@ def order(s, b, size, lost, undo, against, for_size, for_lost, for_undo, FLOOR: 
 
 @triton.jit
 def ordered(product, f, live, b_enc, sizes, losts, against, row_size, row_lost, sums, FLOOR: tl.constexpr):  # noqa: PLR0913
-    """`order` of the latents f of the row that `product` points to; -inf where not `live`."""
+    """`order` of the latents f for the row that `product` points to; -inf where not `live`."""
     s = tl.load(product + f, mask=live, other=0.0)
     b, size, lost, undo = of_latents(b_enc, sizes, losts, f, live)
     for_size, for_lost, for_undo = of_row(row_size, row_lost, sums)

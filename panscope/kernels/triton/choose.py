@@ -1,6 +1,6 @@
-"""The k best of each row's rescored candidates; exactly k of them also where scores are tied.
+"""Selects the k best of each row's rescored candidates; exactly k also if scores are tied.
 
-Shape letters: R rows of a chunk, C the capacity of a row's list, K codes a row.
+Shape letters: R rows of a chunk, C the capacity of a row's list, K codes per row.
 """
 
 import triton
@@ -12,15 +12,15 @@ from panscope.kernels.triton.gather import Lists
 from panscope.kernels.triton.kth import count_from, kth_bits, positive_bits
 
 _BLOCK = 4096
-"""Places at a time."""
+"""Candidates processed at a time."""
 
 
 def choose(lists: Lists, pre: Tensor, latents: Tensor) -> None:
-    """Write the K best by positive score to pre and latents [R, K], zeros where fewer; `lists.scores` is used up."""
-    count, room = lists.latents.shape
-    block = min(_BLOCK, launch.padded(room))
+    """Write the K best positive scores to pre and latents [R, K], padded with zeros; overwrites `lists.scores`."""
+    count, capacity = lists.latents.shape
+    block = min(_BLOCK, launch.padded(capacity))
     _choose[(count,)](
-        lists.scores, lists.pre, lists.latents, lists.filled, pre, latents, room, pre.shape[1],
+        lists.scores, lists.pre, lists.latents, lists.filled, pre, latents, capacity, pre.shape[1],
         BLOCK=block, num_warps=launch.warps(block),
     )  # fmt: skip
 
@@ -40,10 +40,10 @@ def _choose(scores, pre, lists, filled, out, latents, C, K, BLOCK: tl.constexpr)
 
 @triton.jit
 def keep(scores, pre, lists, count, k, key, to_pre, to_lists, BLOCK: tl.constexpr):  # noqa: PLR0913
-    """Move to the front what scores above `key` (the k-th score's bits) and as many of those equal to it as fit.
+    """Move the scores above `key` (the k-th score's bits) to the front, and the first of those equal to it, up to k.
 
     Scores move within `scores`; pre-activations and latents go to `to_pre` and `to_lists`, which may be `pre` and
-    `lists` themselves. Returns how many were kept.
+    `lists` themselves. Returns the number kept.
     """
     room = k - count_from(scores, count, key + 1, BLOCK)
     kept, equal = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)

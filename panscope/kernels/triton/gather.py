@@ -1,6 +1,6 @@
-"""The candidates of each row: latents whose upper bound lies in a range, out of the groups that hold any.
+"""Lists the candidates of each row: latents whose upper bound is in a range, from the groups that contain any.
 
-One program a row: it lists the groups, then reads these alone. Lists come out in rising order of latents.
+One program per row lists the groups, then reads only these. Each call appends latents in ascending order.
 
 Shape letters: R rows of a chunk, F latents, G groups, C the capacity of a row's list.
 """
@@ -16,9 +16,9 @@ from panscope.kernels.triton import launch
 from panscope.kernels.triton.bound import Screened, ordered
 
 _BLOCK = 1024
-"""Groups at a time while they are listed."""
+"""Groups processed at a time."""
 _TILE = 512
-"""Latents at a time while they are looked at; at least a group."""
+"""Latents processed at a time; at least a group."""
 
 
 @dataclass(frozen=True)
@@ -28,23 +28,23 @@ class Lists:
     latents: Tensor
     """[R, C] int32."""
     filled: Tensor
-    """[R] int32, how many; it counts on where a list is full, so that more than C tells that latents are missing."""
+    """[R] int32, the number of candidates found; more than C if a list overflowed and latents are missing."""
     pre: Tensor
-    """[R, C] exact pre-activations, once rescored."""
+    """[R, C] exact pre-activations, after rescoring."""
     scores: Tensor
-    """[R, C] what they are ranked by, likewise."""
+    """[R, C] exact scores, after rescoring."""
 
     @classmethod
-    def empty(cls, count: int, room: int, device: torch.device) -> "Lists":
-        """For `count` rows, `room` = C."""
-        latents = torch.empty(count, room, dtype=torch.int32, device=device)
+    def empty(cls, count: int, capacity: int, device: torch.device) -> "Lists":
+        """Empty lists for `count` rows of `capacity` = C candidates."""
+        latents = torch.empty(count, capacity, dtype=torch.int32, device=device)
         filled = torch.zeros(count, dtype=torch.int32, device=device)
-        pre, scores = torch.empty(2, count, room, dtype=torch.float32, device=device)
+        pre, scores = torch.empty(2, count, capacity, dtype=torch.float32, device=device)
         return cls(latents, filled, pre, scores)
 
 
 def gather(screened: Screened, tops: Tensor, group: int, low: Tensor, high: Tensor | None, lists: Lists) -> None:
-    """Append the latents whose positive order is at least `low` [R] and less than `high` [R] (None: no limit)."""
+    """Append the latents whose `bound.order` is positive, at least `low` [R] and below `high` [R] (None: no limit)."""
     rows, count, groups = screened.rows, *tops.shape
     listed = torch.empty_like(tops, dtype=torch.int32)
     _gather[(count,)](
@@ -77,7 +77,7 @@ def _gather(  # noqa: PLR0913
 
 @triton.jit
 def list_groups(tops, listed, G, low, BLOCK: tl.constexpr):
-    """Write down the groups of a row whose top is at least `low`; how many they are."""
+    """List the groups of a row whose top is at least `low`; returns their number."""
     held = tl.full((), 0, tl.int32)
     for first in range(0, G, BLOCK):
         g = first + tl.arange(0, BLOCK)
@@ -86,13 +86,13 @@ def list_groups(tops, listed, G, low, BLOCK: tl.constexpr):
         place = held + tl.cumsum(keep.to(tl.int32), axis=0) - 1
         tl.store(listed + place, g, mask=keep)
         held += tl.sum(keep.to(tl.int32), axis=0)
-    tl.debug_barrier()  # the list is read by other threads than wrote it
+    tl.debug_barrier()  # the list is read by other threads than those that wrote it
     return held
 
 
 @triton.jit
 def members(listed, first, groups, F, GROUP: tl.constexpr, TILE: tl.constexpr):
-    """The latents number `first` to `first` + TILE - 1 of the listed groups; F beyond the last."""
+    """The latents at `first` to `first` + TILE - 1 of the listed groups; F beyond the last."""
     n = first + tl.arange(0, TILE)
     live = n < groups * GROUP
     g = tl.load(listed + n // GROUP, mask=live, other=0)

@@ -1,10 +1,10 @@
-"""The gradient of one row of a matrix, formed when it is needed and kept in registers.
+"""The gradient of one row of a matrix, computed when it is needed and kept in registers.
 
     g_f = sum over entries n of f: coefficient_n * source[place_n]   + radial_f W_f   + extra[extra_index_f]
 
-Some latents are active on most rows of a batch. So that none is summed by one program alone, entries (in the order of
-latents) are cut into equal stretches, and the sum of every stretch that lies within one latent is formed beforehand;
-a program takes these sums and the entries before and after them. All is added in a fixed order.
+Some latents are active on most rows of a batch. To distribute their sums over programs, the entries (in the order of
+latents) are divided into equal stretches, and the sum of every stretch within one latent is computed first; the program
+of a latent then adds these sums and the entries before and after them. The order of all sums is fixed.
 
 Shape letters: F latents, D width of the matrix, N entries, M rows of the source, S entries of a stretch.
 """
@@ -19,16 +19,16 @@ from torch import Tensor
 from panscope.kernels.backend import Contribution, Gradient
 from panscope.kernels.triton import launch
 
-_STRETCH = 128
-"""Entries, at least."""
-_MOST = 4096
-"""Stretches of a batch; what their sums take is this times D."""
+_MIN_STRETCH = 128
+"""Least number of entries of a stretch."""
+_MAX_STRETCHES = 4096
+"""Maximal number of stretches of a batch; their sums take this times D numbers."""
 _TOGETHER = 8
 _COLUMNS = 512
 
 
 class Parts(NamedTuple):
-    """What kernels need of a gradient, as arguments in this order."""
+    """A gradient as arguments of kernels, in this order."""
 
     starts: Tensor | None
     """[F + 1]."""
@@ -39,7 +39,7 @@ class Parts(NamedTuple):
     source: Tensor | None
     """[M, D]."""
     sums: Tensor | None
-    """[N // S, D], meaningful for stretches within one latent."""
+    """[N // S, D], valid for stretches within one latent only."""
     shift: int
     """log2 S."""
     radial: Tensor | None
@@ -51,31 +51,31 @@ class Parts(NamedTuple):
 
 
 def parts(W: Tensor, gradient: Gradient) -> Parts:
-    """Prepare a gradient of W [F, D]."""
-    given = gradient.contribution
-    outer = (gradient.radial, gradient.extra_index, gradient.extra if gradient.extra_index is not None else None)
-    if given is None or not len(given.coefficients):
-        return Parts(None, None, None, None, None, 0, *outer)
-    launch.checked("source", given.source, len(given.source), W.shape[1])
-    coefficients = given.coefficients.index_select(0, given.grouped.order)
-    places = given.places.index_select(0, given.grouped.order)
-    stretch = max(_STRETCH, triton.next_power_of_2(triton.cdiv(len(places), _MOST)))
-    sums = _sums(given, coefficients, places, stretch)
+    """The kernel arguments of a gradient of W [F, D]."""
+    entries = gradient.contribution
+    others = (gradient.radial, gradient.extra_index, gradient.extra if gradient.extra_index is not None else None)
+    if entries is None or not len(entries.coefficients):
+        return Parts(None, None, None, None, None, 0, *others)
+    launch.checked("source", entries.source, len(entries.source), W.shape[1])
+    coefficients = entries.coefficients.index_select(0, entries.grouped.order)
+    places = entries.places.index_select(0, entries.grouped.order)
+    stretch = max(_MIN_STRETCH, triton.next_power_of_2(triton.cdiv(len(places), _MAX_STRETCHES)))
+    sums = _sums(entries, coefficients, places, stretch)
     shift = stretch.bit_length() - 1
-    return Parts(given.grouped.starts, coefficients, places, given.source, sums, shift, *outer)
+    return Parts(entries.grouped.starts, coefficients, places, entries.source, sums, shift, *others)
 
 
-def _sums(given: Contribution, coefficients: Tensor, places: Tensor, stretch: int) -> Tensor:
-    """[N // S, D] the sum of each stretch that one latent fills."""
-    count, width = len(places) // stretch, given.source.shape[1]
+def _sums(entries: Contribution, coefficients: Tensor, places: Tensor, stretch: int) -> Tensor:
+    """[N // S, D] the sum of each stretch within one latent."""
+    count, width = len(places) // stretch, entries.source.shape[1]
     sums = torch.empty(count, width, dtype=torch.float32, device=places.device)
     if count:
         firsts = torch.arange(0, count * stretch, stretch, device=places.device)
-        owners = torch.searchsorted(given.grouped.starts, firsts, right=True) - 1
+        owners = torch.searchsorted(entries.grouped.starts, firsts, right=True) - 1
         columns = min(_COLUMNS, launch.padded(width))
         across = triton.cdiv(width, columns)
         _sum_stretch[(count * across,)](
-            given.grouped.starts, owners, coefficients, places, given.source, sums, stretch, width, across,
+            entries.grouped.starts, owners, coefficients, places, entries.source, sums, stretch, width, across,
             TOGETHER=_TOGETHER, COLUMNS=columns, num_warps=4,
         )  # fmt: skip
     return sums
@@ -105,7 +105,7 @@ def _sum_stretch(  # noqa: PLR0913
 
 @triton.jit
 def entries_row(f, column, D, starts, coefficients, places, source, sums, shift, BLOCK: tl.constexpr):  # noqa: PLR0913
-    """[BLOCK] what the entries of latent f add to these columns; 0 beyond the end."""
+    """[BLOCK] the entries' part of the gradient of row f in these columns; 0 beyond the end."""
     g = tl.zeros([BLOCK], tl.float32)
     if starts is not None:
         begin, end = tl.load(starts + f), tl.load(starts + f + 1)
@@ -120,7 +120,7 @@ def entries_row(f, column, D, starts, coefficients, places, source, sums, shift,
 
 @triton.jit
 def others_row(g, w, f, column, D, radial, extra_index, extra):  # noqa: PLR0913
-    """g + what the other parts of the gradient add, w being these columns of row f."""
+    """g plus the other parts of the gradient; w are these columns of row f."""
     if radial is not None:
         g += tl.load(radial + f) * w
     if extra_index is not None:
@@ -131,7 +131,7 @@ def others_row(g, w, f, column, D, radial, extra_index, extra):  # noqa: PLR0913
 
 @triton.jit
 def _add(g, coefficients, places, source, begin, end, column, D):  # noqa: PLR0913
-    """g + the entries begin to end - 1, four at a time so that their rows are under way together."""
+    """g plus the entries begin to end - 1, four at a time, so that their rows are loaded concurrently."""
     for n in range(begin, end, 4):
         one, first = _entry(coefficients, places, source, n, end, column, D)
         two, second = _entry(coefficients, places, source, n + 1, end, column, D)

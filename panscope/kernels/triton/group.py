@@ -1,8 +1,8 @@
-"""Entries latent by latent: a stable sort of the latents' numbers, and where each begins.
+"""Groups entries by latent: a stable sort of their latents, and the start of each latent.
 
-The sort is torch's radix sort on integers of 16 or 32 bits: a few passes over 4 bytes an entry, 0.1 ms or so at 400,000
-entries, where the step takes 20. A counting sort of our own would save little and needs ordered atomics to be
-stable. `torch.bincount` is avoided, it waits for the device.
+The sort is torch's radix sort on integers of 16 or 32 bits: a few passes over 4 bytes per entry, about 0.1 ms for
+400,000 entries, of the 20 ms of a step. A separate counting sort would save little and needs ordered atomics to be
+stable. `torch.bincount` is avoided because it synchronises with the device.
 
 Shape letters: F latents, N entries.
 """

@@ -1,7 +1,7 @@
-"""One pass over the screened scores: the most that any latent of a group of neighbours can score.
+"""One pass over the screened scores that computes an upper bound for each group of adjacent latents.
 
-Everything later looks at a group's scores only if this says so. A program takes a block of latents through several
-rows, so that what belongs to latents is read once for all of them.
+Later kernels read a group's scores only if its bound is high enough. A program processes a block of latents for several
+rows, so that the latents' terms are read once for all of these rows.
 
 Shape letters: R rows of a chunk, F latents, G groups.
 """
@@ -14,9 +14,9 @@ from torch import Tensor
 from panscope.kernels.triton.bound import Screened, of_latents, of_row, order
 
 _LATENTS = 1024
-"""Of a program."""
+"""Latents per program."""
 _ROWS = 16
-"""Of a program."""
+"""Rows per program."""
 
 
 def tops(screened: Screened, group: int, floor: bool) -> Tensor:
@@ -45,7 +45,7 @@ def _tops(  # noqa: PLR0913
     other = against if against is None else tl.load(against + f, mask=f < F, other=0.0)
     begin = (program // across) * ROWS
     for row in range(begin, begin + ROWS, 4):
-        # Four rows are loaded before the first is looked at, so that memory is never waited for row by row.
+        # Four rows are loaded before the first is processed, so that their loads overlap.
         s0, size0, lost0 = _row(product, row_sizes, row_losts, row, f, R, F)
         s1, size1, lost1 = _row(product, row_sizes, row_losts, row + 1, f, R, F)
         s2, size2, lost2 = _row(product, row_sizes, row_losts, row + 2, f, R, F)
@@ -63,7 +63,7 @@ def _tops(  # noqa: PLR0913
 
 @triton.jit
 def _row(product, row_sizes, row_losts, row, f, R, F):
-    """Products with the latents f, norm and loss of a row; 0 beyond the last."""
+    """A row's products with the latents f, its norm and its loss; 0 beyond the last row."""
     there = row < R
     at = product + tl.cast(row, tl.int64) * F
     size = tl.load(row_sizes + row, mask=there, other=0.0)
@@ -73,7 +73,7 @@ def _row(product, row_sizes, row_losts, row, f, R, F):
 
 @triton.jit
 def _top(s, row_size, row_lost, b, size, lost, undo, other, live, sums, FLOOR: tl.constexpr):  # noqa: PLR0913
-    """The largest of each group; -inf throughout a row with NaN."""
+    """The largest `order` of each group; -inf for a row with NaN."""
     for_size, for_lost, for_undo = of_row(row_size, row_lost, sums)
     best = order(s, b, size, lost, undo, other, for_size, for_lost, for_undo, FLOOR)
     top = tl.max(tl.where(live, best, -float("inf")), axis=1)

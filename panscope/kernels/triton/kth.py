@@ -1,6 +1,6 @@
 """The k-th largest positive number of each row, by bisection on the bits: 31 counts, no sort.
 
-Positive floats are ordered as their bits read as integers are. Rows stay in the nearest cache between counts.
+Positive floats have the order of their bits as integers. Rows stay in the L1 cache between counts.
 
 Shape letters: R rows, C columns.
 """
@@ -13,13 +13,13 @@ from torch import Tensor
 from panscope.kernels.triton import launch
 
 _BLOCK = 4096
-"""Columns at a time."""
+"""Columns processed at a time."""
 
 
 def kth(values: Tensor, k: int, filled: Tensor | None = None) -> Tensor:
-    """[R] the k-th largest of each row of values [R, C], 0 where fewer than k are positive; NaN counts as 0.
+    """[R] the k-th largest of each row of values [R, C], 0 if fewer than k are positive; NaN counts as 0.
 
-    Only the first `filled` [R] columns of a row count, where that is given.
+    If `filled` [R] is given, only the first `filled` columns of a row are used.
     """
     count, width = values.shape
     out = torch.empty(count, dtype=torch.float32, device=values.device)
@@ -40,7 +40,7 @@ def _kth(values, filled, out, C, k, BLOCK: tl.constexpr):
 
 @triton.jit
 def kth_bits(values, count, k, BLOCK: tl.constexpr):
-    """The bits (int32) of the k-th largest positive of `count` values, 0 where there are fewer."""
+    """The bits (int32) of the k-th largest positive of `count` values, 0 if there are fewer."""
     key = tl.full((), 0, tl.int32)
     for step in range(31):
         trial = key | (1 << (30 - step))
@@ -50,7 +50,7 @@ def kth_bits(values, count, k, BLOCK: tl.constexpr):
 
 @triton.jit
 def count_from(values, count, key, BLOCK: tl.constexpr):
-    """How many of `count` values have at least these bits."""
+    """The number of `count` values whose bits are at least `key`."""
     found = tl.full((), 0, tl.int32)
     for first in range(0, count, BLOCK):
         n = first + tl.arange(0, BLOCK)
@@ -61,5 +61,5 @@ def count_from(values, count, key, BLOCK: tl.constexpr):
 
 @triton.jit
 def positive_bits(value):
-    """The bits of what is positive, 0 for the rest and for NaN."""
+    """The bits of a positive value, 0 for others and for NaN."""
     return tl.where(value > 0, value, 0.0).to(tl.int32, bitcast=True)

@@ -1,4 +1,4 @@
-"""How wide a program is and how many warps run it: plain functions of a width, so that nothing is tuned at run time."""
+"""Launch parameters: block sizes, warps and number of programs as functions of the width, without autotuning."""
 
 import torch
 import triton
@@ -6,25 +6,25 @@ from torch import Tensor
 
 
 def padded(width: int, least: int = 16) -> int:
-    """The power of two that holds `width` columns: Triton's blocks have no other sizes."""
+    """The power of two, at least `least`, that holds `width` columns: the size of a Triton block is a power of two."""
     return max(least, triton.next_power_of_2(width))
 
 
 def warps(block: int) -> int:
-    """Warps for a block of that many elements: 16 elements a thread from 2048 elements on, fewer below."""
+    """Number of warps for a block of that many elements: 16 elements per thread from 2048 elements on, fewer below."""
     return min(16, max(4, block // 512))
 
 
 def programs(device: torch.device, wanted: int, each: int = 8) -> int:
-    """At most `each` programs a multiprocessor, for kernels whose programs walk through work of unknown length."""
+    """Number of programs, at most `each` per multiprocessor, for kernels whose programs loop over their work."""
     if device.type != "cuda":
         return max(1, min(wanted, 2))
     return max(1, min(wanted, each * torch.cuda.get_device_properties(device).multi_processor_count))
 
 
 def checked(name: str, tensor: Tensor, *shape: int) -> Tensor:
-    """The tensor, after a check that it is what pointer arithmetic takes it for."""
-    assert tensor.shape == shape, f"{name} is {tuple(tensor.shape)}, not {shape}"
+    """The tensor, after assertions that it has this shape and is contiguous float32, as pointer arithmetic assumes."""
+    assert tensor.shape == shape, f"{name} has the shape {tuple(tensor.shape)}, not {shape}"
     assert tensor.dtype == torch.float32, f"{name} is {tensor.dtype}, not float32"
     assert tensor.is_contiguous(), f"{name} is not contiguous"
     return tensor

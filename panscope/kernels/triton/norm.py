@@ -1,4 +1,4 @@
-"""The sum of squares of a whole gradient, without the gradient: for clipping.
+"""The sum of squares of a whole gradient, for clipping, without forming the gradient as a matrix.
 
 Shape letters: F latents, D width of the matrix.
 """
@@ -13,11 +13,11 @@ from panscope.kernels.triton import launch
 from panscope.kernels.triton.gradient import entries_row, others_row, parts
 
 _BLOCK = 8192
-"""Columns at a time."""
+"""Columns processed at a time."""
 
 
 def squared_norm(W: Tensor, gradient: Gradient, project: bool) -> Tensor:
-    """[] float64: each latent's sum in float32, over latents in float64; W [F, D]."""
+    """[] float64: the sum is in float32 within a row of W [F, D] and in float64 over rows."""
     count, width = W.shape
     launch.checked("W", W, count, width)
     squares = torch.empty(count, dtype=torch.float32, device=W.device)

@@ -1,6 +1,6 @@
-"""The screening product, a chunk of rows at a time: the one dense product of a step.
+"""The screening product in chunks of rows: the one dense product of a step.
 
-cuBLAS computes it. A chunk bounds the memory; it is far larger than the cache all the same, since a product of few rows
+cuBLAS computes it. Chunks limit the memory; they are nevertheless far larger than the cache, since products of few rows
 would read the encoder too often.
 
 Shape letters: B rows, D input width, F latents, R rows of a chunk.
@@ -16,20 +16,20 @@ from torch import Tensor
 from panscope.kernels.backend import InputRows, Screen
 
 _BYTES = 1 << 29
-"""Of everything that a chunk's rows need."""
+"""Memory of all that a chunk's rows need."""
 _TILE = 256
-"""Chunks are whole numbers of this many rows, for cuBLAS."""
+"""The number of rows of a chunk is a multiple of this, for cuBLAS."""
 _SETTING = Lock()
-"""Held while torch's setting is changed: it is the process's, and several threads may step at once."""
+"""Held while torch's setting is changed: it is global, and several threads may run a step at once."""
 
 
-def chunks(rows: InputRows, screen: Screen, beside: int) -> Iterator[tuple[slice, Tensor]]:
-    """The rows of each chunk and their products [R, F] as float16, scaled as both factors are, in one reused buffer.
+def chunks(rows: InputRows, screen: Screen, extra_bytes: int) -> Iterator[tuple[slice, Tensor]]:
+    """The slice of each chunk and its products [R, F] in float16, scaled like both factors, in one reused buffer.
 
-    `beside` bytes a row are what the caller keeps for each row of a chunk.
+    `extra_bytes` is the memory per row that the caller needs in addition.
     """
     count, width = len(rows.x), len(screen.low)
-    most = _BYTES // (2 * width + beside)
+    most = _BYTES // (2 * width + extra_bytes)
     most = min(count, most // _TILE * _TILE or max(1, most))
     buffer = torch.empty(most, width, dtype=torch.float16, device=rows.x.device)
     for first in range(0, count, max(1, most)):
@@ -42,7 +42,7 @@ def chunks(rows: InputRows, screen: Screen, beside: int) -> Iterator[tuple[slice
 
 @contextmanager
 def _full_sums() -> Iterator[None]:
-    """Partial sums stay float32: cuBLAS may otherwise add them in float16, which the bound does not cover."""
+    """A context in which cuBLAS keeps partial sums in float32: the error bound does not cover sums in float16."""
     settings = torch.backends.cuda.matmul
     with _SETTING:
         before = settings.allow_fp16_reduced_precision_reduction

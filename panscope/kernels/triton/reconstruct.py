@@ -1,7 +1,7 @@
-"""Decode, error, and what the error says to codes and decoder: one program a row.
+"""Decodes codes and computes the errors and their gradients for codes and decoder: one program per row.
 
-A program walks along the columns, 128 at a time: the codes' W_dec columns are read from memory once for the
-reconstruction and, right after, once more from cache for the slopes. Nested prefixes take turns within each step.
+A program loops over the columns, 128 at a time: the codes' W_dec columns are read from memory for the reconstruction
+and directly afterwards from cache for the codes' gradients (`slopes`). All nested prefixes are processed in each step.
 
 Shape letters: B rows, E output width, F latents, N entries, P prefixes.
 """
@@ -18,15 +18,15 @@ from panscope.kernels.backend import Entries, Reconstruction
 from panscope.kernels.triton import launch
 
 _COLUMNS = 128
-"""At a time: the codes' pieces of W_dec that are read twice have to stay in cache between."""
+"""Columns processed at a time: few enough for the codes' parts of W_dec to stay in cache until the second read."""
 _TOGETHER = 32
-"""Entries at a time."""
+"""Entries processed at a time."""
 
 
 def reconstruct(
     codes: Entries, W_dec: Tensor, base: Tensor, y: Tensor, weights: Tensor, ends: Sequence[int]
 ) -> Reconstruction:
-    """y_hat = base [E] or [B, E] + the codes of each prefix, against y [B, E]; see `backend.Reconstruction`."""
+    """y_hat = base [E] or [B, E] + the decoded codes of each prefix, and its error from y [B, E]."""
     (count, width), prefixes = y.shape, len(ends)
     launch.checked("y", y, count, width)
     launch.checked("W_dec", W_dec, len(W_dec), width)
@@ -47,7 +47,7 @@ def reconstruct(
 
 @lru_cache(maxsize=64)
 def _limits(ends: tuple[int, ...], device: torch.device) -> Tensor:
-    """[P + 1] int64, from 0; kept, since a copy from the host would wait for the device."""
+    """[P + 1] int64, from 0; cached, since a copy from the host would synchronise with the device."""
     return torch.tensor((0, *ends), dtype=torch.int64, device=device)
 
 
@@ -106,7 +106,7 @@ def _decoded(  # noqa: PLR0913
 
 @triton.jit
 def _slopes(slopes, latents, W_dec, begin, end, low, high, pulled, column, further, E, TOGETHER: tl.constexpr):  # noqa: PLR0913
-    """Add pulled . W_dec[latent] over these columns to the slope of the row's entries in the prefix."""
+    """Add pulled . W_dec[latent] over these columns to the slopes of the row's entries in the prefix."""
     for first in range(begin, end, TOGETHER):
         n = first + tl.arange(0, TOGETHER)
         f = tl.load(latents + n, mask=n < end, other=-1)

@@ -1,7 +1,7 @@
 """Exact pre-activations of candidates: float32 products, summed in float32 without tensor cores.
 
-A program takes 16 candidates and walks along the columns with all their rows of W_enc at once, so that many loads are
-under way together: this is the part that reads W_enc's float32 rows, and it runs at the speed of memory.
+A program processes 16 candidates and loops over the columns of all their rows of W_enc at once, so that many loads
+overlap: this kernel reads W_enc's float32 rows and is limited by memory bandwidth.
 
 Shape letters: R rows of a chunk, C the capacity of a row's list, D input width, F latents, M candidates of a batch.
 """
@@ -15,26 +15,26 @@ from panscope.kernels.triton.bound import Screened
 from panscope.kernels.triton.gather import Lists
 
 _TILE = 16
-"""Candidates of a program."""
+"""Candidates per program."""
 _COLUMNS = 256
-"""At a time."""
+"""Columns processed at a time."""
 
 
 def rescore_lists(screened: Screened, W_enc: Tensor, lists: Lists, first: Tensor | None) -> None:
-    """Exact pre = x.w + b and scores = pre * norms of places `first` [R] (None: 0) to `filled` of the lists."""
-    count, room = lists.latents.shape
-    tiles = triton.cdiv(room, _TILE)
+    """Write exact pre = x.w + b and scores = pre * norms of the lists, from index `first` [R] (None: 0) to `filled`."""
+    count, capacity = lists.latents.shape
+    tiles = triton.cdiv(capacity, _TILE)
     width = W_enc.shape[1]
     _lists[(count * tiles,)](
         screened.rows.x, W_enc, screened.latent.b_enc, screened.latent.against, lists.latents, first, lists.filled,
-        lists.pre, lists.scores, width, room, tiles, TILE=_TILE, COLUMNS=_columns(width), num_warps=4,
+        lists.pre, lists.scores, width, capacity, tiles, TILE=_TILE, COLUMNS=_columns(width), num_warps=4,
     )  # fmt: skip
 
 
 def rescore_flat(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, rows: Tensor, latents: Tensor, count: Tensor, pre: Tensor
 ) -> None:
-    """pre [M] = exact x.w + b of rows and latents [M], up to `count` [] int64 of them, as many as there may be."""
+    """pre [M] = exact x.w + b for pairs of rows and latents [M]; only the first `count` [] int64 are computed."""
     width = x.shape[1]
     grid = launch.programs(x.device, triton.cdiv(len(pre), _TILE))
     _flat[(grid,)](
@@ -84,7 +84,7 @@ def _flat(  # noqa: PLR0913
 
 @triton.jit
 def products(x, W_enc, row, f, live, D, TILE: tl.constexpr, COLUMNS: tl.constexpr):  # noqa: PLR0913
-    """[TILE] x_row . w_f of one row and several latents f; 0 where not `live`."""
+    """[TILE] x_row . w_f for one row and several latents f; 0 where not `live`."""
     total = tl.zeros([TILE, COLUMNS], tl.float32)
     weight = W_enc + f.to(tl.int64)[:, None] * D
     for begin in range(0, D, COLUMNS):
@@ -97,7 +97,7 @@ def products(x, W_enc, row, f, live, D, TILE: tl.constexpr, COLUMNS: tl.constexp
 
 @triton.jit
 def pair_products(x, W_enc, row, f, live, D, TILE: tl.constexpr, COLUMNS: tl.constexpr):  # noqa: PLR0913
-    """[TILE] x_row . w_f of as many rows as latents; 0 where not `live`."""
+    """[TILE] x_row . w_f for pairs of rows and latents; 0 where not `live`."""
     total = tl.zeros([TILE, COLUMNS], tl.float32)
     weight, given = W_enc + f.to(tl.int64)[:, None] * D, x + row[:, None] * D
     for begin in range(0, D, COLUMNS):

@@ -1,6 +1,6 @@
-"""Rows in the precision that screens, their norms, and the norm of what the rounding lost.
+"""Conversion of rows to the screen's precision, with their norms and the norms of the rounding errors.
 
-The same kernel reads a batch (centred on the way) and an encoder. One program a row, which it reads three times, from
+The same kernel processes a batch (which it centres) and an encoder. One program per row reads it three times, from
 cache after the first.
 
 Shape letters: R rows of either, D their width.
@@ -16,25 +16,25 @@ from panscope.kernels.triton import launch
 from panscope.kernels.triton.half import scale, unscale
 
 _BLOCK = 4096
-"""Columns at a time."""
+"""Columns processed at a time."""
 
 
 def rows(x: Tensor, centre: Tensor | None) -> InputRows:
-    """x [B, D] less centre [D], in float32 and scaled float16; x itself where nothing has to be done to it."""
+    """x [B, D] - centre [D], in float32 and scaled float16; not copied if x is contiguous float32 without centre."""
     same = centre is None and x.dtype == torch.float32 and x.is_contiguous()
     if x.stride(1) != 1:
         x = x.contiguous()
     out = x if same else torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    return InputRows(out, *_narrowed(x, centre, None if same else out))
+    return InputRows(out, *_to_half(x, centre, None if same else out))
 
 
 def screen(W_enc: Tensor) -> Screen:
     """W_enc [F, D] in scaled float16, with norms."""
-    return Screen(*_narrowed(launch.checked("W_enc", W_enc.detach(), *W_enc.shape), None, None))
+    return Screen(*_to_half(launch.checked("W_enc", W_enc.detach(), *W_enc.shape), None, None))
 
 
-def _narrowed(x: Tensor, centre: Tensor | None, out: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Scaled float16 [R, D], norms [R] and norms of the loss [R]; x - centre goes to `out`."""
+def _to_half(x: Tensor, centre: Tensor | None, out: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled float16 [R, D], norms [R] and norms of the rounding errors [R]; writes x - centre to `out`."""
     count, width = x.shape
     low = torch.empty(x.shape, dtype=torch.float16, device=x.device)
     size, lost = torch.empty(2, count, dtype=torch.float32, device=x.device)
@@ -52,7 +52,7 @@ def _narrow(x, centre, out, low, size, lost, stride, D, BLOCK: tl.constexpr):  #
     top = 0.0
     for first in range(0, D, BLOCK):
         top = tl.maximum(top, tl.max(tl.abs(_centred(x, centre, row, stride, first, D, BLOCK)), axis=0))
-    # Squares of shares of the largest neither overflow nor vanish.
+    # Squares of elements divided by the largest neither overflow nor underflow.
     unit = tl.where((top > 0) & (top < float("inf")), top, 1.0)
     squares, losses = 0.0, 0.0
     for first in range(0, D, BLOCK):

@@ -1,6 +1,7 @@
-"""The rows whose list of candidates was too short: a walk over all latents that keeps the best so far.
+"""A loop over all latents that keeps the best, for rows whose list of candidates overflowed.
 
-Correct for every input and slow; it is for rows with thousands of near-equal scores. All other rows leave at once.
+Correct for every input, but slow; needed only for rows with thousands of near-equal scores. For other rows it returns
+immediately.
 
 Shape letters: R rows of a chunk, C the capacity of a row's list, D input width, F latents.
 """
@@ -17,22 +18,19 @@ from panscope.kernels.triton.kth import kth_bits
 from panscope.kernels.triton.rescore import products
 
 TILE = 64
-"""Latents at a time; lists need room for so many beside the k best."""
+"""Latents processed at a time; lists need a capacity of at least k plus this."""
 _BLOCK = 4096
 _COLUMNS = 128
 
 
 def scan(screened: Screened, W_enc: Tensor, k: int, low: Tensor, lists: Lists) -> None:
-    """Where a list overflowed: fill it anew, the k best of all latents among what it holds.
-
-    `low` [R] is at most the k-th best score.
-    """
-    rows, (count, room) = screened.rows, lists.latents.shape
+    """Refill each list that overflowed with latents that include the k best; `low` [R] is at most the k-th score."""
+    rows, (count, capacity) = screened.rows, lists.latents.shape
     width = W_enc.shape[1]
     _scan[(count,)](
         screened.product, rows.x, W_enc, *screened.latent, rows.size, rows.lost, low,
-        lists.latents, lists.filled, lists.pre, lists.scores, width, len(W_enc), room, k, screened.sums,
-        TILE=TILE, COLUMNS=min(_COLUMNS, launch.padded(width)), BLOCK=min(_BLOCK, launch.padded(room)), num_warps=4,
+        lists.latents, lists.filled, lists.pre, lists.scores, width, len(W_enc), capacity, k, screened.sums,
+        TILE=TILE, COLUMNS=min(_COLUMNS, launch.padded(width)), BLOCK=min(_BLOCK, launch.padded(capacity)), num_warps=4,
     )  # fmt: skip
 
 

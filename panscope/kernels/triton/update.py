@@ -1,8 +1,8 @@
-"""Gradient, projection, Adam, unit norm and the screen's row in one pass over a matrix: one program a latent.
+"""Gradient, projection, Adam, unit norm and the screen's row in one pass over a matrix: one program per latent.
 
-Weights and moments are read once and written once; the gradient never leaves registers. They are loaded after the
-entries' rows are summed, so that registers are free for several of those rows at once. Latents without entries take the
-same steps: their moments decay and their weights move, as in torch's Adam.
+Weights and moments are read once and written once, and the gradient stays in registers. Weights and moments are loaded
+after the entries' rows are summed, so that registers are free for several of those rows at once. Latents without
+entries are updated as well: their moments decay and their weights move, as in torch's Adam.
 
 Shape letters: F latents, D width of the matrix.
 """
@@ -22,7 +22,7 @@ from panscope.kernels.triton.half import scale as scale_of
 from panscope.kernels.triton.half import unscale
 
 WIDEST = 8192
-"""Columns that a program keeps in registers; wider rows are read again for every step that needs the whole row."""
+"""Columns that a program can keep in registers; wider rows are read again for each operation on the whole row."""
 _TINY = tl.constexpr(1.1754943508222875e-38)
 
 
@@ -30,14 +30,14 @@ class _Rates(NamedTuple):
     """Adam's constants of one step, as arguments of kernels."""
 
     rate: float
-    """Learning rate, corrected for the first moment's start at 0."""
+    """Learning rate divided by the bias correction of the first moment."""
     towards: float
     """1 - beta1."""
     beta2: float
     rest: float
     """1 - beta2."""
     root: float
-    """Correction for the second moment's start at 0."""
+    """Square root of the bias correction of the second moment."""
     eps: float
 
 
@@ -60,7 +60,7 @@ def _rates(adam: AdamStep) -> _Rates:
 
 
 def _screen(finish: Finish) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The screen's rows [F, D], norms [F] and norms of the loss [F]."""
+    """The screen's rows [F, D], norms [F] and norms of the rounding errors [F]."""
     return (None, None, None) if finish.screen is None else (finish.screen.low, finish.screen.size, finish.screen.lost)
 
 
@@ -105,7 +105,7 @@ def _update_wide(  # noqa: PLR0913
     starts, coefficients, places, source, sums, shift, radial, extra_index, extra,
     PROJECT: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The same, block after block."""
+    """`_update` for rows wider than WIDEST, in blocks of columns."""
     if tl.load(ok) == 0:
         return
     f = tl.program_id(0).to(tl.int64)
@@ -140,7 +140,7 @@ def _update_wide(  # noqa: PLR0913
 
 @triton.jit
 def _finish_wide(W, D, f, squares, low, size, lost, norms, UNIT: tl.constexpr, BLOCK: tl.constexpr):  # noqa: PLR0913
-    """Unit norm, norms and the screen of a row that has just been written."""
+    """Apply unit norm, norms and screen to a row that has just been written."""
     lane = tl.arange(0, BLOCK)
     tl.debug_barrier()
     if UNIT:
@@ -166,7 +166,7 @@ def _finish_wide(W, D, f, squares, low, size, lost, norms, UNIT: tl.constexpr, B
 
 @triton.jit
 def _narrowed(w, norm):
-    """Scaled float16 of a row's weights and what that loses, scaled too."""
+    """A row's weights in scaled float16 and their rounding errors, with the same scale."""
     scaled = w * scale_of(norm)
     half = scaled.to(tl.float16)
     return half, scaled - half.to(tl.float32)

@@ -16,7 +16,7 @@ from tests.support.cpu_oracle import DTYPES, PROPERTY, Case, above, cases, check
 @given(cases(), st.floats(0, 1), st.integers(0, 99))
 @PROPERTY
 def test_against_exact_preactivations(case: Case, share: float, seed: int) -> None:
-    """Both screens give the same bits, and those are right: floors at which few, many and all are above."""
+    """Both screens give the same bits, and correct ones: floors that few, many and all exceed."""
     finite = case.exact()[case.rounding().isfinite()]
     middle = float(finite.quantile(share)) if len(finite) else 0.0
     floor = (draw("normal", seed, len(case.W_enc)) * abs(middle) / 4 + middle).clamp(-3e38, 3e38)
@@ -31,8 +31,8 @@ def test_against_exact_preactivations(case: Case, share: float, seed: int) -> No
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_several_chunks_and_pieces(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads hand over what they found in many pieces, of rows with about 50 entries each."""
-    monkeypatch.setattr(above_file, "_FOUND", 100)
+    """Threads copy their entries in many pieces, of rows with about 50 entries each."""
+    monkeypatch.setattr(above_file, "_BUFFERED_ENTRIES", 100)
     case = Case(draw("normal", 0, 307, 40), draw("normal", 1, 1001, 40), draw("normal", 2, 1001))
     floor = torch.full((1001,), 10.0)
     check_above(above(kernels(dtype, 2), case, floor), case, floor)
@@ -40,7 +40,7 @@ def test_several_chunks_and_pieces(dtype: torch.dtype, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_where_bfloat16_leaves_nearly_everything_open(dtype: torch.dtype) -> None:
-    """A mean that no latent sees, but the rounding does: the chunk goes on in float32, in the order of rows."""
+    """A mean that is orthogonal to all latents but increases rounding: the chunk continues in float32, in row order."""
     W_enc = draw("normal", 1, 2000, 64)
     W_enc -= W_enc.mean(dim=1, keepdim=True)
     case = Case(draw("normal", 0, 64, 64) + 300, W_enc, torch.zeros(2000))
@@ -50,7 +50,7 @@ def test_where_bfloat16_leaves_nearly_everything_open(dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_capacity(dtype: torch.dtype) -> None:
-    """As many entries as there is room for are returned, one more is None."""
+    """As many entries as the capacity are returned; one more returns None."""
     case = Case(draw("normal", 0, 90, 8), draw("normal", 1, 300, 8), torch.zeros(300))
     floor = torch.zeros(300)
     all_of_them = above(kernels(dtype, 2), case, floor)
@@ -66,7 +66,7 @@ def test_capacity(dtype: torch.dtype) -> None:
 
 
 def test_over_capacity_no_more_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once there is too much, no further chunk is begun: memory stays near the capacity however many rows come."""
+    """Once the capacity is exceeded no further chunk is started: memory is limited for any number of rows."""
     tasks: list[int] = []
     run = Threads.run
 
@@ -94,7 +94,7 @@ def test_the_floor_is_strict(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bad_numbers(dtype: torch.dtype) -> None:
-    """NaN in a row, in a latent, and in a floor is never above; what is infinite is; the rest is as without."""
+    """NaN in a row, a latent or a floor is never above the floor; infinity is; other entries are not affected."""
     case = Case(draw("normal", 0, 5, 20), draw("normal", 1, 90, 20), draw("normal", 2, 90))
     x, W_enc, floor = case.x.clone(), case.W_enc.clone(), torch.ones(90)
     x[1, 3], x[3, 0] = torch.nan, torch.inf

@@ -1,4 +1,4 @@
-"""The bound on the screen's error holds, on numbers made to break it, and it is not much too wide.
+"""The bound of the screen's error holds for adversarial numbers, and is not much too wide.
 
 Shape letters: B rows, D input width, F latents.
 """
@@ -25,7 +25,7 @@ OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract"}, "error_model": "
 
 @numba.njit(**OPTIONS)
 def bounds(screened: Any, size: Any, lost: Any, terms: Any, scores: Any, most: Any, least: Any) -> None:
-    """scores and most [B, F]: the screened scores and the upper bounds; infinite where the row is not screened.
+    """scores and most [B, F]: the screened scores and the upper bounds; infinite if the row is not screened.
 
     least [B, G]: what the groups' best have for certain.
     """
@@ -43,23 +43,23 @@ def bounds(screened: Any, size: Any, lost: Any, terms: Any, scores: Any, most: A
 
 @dataclass(frozen=True)
 class Found:
-    """What screening says, in float64."""
+    """The results of screening, in float64."""
 
     scores: Tensor
     """[B, F]."""
     reach: Tensor
-    """[B, F] by how much the exact scores may exceed or undercut those; infinite where the row is not screened."""
+    """[B, F] the bound of their difference to the exact scores; infinite if the row is not screened."""
     most_of_group: Tensor
-    """[B, F] the most that the best of the latent's group may have, if that is above 0."""
+    """[B, F] the upper bound of the best of the latent's group, if positive."""
     least_of_group: Tensor
     """[B, G]."""
 
 
 def screened(dtype: torch.dtype, case: Case, scale: Tensor | None = None, floor: Tensor | None = None) -> Found:
     kernel, (B, F) = kernels(dtype), (len(case.x), len(case.W_enc))
-    question = ScreenQuery(kernel.rows(case.x, None), case.W_enc, case.b_enc, kernel.screen(case.W_enc), scale, floor)
+    query = ScreenQuery(kernel.rows(case.x, None), case.W_enc, case.b_enc, kernel.screen(case.W_enc), scale, floor)
     scores, most, least = torch.empty(B, F), torch.empty(B, F), torch.empty(B, -(-F // GROUP))
-    found, rows, terms = screen(question, 0, B, Buffers()), question.rows, question.terms
+    found, rows, terms = screen(query, 0, B, Buffers()), query.rows, query.terms
     bounds(found, array(rows.size), array(rows.lost), terms, array(scores), array(most), array(least))
     maxima = torch.from_numpy(found.maxima).double() * (1 + float(terms.rounding))
     reach = (most.double() - scores.double()).masked_fill(most.isinf(), torch.inf)
@@ -76,7 +76,7 @@ def test_no_exact_score_is_further_away(case: Case, scaled: bool, floored: bool,
     exact = case.exact() * (1 if scale is None else scale) - (0 if floor is None else floor)
     sure = found.reach.isfinite()
     assert not found.reach.isnan().any()
-    # Half the smallest float32 is what scaling a subnormal bias rounds by, in the exact scores of float32 as well.
+    # Scaling a subnormal bias rounds by half the smallest float32, also in the exact float32 scores.
     smallest = 2.0**-149
     assert ((exact - found.scores).abs()[sure] <= found.reach[sure] + smallest).all()
     assert (exact <= found.most_of_group + smallest)[sure & (exact > 0)].all()
@@ -86,7 +86,7 @@ def test_no_exact_score_is_further_away(case: Case, scaled: bool, floored: bool,
 
 @pytest.mark.parametrize("D", [1, 2, 31, 512, 4097])
 def test_numbers_that_round_the_wrong_way(D: int) -> None:
-    """Every operand just under or over the middle between two bfloat16, all products of one sign: errors add up."""
+    """Every operand just below or above a bfloat16 tie, all products of one sign: errors add up."""
     for direction in (1, -1):
         x = torch.full((3, D), 1 + 2.0**-8 * (1 + direction * 2.0**-10))
         W_enc = x * torch.tensor([[1.0], [2.0], [0.5]])
@@ -99,7 +99,7 @@ def test_numbers_that_round_the_wrong_way(D: int) -> None:
 
 
 def test_the_bound_is_near_what_rounding_does() -> None:
-    """On ordinary rows it is some standard deviations wide, not hundreds: what is screened out stays screened out."""
+    """On random rows it is a few standard deviations wide, not hundreds, so the screen is effective."""
     case = Case(draw("normal", 0, 50, 512), draw("normal", 1, 500, 512), torch.zeros(500))
     found = screened(torch.bfloat16, case)
     assert found.reach.mean() < 40 * (case.exact() - found.scores).std()
@@ -123,7 +123,7 @@ def _kth(keys: Any, count: Any, k: Any) -> Any:
 @given(st.lists(st.integers(0, 2**31 - 1) | st.integers(0, 4), min_size=1, max_size=200), st.data())
 @PROPERTY
 def test_kth_largest(numbers: list[int], data: st.DataObject) -> None:
-    """At least k keys reach it, and more only where they equal it; 0 where there are fewer."""
+    """At least k keys reach it, and more only if they are equal to it; 0 if there are fewer."""
     k = data.draw(st.integers(1, len(numbers) + 2))
     numbers = [min(number, 0x7F800000) for number in numbers]
     keys = np.full(len(numbers) + 64, 0x7F800000, np.int32)

@@ -1,4 +1,4 @@
-"""Compiled kernels are kept on disk: where, until when, and what is said where that is impossible."""
+"""The on-disk cache of compiled kernels: its folder, invalidation, and the warning if there is none."""
 
 import os
 import shutil
@@ -43,7 +43,7 @@ def package(tmp_path: Path) -> Path:
 
 
 def run(package: Path, **environment: str) -> str:
-    """What the kernel gives and how often its machine code was found on disk, or what went wrong."""
+    """The result of the kernel and the number of cache hits, or the error."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA")}
     command = [sys.executable, "-B", str(package / "kernel.py")]
     done = subprocess.run(command, env=clean | environment, capture_output=True, text=True, timeout=100)
@@ -51,7 +51,7 @@ def run(package: Path, **environment: str) -> str:
 
 
 def test_the_second_process_finds_it_until_any_file_changes(package: Path) -> None:
-    """A changed helper counts as well, though Numba looks at the kernel's own file alone."""
+    """A changed helper invalidates the cache too, although Numba checks the kernel's own file alone."""
     assert run(package) == "4 0"
     assert list((package / "__pycache__").glob("kernel.compute*.nbc"))
     assert run(package) == "4 1"
@@ -76,7 +76,7 @@ RUN = "print(compute({name}(2)), sum(compute.stats.cache_hits.values()))\n"
 
 
 def test_a_renamed_argument_type_leaves_no_file_that_cannot_be_read(package: Path) -> None:
-    """As where a newer release is installed over an older one."""
+    """As if a newer release is installed over an older one."""
     for name in ("Before", "After"):
         (package / "records.py").write_text(RECORDS.format(name=name))
         (package / "kernel.py").write_text(f"from records import compute, {name}\n" + RUN.format(name=name))
@@ -91,7 +91,7 @@ def test_a_folder_of_the_users_choice(package: Path, tmp_path: Path) -> None:
 
 
 def test_the_users_cache_folder_where_the_package_cannot_be_written_to(package: Path, tmp_path: Path) -> None:
-    """A file in place of `__pycache__` bars even an administrator."""
+    """A file in place of `__pycache__` blocks writing even for root."""
     (package / "__pycache__").write_text("")
     for hits in (0, 1):
         assert run(package, XDG_CACHE_HOME=str(tmp_path / "home"), HOME=str(tmp_path)) == f"4 {hits}"
@@ -105,7 +105,7 @@ def test_nowhere_to_write_is_said_and_works(package: Path, tmp_path: Path) -> No
     barred.write_text("")
     said = run(package, XDG_CACHE_HOME=str(barred), HOME=str(barred))
     assert said.startswith("4 0")
-    assert said.count("Numba finds no folder it may write to") == 1
+    assert said.count("Numba finds no writable folder to cache kernels in") == 1
 
 
 def test_importing_compiles_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Decoding with its gradients on the CPU against autograd in float64.
+"""Decoding and its gradients on the CPU against autograd in float64.
 
 Shape letters: B rows, E output width, F latents, N entries, P prefixes.
 """
@@ -14,7 +14,7 @@ from panscope.kernels.backend import Entries, Reconstruction
 from tests.support.cpu_oracle import PROPERTY, draw, kernels
 
 RELATIVE = 2e-5
-"""Of the largest number a result is summed from: float32 sums of up to a hundred terms."""
+"""Tolerance relative to the largest term of a sum: float32 sums of up to a hundred terms."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def batches(draw_: st.DrawFn) -> Batch:
 
 
 def by_autograd(batch: Batch) -> Reconstruction:
-    """The definition, with one leaf for each thing that is differentiated by."""
+    """The definition, with a leaf for each quantity whose gradient is tested."""
     values = batch.codes.values.double().requires_grad_()
     added = torch.zeros(len(batch.ends), *batch.y.shape, dtype=torch.float64, requires_grad=True)
     rows = torch.arange(len(batch.y)).repeat_interleave(batch.codes.starts.diff())
@@ -97,7 +97,7 @@ def test_many_rows_and_entries() -> None:
 
 
 def test_what_is_zero_adds_nothing_and_has_a_slope() -> None:
-    """JumpReLU's window needs the slope of an entry that is not active; what its decoder row holds does not count."""
+    """JumpReLU's window needs the gradient of an entry that is 0; its decoder row does not contribute."""
     W_dec = torch.tensor([[1.0, 2.0], [torch.nan, 1.0]])
     codes = Entries(torch.tensor([0.0, 0.0]), torch.tensor([0, 1]), torch.tensor([0, 2]))
     batch = Batch(codes, W_dec, torch.zeros(2), torch.tensor([[1.0, 1.0]]), torch.ones(1), (2,))
@@ -121,7 +121,7 @@ def test_nan_stays_in_its_row() -> None:
 
 
 def test_the_loss_of_many_rows_is_summed_in_float64() -> None:
-    """One row that is 2^24 times as wrong as each of 10000 others: in float32 these would vanish one by one."""
+    """One row with 2^24 times the error of each of 10000 others, which a float32 sum would lose."""
     y = torch.ones(10_001, 1)
     y[0] = 2.0**12.5
     none = Entries(torch.empty(0), torch.empty(0, dtype=torch.int64), torch.zeros(10_002, dtype=torch.int64))

@@ -1,4 +1,4 @@
-"""Centred rows, and what bfloat16 makes of rows and encoders, against torch in float64.
+"""Centred rows, and rows and encoders in bfloat16, against torch in float64.
 
 Shape letters: B rows, D width.
 """
@@ -15,7 +15,7 @@ SIZES = st.tuples(st.integers(0, 40), st.integers(1, 90))
 
 
 def nearly(found: Tensor, expected: Tensor) -> bool:
-    """Equal but for the rounding of a float32, subnormal ones included."""
+    """Equal up to float32 rounding, also for subnormal numbers."""
     return torch.allclose(found.double(), expected, rtol=2.0**-22, atol=2.0**-148)
 
 
@@ -69,7 +69,7 @@ def test_screen(shape: tuple[int, int], kind: str, seed: int, dtype: torch.dtype
 
 
 def test_rounding_is_torchs_for_every_upper_half_and_tie() -> None:
-    """All 65536 bfloat16, each with seven lower halves: just over and under it, the middle and both sides of that."""
+    """All 65536 bfloat16 values with seven lower halves each: just above and below, the tie and both sides of it."""
     upper = torch.arange(-(2**15), 2**15, dtype=torch.int64).mul(2**16)
     bits = torch.stack([upper + low for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFE, 0xFFFF)], dim=1)
     numbers = bits.to(torch.int32).view(torch.float32)
@@ -80,7 +80,7 @@ def test_rounding_is_torchs_for_every_upper_half_and_tie() -> None:
 
 
 def test_bad_rows_say_so() -> None:
-    """The norm of a row with NaN is NaN, with infinity infinite; the others' are not."""
+    """The norm of a row with NaN is NaN, that of a row with infinity infinite; other norms are finite."""
     x = torch.ones(3, 4)
     x[0, 1], x[2, 0] = torch.nan, -torch.inf
     rows = kernels().rows(x, None)

@@ -1,4 +1,4 @@
-"""The pool of threads, and that their number shows in no bit of any result."""
+"""The thread pool, and that results are bit-identical for any number of threads."""
 
 import subprocess
 import sys
@@ -53,7 +53,7 @@ def test_an_error_is_raised_and_ends_the_run(threads: int) -> None:
 
 
 def test_torchs_threads_are_left_alone() -> None:
-    """Inside a task torch has one thread; outside, and in threads to come, as many as before."""
+    """Inside a task torch has one thread; outside, and in threads started later, as many as before."""
     before, inside = torch.get_num_threads(), list[int]()
     torch.set_num_threads(2)
     try:
@@ -74,7 +74,7 @@ def test_as_many_threads_as_torch_has_at_first_use() -> None:
 
 
 def test_several_callers_at_once() -> None:
-    """Two threads of the user's use the same kernels; each gets its own results."""
+    """Two of the caller's threads use the same kernels; each gets its own results."""
     kernel, found = CpuKernels(torch.bfloat16, 2), dict[int, list[Tensor]]()
     callers = [threading.Thread(target=lambda n=n: found.update({n: step(kernel, n)})) for n in range(4)]
     for caller in callers:
@@ -86,7 +86,7 @@ def test_several_callers_at_once() -> None:
 
 
 def step(kernel: CpuKernels, seed: int = 0) -> list[Tensor]:
-    """Everything a training step does, with latents used unevenly: one by every row."""
+    """All kernels of a training step, with latents of uneven frequency: one is active in every row."""
     B, D, F, k = 300, 65, 500, 6
     x, W = draw("normal", seed, B, D), draw("normal", seed + 1, F, D) / 8
     b_enc = torch.zeros(F)
@@ -138,7 +138,7 @@ def test_the_precision_of_the_screen_is_chosen_and_said() -> None:
 def test_only_instructions_make_bfloat16_fast(
     has: dict[str, bool], fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch emulates bfloat16 products where the CPU has none, and more slowly than those of float32."""
+    """torch emulates bfloat16 products if the CPU has none, which is slower than float32."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     assert multiplies_bfloat16() is fast

@@ -1,6 +1,6 @@
 """TopK on the CPU against exact float64 scores.
 
-Shape letters: B rows, D input width, F latents, K codes a row.
+Shape letters: B rows, D input width, F latents, K codes per row.
 """
 
 import pytest
@@ -19,7 +19,7 @@ from tests.support.cpu_oracle import DTYPES, PROPERTY, Case, cases, check_topk, 
 @given(cases(), st.data(), st.booleans())
 @PROPERTY
 def test_against_exact_scores(case: Case, data: st.DataObject, weighted: bool) -> None:
-    """Both screens give the same bits, and those are right: K from 1 to F, norms with zeros among them."""
+    """Both screens give the same bits, and correct ones: K from 1 to F, norms that include zeros."""
     F = len(case.W_enc)
     k = data.draw(st.one_of(st.integers(1, F), st.sampled_from([1, F])))
     norms = torch.rand(F).mul(2).sub(0.2).relu() if weighted else None
@@ -31,7 +31,7 @@ def test_against_exact_scores(case: Case, data: st.DataObject, weighted: bool) -
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_several_chunks_and_groups(dtype: torch.dtype) -> None:
-    """As wide as in use: more groups than K, several chunks, a tail of rows and of latents."""
+    """A realistic width: more groups than K, several chunks, an incomplete last chunk and group."""
     case = Case(draw("normal", 0, 307, 65), draw("normal", 1, 3001, 65), draw("normal", 2, 3001))
     check_topk(topk(kernels(dtype, 2), case, 20), case, 20)
     norms = torch.rand(3001)
@@ -39,7 +39,7 @@ def test_several_chunks_and_groups(dtype: torch.dtype) -> None:
 
 
 def test_latents_that_bfloat16_cannot_tell_apart() -> None:
-    """The rows of W_enc differ by less than bfloat16 sees, in an order that its products get wrong."""
+    """The rows of W_enc differ by less than bfloat16's resolution, and its products have the wrong order."""
     scales = 1 + torch.randperm(200) * 2.0**-13
     W_enc = draw("normal", 1, 1, 96) * scales[:, None]
     x = draw("normal", 3, 40, 96)
@@ -56,16 +56,16 @@ def test_latents_that_bfloat16_cannot_tell_apart() -> None:
 
 
 def test_a_large_mean_takes_the_product_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where bfloat16 leaves nearly everything open, float32 screens; where it does not, it does not.
+    """If bfloat16 leaves nearly all latents as candidates, the screen is recomputed in float32, and only then.
 
     No latent sees the mean that is added, but the rounding of bfloat16 does.
     """
     seen: list[torch.dtype] = []
     screen = product.screen
 
-    def watched(question: ScreenQuery, first: int, end: int, buffers: Buffers) -> Screened:
-        seen.append(question.screen.low.dtype)
-        return screen(question, first, end, buffers)
+    def watched(query: ScreenQuery, first: int, end: int, buffers: Buffers) -> Screened:
+        seen.append(query.screen.low.dtype)
+        return screen(query, first, end, buffers)
 
     monkeypatch.setattr(product, "screen", watched)
     W_enc = draw("normal", 1, 2000, 64)
@@ -89,7 +89,7 @@ def test_equal_scores_fill_exactly_k_places_from_the_first_latent_on(dtype: torc
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_with_fewer_positive_than_k(dtype: torch.dtype) -> None:
-    """Nothing positive, two positive, all zero with and without a bias."""
+    """None positive, two positive, all zero with and without a bias."""
     x, bias = torch.tensor([[-1.0], [1.0], [0.0]]), torch.zeros(50)
     W_enc = torch.zeros(50, 1)
     W_enc[[7, 31]] = torch.tensor([[2.0], [3.0]])
@@ -105,7 +105,7 @@ def test_rows_with_fewer_positive_than_k(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [40, 3000])
 def test_bad_numbers_in_a_row_stay_there(dtype: torch.dtype, width: int) -> None:
-    """NaN in a row: it gets no place. Infinity: what is +inf is chosen, NaN never. All other rows as without."""
+    """A row with NaN has no codes. With infinity, +inf is selected, NaN never. Other rows are not affected."""
     case = Case(draw("normal", 0, 9, 33), draw("normal", 1, width, 33), draw("normal", 2, width))
     before = topk(kernels(dtype), case, 6)
     x = case.x.clone()
@@ -159,7 +159,7 @@ def test_no_rows(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_strided_inputs_and_parameters(dtype: torch.dtype) -> None:
-    """Transposed and strided tensors, and parameters that ask for gradients, are read as what they hold."""
+    """Transposed and strided tensors, and parameters that require gradients, are read correctly."""
     case = Case(draw("normal", 0, 11, 8), draw("normal", 1, 70, 8), draw("normal", 2, 70))
     expected = topk(kernels(dtype), case, 5)
     x = case.x.repeat_interleave(2, dim=1)[:, ::2]
@@ -173,7 +173,7 @@ def test_strided_inputs_and_parameters(dtype: torch.dtype) -> None:
 
 
 def test_an_old_screen_would_show(dtype: torch.dtype = torch.bfloat16) -> None:
-    """The screen is what is screened by: one of other weights loses places, so the tests above do test it."""
+    """A screen of other weights loses codes, so the tests above do test the screen."""
     case = Case(draw("normal", 0, 20, 30), draw("normal", 1, 500, 30), torch.zeros(500))
     kernel: CpuKernels = kernels(dtype)
     other: Screen = kernel.screen(draw("normal", 5, 500, 30))

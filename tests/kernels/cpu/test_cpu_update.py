@@ -1,4 +1,4 @@
-"""Grouping, gradients by latent and Adam on the CPU against torch, dense and in float64 where that is the measure.
+"""Grouping, gradients by latent and Adam on the CPU against dense torch, in float64 where rounding matters.
 
 Shape letters: D width, F rows of the matrix (latents), N entries, M rows of a source.
 """
@@ -55,14 +55,14 @@ class Problem:
         return total
 
     def projected(self) -> Tensor:
-        """The same without its part along each row of W, by the plain formula."""
+        """The gradient without its component along each row of W, by the formula."""
         W, g = self.W.double(), self.dense()
         return g - (g * W).sum(dim=1, keepdim=True) * W
 
 
 @st.composite
 def problems(draw_: st.DrawFn) -> Problem:
-    """Latents used very unevenly: most of them not at all, one perhaps by everything."""
+    """Latents of very uneven frequency: most are never active, one possibly always."""
     F, D, N, M = (draw_(st.integers(low, most)) for low, most in ((1, 30), (1, 50), (0, 60), (1, 9)))
     parts, seed = draw_(st.sets(st.sampled_from(["contribution", "radial", "extra"]))), draw_(st.integers(0, 999))
     generator = torch.Generator().manual_seed(seed)
@@ -82,20 +82,20 @@ def problems(draw_: st.DrawFn) -> Problem:
 
 
 def close(found: Tensor, expected: Tensor, relative: float = 2e-5) -> bool:
-    """To rounding, measured by the largest number."""
+    """Equal up to rounding, relative to the largest number."""
     size = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
     return bool((found.double() - expected).abs().le(relative * size).all())
 
 
 def updated(W: Tensor, m: Tensor, v: Tensor, gradient: Gradient, step: AdamStep) -> tuple[Tensor, Tensor, Tensor]:
-    """Copies of all three after a step; strided where they were."""
+    """Copies of all three after a step, with the same strides."""
     W, m, v = (each.clone() for each in (W, m, v))
     kernels().update(W, m, v, gradient, step, Finish())
     return W, m, v
 
 
 def first_step(problem: Problem, finish: Finish, **changes: Any) -> Tensor:
-    """The gradient as the update saw it: the first step of an Adam that keeps nothing of its mean."""
+    """The gradient that the update computes: the first step of Adam with beta1 = 0."""
     W, m, v = problem.W.clone(), torch.zeros_like(problem.W), torch.zeros_like(problem.W)
     kernels(threads=2).update(W, m, v, problem.gradient, adam(beta1=0.0, **changes), finish)
     return m
@@ -104,7 +104,7 @@ def first_step(problem: Problem, finish: Finish, **changes: Any) -> Tensor:
 @given(problems(), st.booleans(), st.sampled_from([1.0, 0.25]))
 @PROPERTY
 def test_gradients_against_dense_ones(problem: Problem, project: bool, scale: float) -> None:
-    """Every part alone and together with the others; the norm's square is of the gradient before it is scaled."""
+    """Every part alone and together with the others; the squared norm is that of the unscaled gradient."""
     expected = problem.projected() if project else problem.dense()
     assert close(first_step(problem, Finish(project=project), scale=torch.tensor(scale)), expected * scale)
     square = kernels(threads=2).squared_norm(problem.W, problem.gradient, project)
@@ -114,7 +114,7 @@ def test_gradients_against_dense_ones(problem: Problem, project: bool, scale: fl
 
 @pytest.mark.parametrize(("beta1", "beta2", "eps"), [(0.9, 0.999, 1e-8), (0.0, 0.999, 1e-8), (0.5, 0.9, 6.25e-10)])
 def test_fifty_steps_of_torchs_adam(beta1: float, beta2: float, eps: float) -> None:
-    """Gradients over twelve orders of magnitude, rows that get one only at times, rows that never do."""
+    """Gradients over twelve orders of magnitude, for rows that have one in some steps and rows that never have one."""
     F, D = 40, 17
     ours = draw("normal", 0, F, D)
     theirs = torch.nn.Parameter(ours.clone())
@@ -146,7 +146,7 @@ def test_fifty_steps_of_torchs_adam(beta1: float, beta2: float, eps: float) -> N
 
 
 def test_a_row_without_gradient_decays_as_with_a_gradient_of_zero() -> None:
-    """Bit for bit, and it moves: what is left of its mean still pulls."""
+    """Bit for bit; the row moves, because its first moment is not 0 yet."""
     W = draw("normal", 0, 8, 9)
     m, v = draw("normal", 1, 8, 9), draw("normal", 2, 8, 9).abs()
     zero = Gradient(extra_index=torch.arange(8), extra=torch.zeros(8, 9))
@@ -159,7 +159,7 @@ def test_a_row_without_gradient_decays_as_with_a_gradient_of_zero() -> None:
 
 
 def everything(kernel: CpuKernels, ok: bool) -> list[Tensor]:
-    """All that an update may write, after one with every part and every finish."""
+    """All outputs of an update with every part of the gradient and every option."""
     F, D = 70, 33
     W = torch.nn.functional.normalize(draw("normal", 0, F, D), dim=1) * 2
     m, v, norms = draw("normal", 1, F, D), draw("normal", 2, F, D).abs(), torch.full((F,), -1.0)
@@ -204,7 +204,7 @@ def test_the_screen_and_norms_follow_bit_for_bit(dtype: torch.dtype, unit: bool)
 
 
 def test_unit_rows_of_every_size() -> None:
-    """Norms that float32 cannot square, a row of zeros, and one too small to be brought to norm 1."""
+    """Norms whose squares are out of the range of float32, a row of zeros, and one too small to be scaled to norm 1."""
     W = draw("normal", 0, 5, 30) * torch.tensor([[1e30], [1e-30], [1.0], [0.0], [1e-42]])
     none = torch.zeros_like(W)
     kernels().update(W, none, none.clone(), Gradient(), adam(), Finish(unit=True))

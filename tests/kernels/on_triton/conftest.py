@@ -1,6 +1,6 @@
-"""Triton's kernels: on a GPU where there is one, else on the CPU in Triton's interpreter.
+"""The Triton kernels, on a GPU if there is one, else on the CPU in Triton's interpreter.
 
-The interpreter has to be asked for before triton is imported by anything in this process.
+The interpreter must be requested before anything in this process imports triton.
 """
 
 import importlib
@@ -25,7 +25,7 @@ if not (_MISSING or _EARLY or _GPU):
 
 
 def _reason() -> str | None:
-    """Why nothing can run here."""
+    """The reason why the kernels cannot run here."""
     if _MISSING:
         return "triton is not installed: pip install triton==3.7.1 beside torch 2.13"
     if _GPU:
@@ -44,7 +44,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 @pytest.fixture(scope="session", params=["cuda" if _GPU else "cpu"])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Where the kernels run; the test is skipped where they cannot."""
+    """The device of the kernels; the test is skipped if they cannot run."""
     reason = _reason()
     if reason is not None:
         pytest.skip(reason)
@@ -53,19 +53,19 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture
 def part(device: torch.device) -> Callable[[str], Any]:
-    """A module of the kernels by its name, all of them by none."""
+    """A module of the kernels by name; the package without a name."""
     return lambda name: importlib.import_module(f"panscope.kernels.triton.{name}".rstrip("."))
 
 
 @pytest.fixture
 def kernels(device: torch.device) -> Any:
-    """The whole of them."""
+    """An instance of the kernels."""
     return importlib.import_module("panscope.kernels.triton").TritonKernels()
 
 
 @pytest.fixture(autouse=True)
 def on_the_device(device: torch.device) -> Iterator[None]:
-    """Tensors are made on the device; the interpreter's numpy says nothing of infinities and old habits."""
+    """Tensors are created on the device; warnings of the interpreter's numpy are suppressed."""
     with torch.device(device), np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield

@@ -1,4 +1,4 @@
-"""Everything above a floor, against float64.
+"""Pre-activations above a floor, against float64.
 
 Shape letters: B rows, D input width, F latents.
 """
@@ -30,7 +30,7 @@ def run(kernels: Any, x: Tensor, W: Tensor, b: Tensor, floor: Tensor, capacity: 
 
 
 def check(found: Entries | None, x: Tensor, W: Tensor, b: Tensor, floor: Tensor) -> None:
-    """Values as exact as float32 sums are; every place clearly above is there, none that is clearly below."""
+    """Values are as exact as float32 sums; all that are clearly above the floor are included, none clearly below it."""
     assert found is not None
     pre, slack = exact(x, W, b), EPS * (x.norm(dim=1)[:, None] * W.norm(dim=1) + b.abs()).double()
     there = torch.zeros(pre.shape, dtype=torch.bool)
@@ -50,7 +50,7 @@ def check(found: Entries | None, x: Tensor, W: Tensor, b: Tensor, floor: Tensor)
 @given(st.integers(1, 4), st.integers(1, 40), st.integers(1, 90), st.data())
 @QUIET
 def test_above(kernels: Any, B: int, D: int, F: int, data: st.DataObject) -> None:
-    """Odd sizes, floors that let all, half, few or none through."""
+    """Odd sizes, floors that all, half, few or none exceed."""
     torch.manual_seed(data.draw(st.integers(0, 99)))
     x, W, b = torch.randn(B, D), torch.randn(F, D), torch.randn(F)
     floor = torch.randn(F) + data.draw(st.sampled_from([-50.0, 0.0, 2.0, 50.0])) * D**0.5
@@ -65,7 +65,7 @@ def test_floors_that_the_screen_cannot_decide(kernels: Any) -> None:
 
 
 def test_the_floor_itself_is_not_above(kernels: Any) -> None:
-    """Whole numbers, so that nothing is rounded."""
+    """Integers, so that nothing is rounded."""
     x, W = torch.ones(1, 2), torch.tensor([[1.0, 1.0], [1.0, 2.0], [2.0, 2.0]])
     found = run(kernels, x, W, torch.zeros(3), torch.full((3,), 3.0))
     assert found is not None
@@ -82,8 +82,8 @@ def test_capacity(kernels: Any) -> None:
 def test_more_candidates_than_there_is_room_for(
     kernels: Any, part: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Floors just above most scores: the batch is done in halves."""
-    monkeypatch.setattr(part("above"), "_SPARE", 0)
+    """Floors just above most scores: the batch is processed in halves."""
+    monkeypatch.setattr(part("above"), "_EXTRA_CANDIDATES", 0)
     x = torch.randn(1, 30)
     x, W, b = torch.cat([x, x, x]), x / x.norm() + 1e-4 * torch.randn(40, 30), torch.zeros(40)
     floor = (exact(x[:1], W, b)[0] + 1e-3).float()

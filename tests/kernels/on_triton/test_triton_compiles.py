@@ -1,4 +1,4 @@
-"""Every kernel compiles for GPUs, which the interpreter does not show; no GPU is needed for that."""
+"""Every kernel compiles for GPUs, which the interpreter does not test; this needs no GPU."""
 
 import json
 import os
@@ -14,9 +14,9 @@ NAMES = {
     "_reconstruct", "_sum_stretch", "_squares", "_update", "_update_wide",
 }  # fmt: skip
 MOST_SHARED = 99 << 10
-"""Bytes a program may have on the smallest of the GPUs that are meant."""
+"""Shared memory in bytes of a program on the smallest of the supported GPUs."""
 MOST_LOCAL = 64
-"""Bytes a thread may spill; the walk of `_scan` is rare and may more."""
+"""Bytes that a thread may spill; `_scan` runs rarely and may spill more."""
 
 
 @pytest.mark.parametrize("architecture", [80, 90])

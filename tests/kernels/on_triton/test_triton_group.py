@@ -1,4 +1,4 @@
-"""Entries by latent; and what else the interface asks for.
+"""Entries by latent; and that the interface is complete.
 
 Shape letters: F latents, N entries.
 """
@@ -30,7 +30,7 @@ def test_the_last_latent_of_an_int16(kernels: Any) -> None:
 
 
 def test_the_interface(kernels: Any, device: torch.device, part: Callable[[str], Any]) -> None:
-    """All of it is there, and `build` makes it."""
+    """All methods are implemented, and `build` returns an instance."""
     wanted = {name for name in vars(Kernels) if not name.startswith("_")}
     assert wanted <= set(dir(kernels))
     assert part("").build(device).description == kernels.description

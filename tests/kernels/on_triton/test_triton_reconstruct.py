@@ -1,4 +1,4 @@
-"""Decode and its derivatives against float64 autograd.
+"""Decoding and its gradients against float64 autograd.
 
 Shape letters: B rows, E output width, F latents, N entries, P prefixes.
 """
@@ -13,7 +13,7 @@ from panscope.kernels.backend import Entries
 
 
 def entries(counts: list[int], F: int) -> Entries:
-    """Random codes, some 0, latents in no order inside a row."""
+    """Random codes, some 0, with the latents of a row in random order."""
     latents = torch.cat([torch.randperm(F)[:count] for count in counts])
     values = torch.rand(len(latents)) * (torch.rand(len(latents)) < 0.8)
     return Entries(values, latents, torch.tensor([0, *counts]).cumsum(0))
@@ -22,7 +22,7 @@ def entries(counts: list[int], F: int) -> Entries:
 def by_autograd(
     codes: Entries, W_dec: Tensor, base: Tensor, y: Tensor, weights: Tensor, ends: list[int]
 ) -> dict[str, Tensor]:
-    """Loss, reconstruction, errors, and derivatives for values, base and what each prefix adds."""
+    """Loss, reconstruction, errors, and gradients for values, base and what each prefix adds."""
     rows = torch.arange(len(y)).repeat_interleave(codes.starts.diff())
     values, base = codes.values.double().requires_grad_(), base.double().requires_grad_()
     y_hat, adds, loss = base.expand(y.shape), [], torch.zeros((), dtype=torch.float64)
@@ -50,7 +50,7 @@ def by_autograd(
 @pytest.mark.parametrize("ends", [[13], [4, 13], [1, 2, 9, 13]])
 @pytest.mark.parametrize("own_base", [False, True])
 def test_reconstruct(kernels: Any, E: int, ends: list[int], own_base: bool) -> None:
-    """One, several and no entries a row; widths on both sides of a step."""
+    """One, several and no entries per row; widths just below and above a block."""
     codes = entries([5, 0, 13], 13)
     W_dec, y, weights = torch.randn(13, E), torch.randn(3, E), torch.rand(3)
     base = torch.randn(3, E) if own_base else torch.randn(E)

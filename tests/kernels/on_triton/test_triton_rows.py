@@ -1,4 +1,4 @@
-"""Rows and encoders in the precision that screens, against torch's own rounding and float64 norms.
+"""Rows and encoders in the screen's precision, against torch's rounding and float64 norms.
 
 Shape letters: B rows, D width.
 """
@@ -17,7 +17,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
 
 def check(found: InputRows | Screen, x: Tensor) -> None:
-    """Norms, float16 rounding, and the norm of what it lost, of rows x."""
+    """Checks norms, float16 rounding, and the norms of the rounding errors, of rows x."""
     torch.testing.assert_close(found.size.double(), x.double().norm(dim=1), rtol=1e-6, atol=0)
     low = rounded(x, found.size)
     assert found.low.dtype == torch.float16
@@ -52,7 +52,7 @@ def test_float32_rows_are_not_copied_for_nothing(kernels: Any) -> None:
 
 
 def test_rounding_to_nearest_even(kernels: Any) -> None:
-    """Halfway cases both ways, a carry, and numbers that float16 keeps with fewer bits, or not at all."""
+    """Ties rounded up and down, a carry, and numbers that are subnormal or 0 in float16."""
     x = torch.tensor([[1.0, 2.0**-11 + 2.0**-21, 2.0**-11 + 2.0**-22, 2.0**-1 - 2.0**-13, 3e-6, -1e-8, 0.0, -0.0]])
     check(kernels.rows(x, None), x)
 

@@ -1,6 +1,6 @@
-"""TopK against float64, on friendly rows and on rows made to mislead the screen.
+"""TopK against float64, on random rows and on rows constructed to mislead the screen.
 
-Shape letters: B rows, D input width, F latents, K codes a row.
+Shape letters: B rows, D input width, F latents, K codes per row.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def tolerance(x: Tensor, W: Tensor, b: Tensor) -> float:
 
 
 def crowded(D: int, F: int, spread: float) -> tuple[Tensor, Tensor]:
-    """A row and latents whose scores differ by less than float16 can tell."""
+    """A row and latents whose scores differ by less than the resolution of float16."""
     x = torch.randn(1, D)
     W = x / x.norm() + spread * torch.randn(F, D)
     return x, W
@@ -42,7 +42,7 @@ def crowded(D: int, F: int, spread: float) -> tuple[Tensor, Tensor]:
 @given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 70), st.data())
 @QUIET
 def test_topk(kernels: Any, B: int, D: int, F: int, data: st.DataObject) -> None:
-    """Odd sizes, one row, k up to the width, with and without norms, biases that leave few or all positive."""
+    """Odd sizes, one row, k up to the width, with and without norms, biases with which few or all are positive."""
     k, shift = data.draw(st.integers(1, F)), data.draw(st.sampled_from([-3.0, 0.0, 3.0]))
     torch.manual_seed(data.draw(st.integers(0, 99)))
     x, W, b = torch.randn(B, D), torch.randn(F, D), torch.randn(F) + shift
@@ -59,14 +59,14 @@ def test_scores_that_the_screen_cannot_tell_apart(kernels: Any, spread: float, w
 
 
 def test_the_bound_holds_and_is_not_vacuous(kernels: Any, part: Callable[[str], Any]) -> None:
-    """The most that every single latent can score is above what it scores, on random and on misleading rows, and by
-    less than 0.4 % of |x| |w| where numbers are not absurdly small."""
+    """The upper bound of every latent is above its score, on random and on misleading rows, by less than 0.4 % of
+    |x| |w| unless numbers are extremely small."""
     bound, groups = part("bound"), part("groups")
     x, W = crowded(64, 96, 1e-4)
     W[::3] = torch.randn(32, 64)
     W[1::9] *= 1e-12
     W[2::9] *= 1e12
-    # All roundings in one direction, and just above the middle: the most that float16 can lose.
+    # All roundings in one direction and just above a tie: the largest error of float16.
     x = torch.cat([x, torch.full((1, 64), 1 + 2.0**-11 + 2.0**-20), 1e-30 * torch.randn(1, 64), torch.zeros(1, 64)])
     W[4] = 1 + 2.0**-11 + 2.0**-20
     b = torch.randn(96)
@@ -95,7 +95,7 @@ ALONE = {
 
 @pytest.mark.parametrize("name", ALONE)
 def test_each_part_of_the_bound_is_needed_alone(kernels: Any, part: Callable[[str], Any], name: str) -> None:
-    """Cases in which all other parts are far too small for what the screen gets wrong."""
+    """Cases in which all other terms of the bound are far smaller than the error of the screen."""
     bound, groups = part("bound"), part("groups")
     x, W = (torch.tensor([row]) for row in ALONE[name])
     rows, screen, b = kernels.rows(x, None), kernels.screen(W), torch.zeros(1)
@@ -104,7 +104,7 @@ def test_each_part_of_the_bound_is_needed_alone(kernels: Any, part: Callable[[st
 
 
 def test_lists_too_short_for_the_candidates(kernels: Any, part: Callable[[str], Any]) -> None:
-    """150 scores within the bound of each other and lists of 72: all latents are walked through, of that row alone."""
+    """150 scores within the bound of each other and lists of 72: all latents of that row alone are scanned."""
     x, W = crowded(32, 150, 1e-4)
     x = torch.cat([x, torch.randn(1, 32)])
     b = torch.zeros(150)
@@ -115,14 +115,14 @@ def test_lists_too_short_for_the_candidates(kernels: Any, part: Callable[[str], 
     check_topk(found, exact(x, W, b), norms, 2 * tolerance(x, W, b))
 
 
-@pytest.mark.parametrize("room", [None, 70])
-def test_ties_fill_exactly_k_places(kernels: Any, part: Callable[[str], Any], room: int | None) -> None:
+@pytest.mark.parametrize("capacity", [None, 70])
+def test_ties_fill_exactly_k_places(kernels: Any, part: Callable[[str], Any], capacity: int | None) -> None:
     """Ninety equal latents and one better one."""
     x, W = torch.randn(2, 8), torch.randn(1, 8).expand(91, 8).contiguous()
     W[17] *= 2
     x = x * (x @ W[:1].T).sign()
-    room = part("topk").capacity(6) if room is None else room
-    pre, latents = part("topk").topk(kernels.rows(x, None), W, torch.zeros(91), kernels.screen(W), 6, None, room)
+    capacity = part("topk").list_capacity(6) if capacity is None else capacity
+    pre, latents = part("topk").topk(kernels.rows(x, None), W, torch.zeros(91), kernels.screen(W), 6, None, capacity)
     assert (pre > 0).all()
     assert (latents == 17).sum(dim=1).tolist() == [1, 1]
     for row in latents.tolist():
@@ -130,7 +130,7 @@ def test_ties_fill_exactly_k_places(kernels: Any, part: Callable[[str], Any], ro
 
 
 def test_rows_that_cannot_be_ranked_take_no_place(kernels: Any) -> None:
-    """NaN, zeros without bias, nothing positive; the rows between them are as ever."""
+    """NaN, zeros without bias, none positive; the rows between them are not affected."""
     x, W = torch.randn(5, 6), torch.randn(20, 6)
     x[1, 3] = float("nan")
     x[2] = 0
@@ -158,7 +158,7 @@ def test_a_norm_of_zero_takes_no_place(kernels: Any) -> None:
 
 
 def test_the_largest_floats_are_decided_exactly(kernels: Any) -> None:
-    """They cannot be scaled and are infinite as float16; their screen is NaN, their exact score is not."""
+    """Rows that cannot be scaled and are infinite in float16: screened scores are NaN, but exact scores are not."""
     x = torch.tensor([[2e38, 1.0]])
     W = torch.tensor([[1e-10, 0.0], [2e-10, 0.0], [-1e-10, 0.0], [0.0, 1e26], [0.0, 1e27]])
     pre, latents = run(kernels, x, W, torch.zeros(5), 2)
@@ -180,7 +180,7 @@ def test_chunks_and_repetition_change_nothing(
 
 
 def test_codes_come_in_order_of_latents_whatever_the_screen_says(kernels: Any) -> None:
-    """A screen whose last bits differ finds candidates in another order; codes are the same, bit by bit."""
+    """A screen with different last bits finds candidates in another order, but codes are bit-identical."""
     x, W, b = torch.randn(2, 20), torch.randn(90, 20), torch.randn(90)
     rows, screen = kernels.rows(x, None), kernels.screen(W)
     pre, latents = kernels.topk(rows, W, b, screen, 7, None)
@@ -223,4 +223,4 @@ def test_groups_follow_width_and_k(part: Callable[[str], Any]) -> None:
     sizes = {(131072, 100): 32, (16384, 100): 16, (16384, 32): 32, (8, 8): 1, (1, 1): 1}
     for (width, k), size in sizes.items():
         assert topk.group_size(width, k) == size
-    assert topk.capacity(100) == 512
+    assert topk.list_capacity(100) == 512

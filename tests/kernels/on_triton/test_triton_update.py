@@ -23,7 +23,7 @@ def weights(unit: bool = True) -> Tensor:
 
 
 def gradient(parts: str = "sre", entries: int = 23) -> Gradient:
-    """Of the parts that are named: a sum over entries, most of them of latent 2 and none of latent 3; radial; extra."""
+    """A gradient with the named parts: entries, most of latent 2 and none of latent 3; radial; extra."""
     latents = torch.randint(0, F, (entries,))
     latents[::2] = 2
     latents[latents == 3] = 4
@@ -57,7 +57,7 @@ def test_squared_norm(kernels: Any, parts: str, project: bool) -> None:
 @pytest.mark.parametrize("project", [False, True])
 @pytest.mark.parametrize("unit", [False, True])
 def test_update_is_torch_adam_on_the_dense_gradient(kernels: Any, project: bool, unit: bool) -> None:
-    """Four steps, each with another gradient, scaled; latent 3 gets none and moves all the same after the first."""
+    """Four steps with different scaled gradients; latent 3 has a gradient in the first only, but moves in all."""
     W, (m, v) = weights(unit), zeros()
     other = torch.nn.Parameter(W.double())
     adam = torch.optim.Adam([other], lr=0.03, betas=(0.9, 0.99), eps=1e-8)
@@ -105,7 +105,7 @@ def test_a_step_that_is_not_ok_changes_nothing(
 def test_rows_wider_than_a_program_keeps(
     kernels: Any, part: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, unit: bool
 ) -> None:
-    """The same numbers block after block."""
+    """Wide rows, processed in blocks, give the same results."""
     start, given, results = weights(), gradient(), []
     for widest in (8192, 16):
         monkeypatch.setattr(part("update"), "WIDEST", widest)
@@ -128,8 +128,8 @@ def test_a_latent_that_is_active_everywhere(
     W, given = weights(), gradient("s", 40)
     expected = dense(W, given, True).square().sum()
     for most in (4096, 3):
-        monkeypatch.setattr(module, "_STRETCH", 4)
-        monkeypatch.setattr(module, "_MOST", most)
+        monkeypatch.setattr(module, "_MIN_STRETCH", 4)
+        monkeypatch.setattr(module, "_MAX_STRETCHES", most)
         torch.testing.assert_close(kernels.squared_norm(W, given, True), expected, rtol=1e-5, atol=0)
         prepared = module.parts(W, given)
         assert 1 << prepared.shift == (4 if most == 4096 else 16)
@@ -139,7 +139,7 @@ def test_a_latent_that_is_active_everywhere(
 def test_stretches_are_summed_only_within_one_latent(
     part: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(part("gradient"), "_STRETCH", 8)
+    monkeypatch.setattr(part("gradient"), "_MIN_STRETCH", 8)
     latents = torch.tensor([0] * 3 + [1] * 20 + [2] * 9)
     given = contribution(latents, torch.randn(32), torch.randn(M, D), torch.randint(0, M, (32,)), F)
     sums = part("gradient").parts(weights(), Gradient(given)).sums
@@ -149,7 +149,7 @@ def test_stretches_are_summed_only_within_one_latent(
 
 
 def test_a_latent_at_zero_stays_there(kernels: Any) -> None:
-    """Unit norm of a row of zeros; eps 0 gives 0 / 0 beyond a row's end alone."""
+    """Unit norm of a row of zeros; with eps 0, 0 / 0 occurs beyond a row's end only."""
     W, (m, v) = torch.zeros(F, D), zeros()
     kernels.update(W, m, v, Gradient(), step(), Finish(unit=True))
     assert not W.any()
