@@ -171,7 +171,7 @@ def test_a_half_written_checkpoint(refused, panscope: Command, tiny: Tiny, tmp_p
     status.unlink()
     sentence = panscope("train", "--resume", "run").sentence()
     assert "step_00000020' is half-written or damaged (0000.safetensors does not match its checksum)" in sentence
-    assert sentence.endswith("delete that folder and resume again to go on from the checkpoint of step 10")
+    assert sentence.endswith("delete that folder and resume again to continue from the checkpoint of step 10")
     shutil.rmtree(newest)
     assert panscope("train", "--resume", "run").status == 0
     assert (tmp_path / "run" / "coders" / "L00R-2x-topk-k4" / "eval.json").is_file()
