@@ -86,7 +86,7 @@ def damaged(folder: Path, expected: str, then: str) -> None:
     sentence = str(caught.value)
     assert "half-written or damaged" in sentence
     assert expected in sentence
-    assert sentence.endswith(f"delete that folder and resume again to go on from {then}")
+    assert sentence.endswith(f"delete that folder and resume again to continue from {then}")
 
 
 def test_any_flipped_byte_is_noticed(tmp_path: Path):
