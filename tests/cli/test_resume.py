@@ -170,7 +170,7 @@ def test_a_run_of_a_device_that_is_gone_goes_on_with_another(panscope: Command, 
         file.unlink()
     written = tmp_path / "run" / "suite.toml"
     written.write_text(written.read_text().replace('device = "cpu"', 'device = "cuda:77"'))
-    assert "delete that line to go on with the change" in panscope("train", "--resume", "run").sentence()
+    assert "delete that line to keep the change" in panscope("train", "--resume", "run").sentence()
     written.write_text(written.read_text().partition("\n")[2])
     assert "device 'cuda:77' cannot be used" in panscope("train", "--resume", "run").sentence()
     for command in (("train", "--resume", "run"), ("eval", "run")):
