@@ -11,6 +11,8 @@ TORCH := 2.13.0
 TORCH_NEWEST ?= torch
 TORCH_OLDEST ?= torch==2.11.0
 
+PARALLEL := --numprocesses auto --dist loadfile
+
 # The tests that use other libraries' interfaces.
 OUTSIDE := tests/lms tests/intervene tests/loading tests/data tests/publishing tests/formats tests/storage tests/coders \
 	tests/cli/test_train_and_eval.py tests/cli/test_rollouts_verb.py tests/cli/test_import_export.py \
@@ -22,7 +24,7 @@ demo: $(READY)  ## train, evaluate and print the built-in suite
 	$(BIN)/panscope train demo
 
 test: $(READY)  ## the quick tests, a process a core, each with one thread
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) $(PYTEST)
 
 soak: $(READY)  ## the slow tests
 	$(BIN)/pytest -m soak
@@ -51,7 +53,7 @@ test-newest:  ## the tests that touch other libraries, with the newest releases 
 	.venv-newest/bin/python -m pip install --quiet "$(PIP)"
 	.venv-newest/bin/python -m pip install --quiet "$(TORCH_NEWEST)"
 	.venv-newest/bin/python -m pip install --quiet --editable ".[all]" --group test
-	.venv-newest/bin/python -m pytest -p tests.support.dependency_report $(OUTSIDE)
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest $(PARALLEL) -p tests.support.dependency_report $(OUTSIDE)
 
 test-oldest:  ## the same with the lowest versions that pyproject.toml declares
 	rm -rf .venv-oldest && $(PYTHON) -m venv .venv-oldest
@@ -59,7 +61,7 @@ test-oldest:  ## the same with the lowest versions that pyproject.toml declares
 	.venv-oldest/bin/python -m pip install --quiet "$(TORCH_OLDEST)"
 	.venv-oldest/bin/python -m pip install --quiet --require-hashes --no-deps --requirement requirements/oldest.txt
 	.venv-oldest/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	.venv-oldest/bin/python -m pytest -p tests.support.dependency_report $(OUTSIDE)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest $(PARALLEL) -p tests.support.dependency_report $(OUTSIDE)
 
 clean:
 	rm -rf .venv .venv-peers .venv-lock .venv-newest .venv-oldest

@@ -14,6 +14,7 @@ import pytest
 
 TESTED = Path(__file__).parents[2] / "panscope" / "builtin" / "tested_versions.json"
 _OF_A_DISTRIBUTION = re.compile(r"site-packages[\\/](\w+)")
+_PROPERTY = "dependency that failed"
 _OUR_OWN = ("_pytest", "pluggy", "pytest", "hypothesis")
 
 
@@ -50,8 +51,12 @@ class _Report:
         report = yield
         if call.excinfo is not None and report.failed:
             paths = [str(entry.path) for entry in call.excinfo.traceback]
-            self.failed[distribution_of(paths) or "none: the failure is in Panscope or its tests"] += 1
+            name = distribution_of(paths) or "none: the failure is in Panscope or its tests"
+            report.user_properties.append((_PROPERTY, name))  # which xdist brings from its workers
         return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.failed.update(str(value) for key, value in report.user_properties if key == _PROPERTY)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self.failed:

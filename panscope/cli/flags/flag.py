@@ -7,9 +7,9 @@ import tyro
 _UNSET = {"None", "", "''"}
 
 
-def flag(metavar: str) -> Any:
+def flag(metavar: str, *aliases: str) -> Any:
     """The annotation of an optional flag whose value is shown as `metavar`."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=_default)
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=_default, aliases=aliases or None)
 
 
 def _default(value: str) -> str:

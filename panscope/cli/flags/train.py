@@ -50,7 +50,7 @@ class Train:
     """For jumprelu: the L0 to reach, in place of --sparsity."""
     tokens: Annotated[int | None, flag("N")] = None
     """Tokens to train every coder on."""
-    learning_rate: Annotated[float | None, tyro.conf.arg(aliases=["--lr"], metavar="RATE")] = None
+    learning_rate: Annotated[float | None, flag("RATE", "--lr")] = None
     """The peak learning rate, in place of the recipe's."""
     lr_warmup_steps: Annotated[int | None, flag("N")] = None
     """Steps over which the learning rate rises, in place of the recipe's."""
