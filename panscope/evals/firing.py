@@ -4,7 +4,7 @@ A latent fires on a row where its value is above 0. Over the evaluation set of `
 4.4 takes 20,000 sequences of 1,024 tokens; Llama Scope section 4.3 takes 100,000 tokens), with c_i firings of latent i:
 
 - dead_fraction = share of latents with c_i = 0. Whether a latent is dead depends on how long one looks, so the window
-  stands beside it.
+  is given beside it.
 - never_fired[N] = share that never fired in the first N tokens, for the windows in the papers: Llama Scope's inactive
   latents are those of N = 100,000, Gao et al.'s and the Multi-Layer SAE's dead ones those of N = 10,000,000.
 - dense_fraction = share with frequency above 0.1: Llama Scope's ultra-active ones, SAEBench's freq_over_10_percent.

@@ -21,7 +21,7 @@ class LogListener:
     def __init__(self, logger: logging.Logger | None = None) -> None:
         self._logger = logger or logging.getLogger(LOGGER)
         if not self._logger.handlers:
-            self._logger.addHandler(logging.NullHandler())  # else Python prints warnings nobody has asked for
+            self._logger.addHandler(logging.NullHandler())  # else Python prints warnings to stderr
         self._clock, self._last = Clock(), 0.0
 
     def __call__(self, event: events.Event) -> None:

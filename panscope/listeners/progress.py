@@ -50,7 +50,7 @@ def duration(seconds: float) -> str:
     if minutes < 120:
         return f"{minutes} min"
     hours = round(seconds / 3600)
-    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24:,} d {hours % 24} h"
 
 
 def in_words(event: Progress, clock: Clock) -> str:

@@ -25,34 +25,45 @@ class WandbListener:
     """Sends a run to Weights & Biases; `wandb` itself is set up by its own environment variables.
 
     WANDB_MODE=offline writes below the run folder, for `wandb sync`; WANDB_PROJECT names the project ("panscope" where
-    it is unset), WANDB_ENTITY the team. Raises UserError where wandb is not installed.
+    it is unset), WANDB_ENTITY the team. Raises UserError where wandb is not installed, or cannot start.
     """
 
     def __init__(self) -> None:
         self._wandb = optional("wandb", extra="track")
         self._run: Any = None
+        self._warnings: list[str] = []
 
     def __call__(self, event: events.Event) -> None:
         """Send one event."""
         match event:
             case events.RunOpened(folder, config):
-                self._run = self._wandb.init(
-                    project=os.environ.get("WANDB_PROJECT", "panscope"),
-                    name=folder.resolve().name,
-                    id=_id(folder),
-                    resume="allow",
-                    dir=str(folder),
-                    config=dict(config),
-                )
+                self._run, self._warnings = self._opened(folder, config), []
             case events.StepLogged(records) if self._run is not None:
                 self._run.log(_numbers(records), step=records[0]["step"])
             case events.Evaluated() if self._run is not None:
                 self._run.summary.update(_results(event))
             case events.Message(text, True) if self._run is not None:
-                self._run.alert(title="Panscope", text=text, level="WARN")
+                self._warnings.append(text)
+                self._run.summary.update({"warnings": self._warnings})
             case events.RunClosed() if self._run is not None:
                 self._run.finish()
                 self._run = None
+
+    def _opened(self, folder: Path, config: Mapping[str, Any]) -> Any:
+        try:
+            return self._wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "panscope"),
+                name=folder.resolve().name,
+                id=_id(folder),
+                resume="allow",
+                dir=str(folder),
+                config=dict(config),
+            )
+        except self._wandb.errors.Error as error:
+            raise UserError(
+                f"wandb cannot start: {str(error).rstrip('.')}; log in by `wandb login`, "
+                "or set WANDB_MODE=offline in the environment"
+            ) from error
 
 
 class TensorBoardListener:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from panscope.reporting.figure import Row
 
 _ROOM = 0.06
-"""How much of its length an axis goes on beyond the first and the last value."""
+"""The margin of an axis beyond its first and last value, as a share of its length."""
 
 
 @dataclass(frozen=True)

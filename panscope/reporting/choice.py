@@ -50,7 +50,7 @@ def middle_layer(rows: Sequence[Row]) -> int:
 
 
 def at_middle_layers(rows: Sequence[Row], most: int = MOST_LINES) -> list[Row]:
-    """The rows at the middle layer of every place, of at most so many variants in all, but at least one row a place."""
+    """The rows at the middle layer of every place, at most `most` in total, but at least one for each place."""
     middle: list[Row] = []
     for place in dict.fromkeys(row["place"] for row in rows):
         here = [row for row in rows if row["place"] == place]

@@ -1,6 +1,6 @@
 """Where the time of training goes: a few steps under torch's profiler, summed over the parts that the code names.
 
-The parts are ranges named `panscope::...`, in the loop, the trainee, the optimiser and the verbs; none lies inside
+The parts are ranges named `panscope::...`, in the loop, the trainer, the optimiser and the verbs; none lies inside
 another. On a GPU the time of each is that of the kernels it started.
 """
 

@@ -22,13 +22,13 @@ _UNLIKE_L0 = 1.5
 _NAMED = 5
 
 
-def warnings_of_results(run: Run, results: Results) -> list[str]:
-    """A sentence for each thing that looks wrong in the eval.json of a run's coders, or in its train.jsonl."""
+def warnings_of_results(run: Run, results: Results, log: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """A sentence for each thing that looks wrong in the eval.json of a run's coders, or in `log`, its train.jsonl."""
     found = (
         _inactive(results),
         _above(results, "dead_fraction", _MOST_DEAD, _DEAD),
         _above(results, "dense_fraction", _MOST_DENSE, _DENSE),
-        _falling(run.read_log() if run.train_log.exists() else []),
+        _falling(log),
         _unlike(run, results),
     )
     return [line for line in found if line]

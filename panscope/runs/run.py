@@ -104,8 +104,10 @@ class Run:
 
     def coder(self, name: str) -> FinishedCoder:
         """One finished coder; raises UserError, with the names there are, if there is none of this name."""
-        self._check_has("coder", name, self.coder_names())
-        return FinishedCoder(self.coder_folder(name), self._cache)
+        folder = self.coder_folder(name)
+        if folder.parent != self.coders_folder or not (folder / "config.json").is_file():
+            self._check_has("coder", name, self.coder_names())
+        return FinishedCoder(folder, self._cache)
 
     def coders(self) -> list[FinishedCoder]:
         """Every finished coder, by name; raises UserError where there is none yet."""

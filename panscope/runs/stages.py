@@ -75,8 +75,8 @@ def evaluate(run: Run, request: EvalRequest, reporter: Reporter) -> Results | No
         lm = load(request.model or suite.model)
         with _opened(run, None, reporter):
             results = evaluate_run(run, suite, lm, reporter, request)
-    for line in warnings_of_results(run, results or {}):
-        reporter.warn(line)
+            for line in warnings_of_results(run, results or {}):
+                reporter.warn(line)
     return results
 
 
@@ -138,7 +138,7 @@ def _finish(training: TrainingRun, *, profile: bool) -> Results | None:
         results = evaluate_run(run, plan.suite, training.lm, reporter)
         assert results is not None, "no other process has a part of it"
         run.write_status("done")
-    for line in warnings_of_results(run, results):
-        reporter.warn(line)
+        for line in warnings_of_results(run, results, run.read_log()):
+            reporter.warn(line)
     check_precision(results, plan.suite.eval.precision)
     return results

@@ -1,7 +1,7 @@
 """Checkpoints: everything needed to resume bit for bit, complete or not there at all.
 
 A checkpoint is a folder `step_00001000` that appears under its name only when all of it is on disk. Inside: one
-safetensors file and one JSON file a part (a trainee, the source of activations), and `manifest.json` with a checksum
+safetensors file and one JSON file a part (a trainer, the source of activations), and `manifest.json` with a checksum
 of each and of itself. The newest two are kept, so that the last complete one is untouched while the next is written.
 """
 

@@ -95,7 +95,7 @@ def train(
 
 
 def learn(trainers: Sequence[CoderTrainer], batch: SharedBatch, step: int, kernels: Kernels | None) -> None:
-    """One step of every trainee that has not done all of its own."""
+    """One step of every trainer that has not done all of its own."""
     learning = [trainer for trainer in trainers if step < trainer.steps]
     alone = [trainer for trainer in learning if kernels is None or not trainer.is_sparse]
     together = [trainer for trainer in learning if trainer not in alone]
@@ -106,5 +106,5 @@ def learn(trainers: Sequence[CoderTrainer], batch: SharedBatch, step: int, kerne
 
 
 def _line(trainer: CoderTrainer, step: int, batch: int) -> dict[str, Any]:
-    """What is logged of one trainee after its `step` steps of `batch` rows."""
+    """What is logged of one trainer after its `step` steps of `batch` rows."""
     return {"step": step, "rows": step * batch} | trainer.read(step)

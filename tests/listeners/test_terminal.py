@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from panscope import events
-from panscope.listeners import progress, terminal
+from panscope.listeners import progress
 from panscope.listeners.log import LogListener, log_file
 from panscope.listeners.progress import duration
 from panscope.listeners.terminal import TerminalListener
@@ -134,4 +134,3 @@ def test_a_logger_hears_it_all(caplog: pytest.LogCaptureFixture, tmp_path: Path,
     ]
     written = path.read_text(encoding="utf-8").splitlines()
     assert len(written) == len(said) and all(line.endswith(text) for line, (_, text) in zip(written, said, strict=True))
-    assert terminal.TENTH_SECONDS < terminal.LINE_SECONDS

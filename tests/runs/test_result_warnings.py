@@ -34,7 +34,7 @@ def said(run: Run, results: dict[str, dict[str, Any]]) -> list[str]:
     for name in results:
         if name not in run.coder_names():
             add(run, name, "topk")
-    return warnings_of_results(run, results)
+    return warnings_of_results(run, results, run.read_log())
 
 
 def test_fine_results_are_not_spoken_of(run: Run):

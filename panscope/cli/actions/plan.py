@@ -41,7 +41,7 @@ def _summary(whole: Cost) -> list[str]:
     compute, memory, steps = whole.compute, whole.memory, whole.plan.steps
     hours = compute.hours / whole.gpus
     here = time_here(whole, device_of(whole.plan.suite.model))
-    held = "more memory than any number of them has" if memory.fewest is None else _held(whole)
+    held = "the language model leaves no memory for coders" if memory.fewest is None else _held(whole)
     return [
         *whole.plan.summary()[:3],
         f"on {whole.gpus} x {whole.gpu.name}: {duration(3600 * hours)}, {1000 * 3600 * hours / steps:.3g} ms a step, "
