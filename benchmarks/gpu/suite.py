@@ -32,7 +32,7 @@ from panscope.kernels.backend import Kernels
 from panscope.kernels.choose import sparse_kernels
 from panscope.lms.model import LanguageModel
 from panscope.storage.json_lines import JsonLines
-from panscope.training.coder_trainer import CoderTrainer
+from panscope.training.coder_trainer import CoderTrainer, StepBackend
 from panscope.training.schedule import TrainingConfig
 from panscope.training.shared import SharedBatch
 from panscope.types import Site, TokenBatch, UserError
@@ -98,7 +98,7 @@ def trainer(site: Site, d: int, scale: float, device: torch.device, kernels: Ker
         {"normaliser": "unit_rms", "learning_rate": 7e-5, "adam_betas": (0.0, 0.999)}, "the benchmark"
     )
     scales = Normaliser(kind="unit_rms", scale_in=scale, scale_out=scale)
-    return CoderTrainer(str(site), coder, wiring, scales, training, steps=1_000_000, kernels=kernels)
+    return CoderTrainer(str(site), coder, wiring, scales, training, steps=1_000_000, backend=StepBackend(kernels))
 
 
 def measure(steps: int, device: torch.device, kernels: Kernels) -> dict[str, Any]:

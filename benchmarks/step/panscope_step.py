@@ -20,7 +20,7 @@ from panscope.coders.base import Coder
 from panscope.coders.wiring import UNIT, Wiring
 from panscope.kernels.backend import Kernels
 from panscope.kernels.choose import sparse_kernels
-from panscope.training.coder_trainer import CoderTrainer
+from panscope.training.coder_trainer import CoderTrainer, StepBackend
 from panscope.training.schedule import TrainingConfig
 from panscope.types import ActivationBatch, Site, UserError
 
@@ -68,7 +68,7 @@ def coder_trainer(case: Case, kernels: str, batches: list[Tensor]) -> CoderTrain
     fields = {"normaliser": "none", "learning_rate": RATE, "clip_norm": None if architecture == "topk" else 1.0}
     training = TrainingConfig.read({name: value for name, value in fields.items() if value is not None}, "the case")
     wiring = Wiring(wiring="sae", reads=(_SITE,), predicts=(_SITE,))
-    return CoderTrainer(str(case), coder, wiring, UNIT, training, steps=_STEPS, kernels=_kernels(kernels))
+    return CoderTrainer(str(case), coder, wiring, UNIT, training, steps=_STEPS, backend=StepBackend(_kernels(kernels)))
 
 
 def _kernels(name: str) -> Kernels | None:

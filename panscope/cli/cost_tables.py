@@ -49,8 +49,9 @@ def memory_lines(cost: Cost) -> Lines:
     lines.append((f"on {here.gpus}", _fit(here, memory.fewest)))
     lines.append(("fewest", f"{memory.fewest.gpus:,} x {cost.gpu.name}: {_placed(memory.fewest)}"))
     if memory.parts > 1:
-        text = "the codes of one step of the widest coder need more than a quarter of a device's memory"
-        lines.append(("a step", f"{text}: its rows must be split into {memory.parts} parts"))
+        limit = in_bytes(cost.plan.step_bytes)
+        text = f"the rows of a step are processed in {memory.parts} parts for the widest coder, with dense kernels"
+        lines.append(("a step", f"{text}: train.step_gib allows {limit} for one part"))
     return lines
 
 

@@ -8,17 +8,22 @@ Shape letters: B rows, E output width, F latents.
 """
 
 import math
+from collections.abc import Callable
 from typing import Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from panscope.coders.base import Coder, CoderConfig, squared_error
 from panscope.kernels import reference
 from panscope.ops.base import Encoder, Ops, Rows
 from panscope.ops.dense import DenseOps
 from panscope.types import Latents
+
+AUXK_CODES = 1 << 26
+"""Codes of dead latents that are in memory at a time."""
 
 
 class AuxKConfig(CoderConfig):
@@ -53,30 +58,49 @@ def auxiliary(coder: Coder, config: AuxKConfig, latents: Latents, y_hat: Tensor,
     if not config.auxk_coefficient:
         return y_hat.new_zeros(())
     assert rows.dead is not None, "AuxK needs to know which latents are dead"
-    dead = (rows.dead & (latents.firings() == 0)).nonzero().squeeze(1)
+    errors = Rows(rows.x, (rows.y - y_hat).detach(), rows.weights, batch=rows.batch)
+    firings, variance = _of_batch(config, latents.firings(), errors)
+    dead = (rows.dead & (firings == 0)).nonzero().squeeze(1)
     encoder = coder.encoder()
     few = Encoder(ops.take(encoder.W, dead), encoder.b[dead], encoder.centre)
-    errors = Rows(rows.x, (rows.y - y_hat).detach(), rows.weights)
     base = coder.b_dec if config.auxk_bias else torch.zeros_like(coder.b_dec)
-    return config.auxk_coefficient * auxk_loss(config, few, ops.take(coder.W_dec, dead), base, errors)
+    return config.auxk_coefficient * auxk_loss(config, few, ops.take(coder.W_dec, dead), base, errors, variance)
 
 
-def auxk_loss(config: AuxKConfig, encoder: Encoder, W_dec: Tensor, base: Tensor, errors: Rows) -> Tensor:
+def _of_batch(config: AuxKConfig, firings: Tensor, errors: Rows) -> tuple[Tensor, Tensor]:
+    """How often each latent is active in the batch [F], given `firings` of these rows, and the errors' variance []."""
+    error, weights, batch = errors.y, errors.weights, errors.batch
+    if config.auxk_bias:
+        firings, variance = batch.totals(firings, squared_error(error.mean(dim=1, keepdim=True), errors))
+        return firings, variance
+    firings, total, weight = batch.totals(firings, (weights[:, None] * error).sum(dim=0), weights.sum())
+    (variance,) = batch.totals(squared_error(total / weight, errors))
+    return firings, variance
+
+
+def auxk_loss(
+    config: AuxKConfig, encoder: Encoder, W_dec: Tensor, base: Tensor, errors: Rows, variance: Tensor
+) -> Tensor:
     """[] the share of the error's variance that dead latents leave; 0 where none is dead or nothing varies.
 
     `encoder` and W_dec [n, E] are those of the n dead latents; the targets of `errors` are the main path's error,
-    without gradient.
+    without gradient, and `variance` [] is their weighted variance in the batch.
     """
-    error, k = errors.y, min(config.auxk_latents(), len(W_dec))
-    assert not error.requires_grad, "the error must be cut off from the main path"
-    found = DenseOps().topk(encoder, errors, k, None)
-    y_hat = reference.decode(found.dense(), W_dec, base)
-    mean = error.mean(dim=1, keepdim=True) if config.auxk_bias else _weighted_mean(error, errors.weights)
-    variance = squared_error(mean, errors)
+    assert not errors.y.requires_grad, "the error must be cut off from the main path"
+    k = min(config.auxk_latents(), len(W_dec))
+
+    def squared(own: slice) -> Tensor:
+        rows = Rows(errors.x[own], errors.y[own], errors.weights[own])
+        codes = DenseOps().topk(encoder, rows, k, None).dense()
+        return squared_error(reference.decode(codes, W_dec, base), rows)
+
     divisor = torch.where((variance > 0) & (len(W_dec) > 0), variance, math.inf)
-    return squared_error(y_hat, errors) / divisor
+    return _over_rows(squared, len(errors.x), max(1, AUXK_CODES // max(1, len(W_dec)))) / divisor
 
 
-def _weighted_mean(error: Tensor, weights: Tensor) -> Tensor:
-    """[E]."""
-    return (weights[:, None] * error).sum(dim=0) / weights.sum()
+def _over_rows(squared: Callable[[slice], Tensor], rows: int, at_once: int) -> Tensor:
+    """The sum of `squared` over slices of the rows; if there are several, their codes are computed again backward."""
+    if rows <= at_once:
+        return squared(slice(None))
+    slices = [slice(first, first + at_once) for first in range(0, rows, at_once)]
+    return torch.stack([checkpoint(squared, own, use_reentrant=False) for own in slices]).sum()

@@ -193,8 +193,8 @@ class Coder(nn.Module, ABC):
     def objective(self, rows: Rows, sparsity: float, ops: Ops) -> Objective:
         """The training loss on rows, at the sparsity now in force, computed with `ops`."""
 
-    def track(self, objective: Objective) -> None:
-        """Note what a training batch gave, once a step; only an architecture with a running figure does anything."""
+    def track(self, least: Tensor | None) -> None:
+        """Note `Objective.least` of a training batch, once a step, for an architecture that averages it."""
 
     def reconstruction(self, latents: Latents, rows: Rows, ops: Ops) -> Decoded:
         """The reconstruction loss and the reconstruction.

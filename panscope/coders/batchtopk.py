@@ -61,10 +61,10 @@ class BatchTopKCoder(Coder):
         return Objective(loss, latents, found.y_hat, found.errors, least)
 
     @torch.no_grad()
-    def track(self, objective: Objective) -> None:
+    def track(self, least: Tensor | None) -> None:
         """Move the running threshold towards the least activation this batch kept; the first batch sets it."""
-        assert objective.least is not None
-        least = objective.least.to(self.threshold)
+        assert least is not None
+        least = least.to(self.threshold)
         moved = self.threshold + (least - self.threshold) / self.config.threshold_window
         new = torch.where(self.threshold > 0, moved, least)
         self.threshold.copy_(torch.where(least.isfinite(), new, self.threshold))

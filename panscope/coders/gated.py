@@ -59,7 +59,7 @@ class GatedCoder(Coder):
         gate = pre.with_values(torch.relu(pre.values))
         frozen = self.base(rows.x).detach()
         from_gate = ops.reconstruct(gate, self.W_dec.detach(), frozen, rows, [self.config.width])
-        loss = found.loss + sparsity * l1_penalty(gate, ops.norms(self.W_dec).detach()) + from_gate.loss
+        loss = found.loss + sparsity * l1_penalty(gate, ops.norms(self.W_dec).detach(), rows) + from_gate.loss
         return Objective(loss, latents, found.y_hat, found.errors)
 
     def _codes(self, pre: Latents) -> Latents:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from panscope.coders.base import Coder, CoderConfig, Objective
 from panscope.kernels import reference
 from panscope.ops.base import Ops, Rows
+from panscope.ops.batch import BatchReductions
 from panscope.types import Latents
 
 
@@ -87,17 +88,20 @@ class JumpReLUCoder(Coder):
         latents = pre.with_values(reference.jumprelu(pre.values, threshold, bandwidth))
         found = self.reconstruction(latents, rows, ops)
         steps = pre.with_values(reference.step(pre.values, threshold, bandwidth))
-        return Objective(found.loss + sparsity * self._penalty(steps), latents, found.y_hat, found.errors)
+        return Objective(found.loss + sparsity * self._penalty(steps, rows.batch), latents, found.y_hat, found.errors)
 
-    def _penalty(self, steps: Latents) -> Tensor:
+    def _penalty(self, steps: Latents, batch: BatchReductions) -> Tensor:
         """[] from the steps, 1 where a latent is active."""
         config, l0 = self.config, steps.l1()
         if config.target_l0 is None:
-            penalty = l0.mean()
+            penalty = batch.mean(l0)
+        elif config.target_of == "row":
+            penalty = config.target_factor * batch.mean((l0 / config.target_l0 - 1).square())
         else:
-            measured = l0.mean() if config.target_of == "batch" else l0
-            penalty = config.target_factor * (measured / config.target_l0 - 1).square().mean()
+            (mean_l0,) = batch.totals(batch.mean(l0))
+            penalty = batch.once(config.target_factor * (mean_l0 / config.target_l0 - 1).square())
         if config.frequency_penalty:
-            frequencies = steps.over_rows(steps.values) / len(steps)
-            penalty = penalty + config.frequency_penalty * frequencies.square().sum() / config.frequency_limit
+            (frequencies,) = batch.totals(steps.over_rows(steps.values) / batch.size(len(steps)))
+            frequent = config.frequency_penalty * frequencies.square().sum() / config.frequency_limit
+            penalty = penalty + batch.once(frequent)
         return penalty

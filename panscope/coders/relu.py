@@ -37,10 +37,10 @@ class ReLUCoder(Coder):
         pre = ops.above(self.encoder(), rows, torch.zeros_like(self.b_enc))
         latents = pre.with_values(torch.relu(pre.values))
         found = self.reconstruction(latents, rows, ops)
-        penalty = l1_penalty(latents, ops.norms(self.W_dec))
+        penalty = l1_penalty(latents, ops.norms(self.W_dec), rows)
         return Objective(found.loss + sparsity * penalty, latents, found.y_hat, found.errors)
 
 
-def l1_penalty(codes: Latents, norms: Tensor) -> Tensor:
-    """[] sum_i f_i |W_dec_i| for decoder norms [F], mean over rows."""
-    return codes.over_latents(codes.values * codes.each(norms)).mean()
+def l1_penalty(codes: Latents, norms: Tensor, rows: Rows) -> Tensor:
+    """[] sum_i f_i |W_dec_i| for decoder norms [F], mean over the rows of the batch."""
+    return rows.batch.mean(codes.over_latents(codes.values * codes.each(norms)))

@@ -185,8 +185,7 @@ def assumptions(whole: Cost) -> list[str]:
         f"every sequence is full: {plan.suite.data.context} tokens; measuring norms and evaluation are not included",
         f"memory: {USABLE:.0%} of a device is usable; each device holds the whole language model, a dense step "
         f"allocates {WORKING_TENSORS} matrices of rows x latents",
-        "several devices, and steps whose rows are split into parts, are estimates only: `panscope train` currently "
-        "uses one device and processes all rows of a step at once",
+        "several devices are an estimate only: `panscope train` currently uses one device",
         f"prices: ${prices.gpu_hour:.2f} per accelerator-hour, ${prices.tib_month:.2f} per TiB-month (object store)",
     ]
     if any(l0_is_assumed(coder) for coder in plan.coders):

@@ -14,22 +14,26 @@ from dataclasses import dataclass
 import torch
 
 from panscope import coders
+from panscope.coders.auxk import AUXK_CODES, AuxKConfig
 from panscope.coders.base import CoderConfig
 from panscope.cost.flops import rows_of_a_step
 from panscope.cost.gpus import Gpu
 from panscope.kernels.backend import Kernels
 from panscope.lms.facts import ModelFacts
 from panscope.planning.coder import PlannedCoder
-from panscope.planning.plan import Plan
+from panscope.planning.plan import GIB, ITEMSIZE, USABLE, Plan
 from panscope.types import UserError
 
-USABLE = 0.9
-"""Usable share of a device's memory; the rest is for the CUDA context, the allocator and small tensors."""
 STATE_BYTES = 16
 """Bytes per parameter in training: float32 weight, gradient and Adam's two moments."""
 WORKING_TENSORS = 3
 """float32 matrices [B, F] that a dense step holds at the same time: pre-activations, codes, and one gradient."""
-_VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+CONVERSION_CODES = 1 << 24
+"""Pre-activations of which the threshold of a converted coder is found at a time."""
+CONVERSION_BYTES = 5 * 4 * CONVERSION_CODES
+"""Memory for them: the pre-activations, and what selects the largest."""
 
 
 def parameters(coder: CoderConfig) -> int:
@@ -51,14 +55,14 @@ def working_bytes(planned: PlannedCoder, batch: int) -> int:
 
 def lm_bytes(plan: Plan, facts: ModelFacts) -> int:
     """Bytes of the language model's weights in its dtype; every device holds all of them."""
-    return facts.parameters * _VALUE_BYTES[plan.suite.model.dtype]
+    return facts.parameters * ITEMSIZE[plan.suite.model.dtype]
 
 
 def buffer_bytes(plan: Plan, facts: ModelFacts) -> int:
     """Bytes of the shuffle buffer: its rows at all sites, in the language model's dtype; 0 for stored activations."""
     if plan.suite.activations.source != "live":
         return 0
-    return plan.buffer_rows * _VALUE_BYTES[plan.suite.model.dtype] * sum(facts.width(site) for site in plan.sites())
+    return plan.buffer_rows * ITEMSIZE[plan.suite.model.dtype] * sum(facts.width(site) for site in plan.sites())
 
 
 @dataclass(frozen=True)
@@ -97,12 +101,11 @@ class Placer:
         self._fixed = round(USABLE * gpu.memory_bytes) - lm_bytes(plan, facts)
         self._buffer = buffer_bytes(plan, facts)
         self._states = [state_bytes(coder) for coder in plan.coders]
-        self._working = min(self._fixed // 4, max(working_bytes(coder, plan.batch) for coder in plan.coders))
+        self._working = min(plan.step_bytes, max(working_bytes(coder, plan.batch) for coder in plan.coders))
 
     def parts(self) -> int:
-        """Parts that a step's rows must be split into for the widest coder: a step may use a quarter of a device."""
-        most = max(working_bytes(coder, self._plan.batch) for coder in self._plan.coders)
-        return -(-most // self._working) if self._working > 0 else 1
+        """The parts in which the rows of a step are processed for the widest coder."""
+        return max(parts_of_step(coder, self._plan, is_sparse=False) for coder in self._plan.coders)
 
     def available(self, gpus: int) -> int:
         """Bytes for coders on each of `gpus` devices, after the language model, a step and a share of the buffer."""
@@ -148,7 +151,6 @@ _SPARSE_BYTES = 14
 for the screen, rounded up; no gradient."""
 _SPARSE_ROWS = 8
 """float32 matrices [B, D] that a sparse step holds at the same time: rows, reconstruction, its gradient and others."""
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -159,21 +161,30 @@ class MemoryEstimate:
     """Language model and buffer."""
     kept: tuple[int, ...]
     """Permanent state of each coder."""
+    rows: int
+    """Rows of one batch as all coders read them."""
     working: int
-    """Temporary memory of the coder whose step needs most."""
+    """Temporary memory of the coder whose step, or conversion after training, needs most."""
 
     @property
     def total(self) -> int:
         """Peak memory."""
-        return self.fixed + sum(self.kept) + self.working
+        return self.fixed + sum(self.kept) + self.rows + self.working
 
 
 def estimate_memory(plan: Plan, facts: ModelFacts, kernels_of: Callable[[str], Kernels | None]) -> MemoryEstimate:
     """Memory for training this plan; `kernels_of` maps a coder's name to its kernels (None: the reference)."""
     sparse = [kernels_of(coder.name) is not None for coder in plan.coders]
     kept = tuple(_kept_bytes(coder, is_sparse) for coder, is_sparse in zip(plan.coders, sparse, strict=True))
-    working = max(_step_bytes(c, plan.batch, is_sparse) for c, is_sparse in zip(plan.coders, sparse, strict=True))
-    return MemoryEstimate(lm_bytes(plan, facts) + buffer_bytes(plan, facts), kept, working)
+    working = max(_part_bytes(c, plan, is_sparse) for c, is_sparse in zip(plan.coders, sparse, strict=True))
+    if any(coder.convert_to for coder in plan.coders):
+        working = max(working, CONVERSION_BYTES)
+    return MemoryEstimate(lm_bytes(plan, facts) + buffer_bytes(plan, facts), kept, _rows_bytes(plan), working)
+
+
+def parts_of_step(coder: PlannedCoder, plan: Plan, *, is_sparse: bool) -> int:
+    """The number of parts in which the rows of a step are processed, so that a part takes `train.step_gib` at most."""
+    return min(rows_of_a_step(coder, plan.batch), -(-_step_bytes(coder, plan.batch, is_sparse) // plan.step_bytes))
 
 
 def check_memory(plan: Plan, needed: MemoryEstimate, memory: int) -> None:
@@ -185,9 +196,10 @@ def check_memory(plan: Plan, needed: MemoryEstimate, memory: int) -> None:
     coder = plan.coders[widest]
     raise UserError(
         f"training needs about {needed.total / GIB:.1f} GiB of memory ({needed.fixed / GIB:.1f} for language model and "
-        f"buffer, {sum(needed.kept) / GIB:.1f} for {len(plan.coders)} coders, {needed.working / GIB:.1f} for a step), "
-        f"but the device has {memory / GIB:.1f}, of which {usable / GIB:.1f} are usable; the largest coder is "
-        f"{coder.name} of width {coder.coder.width}: {_what_fits(plan, needed, usable - needed.fixed)}"
+        f"buffer, {sum(needed.kept) / GIB:.1f} for {len(plan.coders)} coders, {needed.rows / GIB:.1f} for the rows of "
+        f"a batch, {needed.working / GIB:.1f} for a step), but the device has {memory / GIB:.1f}, of which "
+        f"{usable / GIB:.1f} are usable; the largest coder is {coder.name} of width {coder.coder.width}: "
+        f"{_what_fits(plan, needed, usable - needed.fixed - needed.rows)}"
     )
 
 
@@ -212,9 +224,31 @@ def _kept_bytes(coder: PlannedCoder, is_sparse: bool) -> int:
 
 
 def _step_bytes(coder: PlannedCoder, batch: int, is_sparse: bool) -> int:
-    """Temporary memory of one step; a sparse coder without fixed K may need dense steps at the start of training."""
-    dense = working_bytes(coder, batch)
-    if not is_sparse or not coder.coder.keeps_k_a_row:
+    """Temporary memory of one step, if all its rows are processed at the same time.
+
+    A sparse coder without fixed K may need dense steps at the start of training. AuxK's product has the dead latents,
+    of which there may be any number, for a bounded number of rows at a time.
+    """
+    dense, config = working_bytes(coder, batch), coder.coder
+    if not is_sparse or not config.keeps_k_a_row:
         return dense
-    config = coder.coder
-    return min(dense, _SPARSE_ROWS * 4 * rows_of_a_step(coder, batch) * max(config.d_in, config.d_out))
+    rows = rows_of_a_step(coder, batch)
+    sparse = min(dense, _SPARSE_ROWS * 4 * rows * max(config.d_in, config.d_out))
+    if isinstance(config, AuxKConfig) and config.auxk_coefficient:
+        sparse += WORKING_TENSORS * 4 * min(rows * config.width, max(config.width, AUXK_CODES))
+    return sparse
+
+
+def _part_bytes(coder: PlannedCoder, plan: Plan, is_sparse: bool) -> int:
+    """Temporary memory of a step in parts; the gradients of sparse parts are added up in matrices."""
+    parts = parts_of_step(coder, plan, is_sparse=is_sparse)
+    sums = 4 * parameters(coder.coder) if is_sparse and parts > 1 else 0
+    return -(-_step_bytes(coder, plan.batch, is_sparse) // parts) + sums
+
+
+def _rows_bytes(plan: Plan) -> int:
+    """Bytes of a batch's inputs and targets in float32, raw and normalised, for every wiring once."""
+    wirings = {coder.wiring: coder for coder in plan.coders}
+    widths = [coder.coder.d_in + coder.coder.d_out * wiring.kind.predicts_other for wiring, coder in wirings.items()]
+    stacks = [wiring.stacks for wiring in wirings]
+    return 2 * 4 * plan.batch * sum(width * stack for width, stack in zip(widths, stacks, strict=True))

@@ -138,7 +138,7 @@ class Reconstruction:
 
 
 class Kernels(Protocol):
-    """The kernels of one device, on which all tensors are. Only `update` modifies its arguments."""
+    """The kernels of one device, on which all tensors are. Only `update` and `add_gradient` modify their arguments."""
 
     @property
     def name(self) -> str:
@@ -188,6 +188,10 @@ class Kernels(Protocol):
 
     def group(self, latents: Tensor, width: int) -> Grouped:
         """Group entries with these latents [N] by latent."""
+        ...
+
+    def add_gradient(self, W: Tensor, gradient: Gradient, total: Tensor) -> None:
+        """Add a gradient of W [F, D] to `total` [F, D], in place."""
         ...
 
     def squared_norm(self, W: Tensor, gradient: Gradient, project: bool) -> Tensor:

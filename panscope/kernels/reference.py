@@ -6,6 +6,7 @@ Shape letters: B rows, D input width, E output width, F latents, K codes per row
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,17 +36,33 @@ def topk(pre: Tensor, k: int, weights: Tensor | None = None) -> tuple[Tensor, Te
     return positive.gather(1, indices) * (best > 0), indices
 
 
-def batch_topk(pre: Tensor, k: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """ReLU(pre) [B, F] if its score is among the B K largest of the whole batch, else 0, and the least score [] kept.
+def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Indices of the `count` largest of the scores [N] that are positive, and the least [] of these, else infinity."""
+    best, indices = scores.topk(min(count, len(scores)), sorted=False)
+    return indices[best > 0], least_positive(best)
 
-    Scores are ReLU(pre) * weights [F], as in `topk`. The least score is infinite if none is positive (Bussmann et al.
-    2024).
+
+def least_positive(scores: Tensor) -> Tensor:
+    """[] the least positive score of [N], infinite if there is none."""
+    return scores.masked_fill(scores <= 0, math.inf).min() if len(scores) else scores.new_tensor(math.inf)
+
+
+def batch_topk(
+    pre: Tensor,
+    count: int,
+    weights: Tensor | None = None,
+    best: Callable[[Tensor, int], tuple[Tensor, Tensor]] = largest,
+) -> tuple[Tensor, Tensor]:
+    """ReLU(pre) [B, F] if its score is among the `count` largest of the batch, else 0, and the least score [] kept.
+
+    `count` is B K (Bussmann et al. 2024). Scores are ReLU(pre) * weights [F], as in `topk`. The least score is infinite
+    if none is positive. `best` selects, as `largest` does, where these rows are a part of the batch.
     """
     positive = torch.relu(pre)
-    scores = positive if weights is None else positive * weights
-    best, indices = scores.flatten().topk(min(k * len(pre), scores.numel()), sorted=False)
-    kept = torch.zeros_like(scores, dtype=torch.bool).flatten().scatter(0, indices, best > 0).view_as(scores)
-    return positive * kept, best.masked_fill(best <= 0, math.inf).min()
+    scores = positive.detach() if weights is None else positive.detach() * weights
+    indices, least = best(scores.flatten(), count)
+    kept = torch.zeros_like(scores, dtype=torch.bool).flatten().index_fill(0, indices, True).view_as(scores)
+    return positive * kept, least
 
 
 def gated(pre: Tensor, b_gate: Tensor, r_mag: Tensor, b_mag: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from panscope.ops.batch import BatchReductions, WholeBatch
 from panscope.types import Latents, Once
 
 
@@ -22,18 +23,20 @@ class TooDense(Exception):
 
 @dataclass(frozen=True)
 class Rows:
-    """The inputs and targets of one training step, in the coder's normalised space."""
+    """The inputs and targets of one training step, or of a part of them, in the coder's normalised space."""
 
     x: Tensor
     """[B, D]."""
     y: Tensor
     """[B, E]."""
     weights: Tensor
-    """[B] the weight of each row's squared error in the loss; 1/B is the mean over rows."""
+    """[B] the weight of each row's squared error in the loss; for a mean, 1 over the rows of the whole batch."""
     dead: Tensor | None = None
     """[F] bool, True for latents that have not fired for the dead window; None if that is not tracked."""
     prepared: Once = field(default_factory=Once)
     """The kernels' representation of x, cached for other coders that read the same x."""
+    batch: BatchReductions = field(default_factory=WholeBatch)
+    """Quantities of the whole batch, of which these rows may be a part."""
 
     @classmethod
     def mean(cls, x: Tensor, y: Tensor, dead: Tensor | None = None) -> "Rows":

@@ -15,29 +15,42 @@ from panscope.types import Latents
 
 
 class DenseOps:
-    """Defines correct results; `active_fraction` is the share of all B F codes that the last selection needs."""
+    """Defines correct results."""
 
     def __init__(self) -> None:
-        self.active_fraction: Tensor | float = 0.0
+        self._fractions: list[Tensor | float] = []
+
+    def begin(self) -> None:
+        """Begin a step."""
+        self._fractions.clear()
+
+    def end_part(self) -> None:
+        """Nothing: autograd adds up the gradients of the parts."""
+
+    @property
+    def active_fraction(self) -> float:
+        """The share of all codes that the selections of this step need, the mean over its parts."""
+        return sum(float(fraction) for fraction in self._fractions) / max(1, len(self._fractions))
 
     def topk(self, encoder: Encoder, rows: Rows, k: int, norms: Tensor | None) -> Latents:
         """See `Ops`."""
         values, indices = reference.topk(_preactivations(encoder, rows), k, norms)
-        self.active_fraction = k / max(1, len(encoder.W))
+        self._note(k / max(1, len(encoder.W)))
         return Latents(values, len(encoder.W), indices)
 
     def batch_topk(
         self, encoder: Encoder, rows: Rows, k: int, norms: Tensor | None, guess: Tensor
     ) -> tuple[Latents, Tensor]:
         """See `Ops`; does not use `guess`."""
-        codes, least = reference.batch_topk(_preactivations(encoder, rows), k, norms)
-        self.active_fraction = k / max(1, len(encoder.W))
-        return Latents(codes, len(encoder.W)), least.detach()
+        pre, count = _preactivations(encoder, rows), k * rows.batch.size(len(rows.x))
+        codes, least = reference.batch_topk(pre, count, norms, rows.batch.largest)
+        self._note(k / max(1, len(encoder.W)))
+        return Latents(codes, len(encoder.W)), least
 
     def above(self, encoder: Encoder, rows: Rows, floor: Tensor) -> Latents:
         """See `Ops`; returns all pre-activations."""
         pre = _preactivations(encoder, rows)
-        self.active_fraction = (pre.detach() > floor).mean(dtype=torch.float32)
+        self._note((pre.detach() > floor).mean(dtype=torch.float32))
         return Latents(pre, len(encoder.W))
 
     def reconstruct(self, codes: Latents, W_dec: Tensor, base: Tensor, rows: Rows, ends: Sequence[int]) -> Decoded:
@@ -59,6 +72,9 @@ class DenseOps:
     def take(self, W: Tensor, index: Tensor) -> Tensor:
         """See `Ops`."""
         return W[index]
+
+    def _note(self, fraction: Tensor | float) -> None:
+        self._fractions.append(fraction)
 
 
 def _preactivations(encoder: Encoder, rows: Rows) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from panscope.kernels.backend import Contribution, Gradient, Grouped
+from panscope.kernels.backend import Contribution, Gradient, Grouped, Kernels
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class GradientTerms:
         self._entries: list[EntryTerms] = []
         self._radial: Tensor | None = None
         self._rows: list[tuple[Tensor, Tensor]] = []
+        self._sum: Tensor | None = None
 
     def add_entries(self, terms: EntryTerms) -> None:
         """Add terms of entries."""
@@ -47,12 +48,25 @@ class GradientTerms:
         """Add the gradient [n, D] of the rows at index [n], which has no duplicates."""
         self._rows.append((index, gradient))
 
-    def gradient(self, group: Callable[[Tensor], Grouped]) -> Gradient:
-        """The whole gradient; `group` sorts entries by latent."""
+    def add_up(self, kernels: Kernels, group: Callable[[Tensor, int], Grouped]) -> None:
+        """Replace the terms so far by their sum [F, D], so that their sources can be freed."""
+        total, self._sum = self._sum, None
+        gradient = self.gradient(group)
+        self._sum = torch.zeros_like(self.W.detach()) if total is None else total
+        kernels.add_gradient(self.W.detach(), gradient, self._sum)
+        self._entries, self._radial, self._rows = [], None, []
+
+    def gradient(self, group: Callable[[Tensor, int], Grouped]) -> Gradient:
+        """The whole gradient; `group` sorts entries by latent, given their number."""
+        if self._sum is not None:
+            assert not self._entries, "a part's terms were not added up"
+            return Gradient(extra_index=torch.arange(len(self.W), device=self.W.device), extra=self._sum)
         contribution = None
         if self._entries:
             terms = _concatenated(self._entries)
-            contribution = Contribution(terms.coefficients, terms.source, terms.source_rows, group(terms.latents))
+            contribution = Contribution(
+                terms.coefficients, terms.source, terms.source_rows, group(terms.latents, len(self.W))
+            )
         if not self._rows:
             return Gradient(contribution, self._radial)
         assert len(self._rows) == 1, "rows were taken twice in a step, but only AuxK takes rows, once per step"

@@ -17,6 +17,7 @@ from torch.profiler import record_function
 
 from panscope.kernels.backend import Entries, Gradient, Grouped, InputRows, Kernels, Screen
 from panscope.ops.base import Decoded, Encoder, Rows, TooDense
+from panscope.ops.batch import BatchReductions
 from panscope.ops.ledger import EntryTerms, GradientTerms
 from panscope.types import Latents
 
@@ -49,6 +50,12 @@ class SparseOps:
         self._terms.clear()
         self._groups.clear()
 
+    def end_part(self) -> None:
+        """After the backward pass of one of several parts: add its gradients up, so that its rows can be freed."""
+        for terms in self._terms.values():
+            terms.add_up(self.kernels, self._group)
+        self._groups.clear()
+
     def weights_changed(self) -> None:
         """Discard cached quantities, because something other than `kernels.update` has changed the weights."""
         self._screen = None
@@ -68,7 +75,7 @@ class SparseOps:
     def gradient(self, W: Tensor) -> Gradient:
         """The gradient of W from the backward pass."""
         terms = self._terms.get(id(W))
-        return Gradient() if terms is None else terms.gradient(lambda latents: self._group(latents, len(W)))
+        return Gradient() if terms is None else terms.gradient(self._group)
 
     def topk(self, encoder: Encoder, rows: Rows, k: int, norms: Tensor | None) -> Latents:
         """See `Ops`."""
@@ -84,15 +91,11 @@ class SparseOps:
         self, encoder: Encoder, rows: Rows, k: int, norms: Tensor | None, guess: Tensor
     ) -> tuple[Latents, Tensor]:
         """See `Ops`; raises TooDense if there is no guess."""
-        width, wanted = len(encoder.W), k * len(rows.x)
-        self._check(wanted, rows, width)
-        inputs = self._inputs(encoder, rows)
-        found, scores = self._above_guess(encoder, inputs, norms, guess=guess, wanted=wanted)
-        best, chosen = scores.topk(min(wanted, len(scores)), sorted=False)
-        chosen, _ = chosen[best > 0].sort()
-        kept = _select(found, chosen)
-        least = best.masked_fill(best <= 0, torch.inf)
-        least = least.min() if len(least) else least.new_tensor(torch.inf)
+        self._check(k * len(rows.x), rows, len(encoder.W))
+        inputs, count = self._inputs(encoder, rows), k * rows.batch.size(len(rows.x))
+        found, scores = self._above_guess(encoder, inputs, norms, guess=guess, wanted=count, batch=rows.batch)
+        chosen, least = rows.batch.largest(scores, count)
+        kept = _select(found, chosen.sort().values)
         return kept.with_values(torch.relu(self._differentiable(kept, encoder, inputs))), least
 
     def above(self, encoder: Encoder, rows: Rows, floor: Tensor) -> Latents:
@@ -141,9 +144,19 @@ class SparseOps:
         return Latents(found.values, len(W), found.latents, found.starts)
 
     def _above_guess(
-        self, encoder: Encoder, inputs: InputRows, norms: Tensor | None, *, guess: Tensor, wanted: int
+        self,
+        encoder: Encoder,
+        inputs: InputRows,
+        norms: Tensor | None,
+        *,
+        guess: Tensor,
+        wanted: int,
+        batch: BatchReductions,
     ) -> tuple[Latents, Tensor]:
-        """At least the `wanted` largest scores of the batch, with their codes; raises TooDense if not found."""
+        """The codes and scores above a floor that at least `wanted` scores of the batch exceed.
+
+        Raises TooDense if no such floor is found.
+        """
         least = float(guess)
         if not least > 0:
             raise TooDense
@@ -152,7 +165,8 @@ class SparseOps:
             floor = inputs.x.new_full((len(encoder.W),), least)
             found = self._above(encoder, inputs, floor if norms is None else (floor / norms).nan_to_num(posinf=1e38))
             scores = found.values if norms is None else found.values * norms[found.indices]
-            if len(scores) >= wanted:
+            (total,) = batch.totals(torch.tensor(len(scores)))
+            if total >= wanted:
                 return found, scores
         raise TooDense
 

@@ -25,7 +25,12 @@ from panscope.types import Site, UserError
 
 MAX_CONTEXT = 1024
 BUFFER_ROWS = 1_000_000
-_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of a number in each dtype of a language model."""
+USABLE = 0.9
+"""Usable share of a device's memory; the rest is for the CUDA context, the allocator and small tensors."""
+GIB = 2**30
+_LEAST_STEP_GIB = 0.25
 _WHICH = ("wiring", "sites", "layers", "recipe", "width", "expansion", "tag", "convert_to", "tokens")
 _LISTS = ("adam_betas", "prefixes")
 """Fields whose one value is itself a list; a list of lists is a choice."""
@@ -82,6 +87,8 @@ class Plan:
     log_every: int
     checkpoint_every: int
     buffer_rows: int
+    step_bytes: int
+    """What computing one coder's step may take: `train.step_gib`."""
     coders: tuple[PlannedCoder, ...]
 
     def sites(self) -> list[Site]:
@@ -119,19 +126,22 @@ def plan(suite: SuiteConfig, lm: ModelFacts, memory_bytes: int) -> Plan:
     log_every = loop.log_every or max(1, steps // 50)
     checkpoint_every = loop.checkpoint_every or min(5000, max(1, steps // 5))
     buffer_rows = suite.activations.buffer_rows or _buffer_rows(
-        planned, lm, memory_bytes, batch=batch, itemsize=_ITEMSIZE[suite.model.dtype]
+        planned, lm, memory_bytes, batch=batch, itemsize=ITEMSIZE[suite.model.dtype]
     )
     if buffer_rows < batch:
         raise UserError(f"activations.buffer_rows {buffer_rows} is below the batch of {batch} rows: raise it")
+    step_gib = loop.step_gib or _step_gib(lm, memory_bytes, ITEMSIZE[suite.model.dtype])
     resolved = suite.replace(
         model=suite.model.model_dump() | {"path": _absolute(suite.model.path)},
         data=suite.data.model_dump()
         | {"context": _context(suite, lm), "text": tuple(_absolute(text) for text in suite.data.text)},
         activations=suite.activations.model_dump() | _places(suite.activations) | {"buffer_rows": buffer_rows},
-        train=loop.model_dump() | {"batch": batch, "log_every": log_every, "checkpoint_every": checkpoint_every},
+        train=loop.model_dump()
+        | {"batch": batch, "log_every": log_every, "checkpoint_every": checkpoint_every, "step_gib": step_gib},
         coders=tuple(table for _, table in points),
     )
-    return Plan(resolved, steps, batch, log_every, checkpoint_every, buffer_rows, planned)
+    step_bytes = round(step_gib * GIB)
+    return Plan(resolved, steps, batch, log_every, checkpoint_every, buffer_rows, step_bytes, planned)
 
 
 def _batch(tokens: int) -> int:
@@ -149,6 +159,12 @@ def _buffer_rows(
     fitting = memory_bytes // 4 // (itemsize * sum(lm.width(site) for site in sites))
     rows = max(coder.steps for coder in planned) * batch
     return max(batch, min(rows, BUFFER_ROWS, fitting))
+
+
+def _step_gib(lm: ModelFacts, memory_bytes: int, itemsize: int) -> float:
+    """A quarter of what the language model leaves, with three digits."""
+    left = USABLE * memory_bytes - itemsize * lm.parameters
+    return max(_LEAST_STEP_GIB, float(f"{left / 4 / GIB:.3g}"))
 
 
 def _places(activations: ActivationsConfig) -> dict[str, str | None]:

@@ -15,7 +15,7 @@ from panscope.coders.base import Coder
 from panscope.coders.batchtopk import BatchTopKCoder
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import UNIT, WiredCoder
-from panscope.cost.memory import check_memory, estimate_memory
+from panscope.cost.memory import CONVERSION_CODES, check_memory, estimate_memory, parts_of_step
 from panscope.events import Reporter, StepLogged
 from panscope.lms.facts import facts_of
 from panscope.lms.load import device_of, load, memory_bytes
@@ -29,7 +29,7 @@ from panscope.runs.run import Run
 from panscope.runs.shutdown import StopRequest
 from panscope.storage.json_lines import JsonLines
 from panscope.training.checkpoint import Checkpoints
-from panscope.training.coder_trainer import CoderTrainer
+from panscope.training.coder_trainer import CoderTrainer, StepBackend
 from panscope.training.loop import train
 from panscope.transforms.fold_norm import fold_norm
 from panscope.transforms.to_jumprelu import MeanL0Threshold, frozen, with_threshold
@@ -133,6 +133,8 @@ class TrainingRun:
 
     def save_coders(self) -> None:
         """Fold, convert and write every coder: what is saved works on raw activations."""
+        for trainer in self.trainers:
+            trainer.drop_optimiser()
         folded = {trainer.name: _fold(trainer) for trainer in self.trainers}
         thresholds = self._thresholds(folded)
         for planned, trainer in zip(self.plan.coders, self.trainers, strict=True):
@@ -170,8 +172,7 @@ class TrainingRun:
         converting = [c for c in plan.coders if c.convert_to == "jumprelu"]
         if not converting:
             return {}
-        rows = {c.name: CALIBRATION_ROWS * c.wiring.stacks for c in converting}
-        found = {c.name: MeanL0Threshold(int(c.coder.sparsity), rows[c.name]) for c in converting}
+        found = {c.name: MeanL0Threshold(int(c.coder.sparsity), CALIBRATION_ROWS * c.wiring.stacks) for c in converting}
         normalisers = {trainer.name: trainer.normaliser for trainer in self.trainers}
         live = LiveActivations(self.lm, training_tokens(plan, self.lm), plan.sites())
         stream, left = RowStream(live), CALIBRATION_ROWS
@@ -180,13 +181,15 @@ class TrainingRun:
             for planned in converting:
                 x, _ = planned.wiring.rows(batch)
                 x, _ = normalisers[planned.name].left_after_folding().input(x.float())
-                found[planned.name].update(folded[planned.name].preactivations(x))
+                for rows in x.split(max(1, CONVERSION_CODES // planned.coder.width)):
+                    found[planned.name].update(folded[planned.name].preactivations(rows))
         return found
 
     def _trainer(self, planned: PlannedCoder, scales: Normaliser) -> CoderTrainer:
         digest = hashlib.sha256(f"{self.plan.suite.seed}/{planned.name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         coder = coders.build(planned.coder).initialise(generator).to(self.lm.device)
+        kernels = self.kernels.of(planned.name)
         return CoderTrainer(
             planned.name,
             coder,
@@ -194,7 +197,7 @@ class TrainingRun:
             scales,
             planned.training,
             steps=planned.steps,
-            kernels=self.kernels.of(planned.name),
+            backend=StepBackend(kernels, parts_of_step(planned, self.plan, is_sparse=kernels is not None)),
         )
 
 

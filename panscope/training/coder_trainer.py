@@ -6,6 +6,7 @@ Shape letters: B rows of a batch, E output width.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,10 @@ from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import Wiring
 from panscope.kernels.backend import Kernels
 from panscope.ops.base import Rows
+from panscope.ops.dense import DenseOps
+from panscope.ops.sparse import SparseOps
 from panscope.training import schedule
+from panscope.training.accumulation import StepSums, accumulate
 from panscope.training.median import geometric_median
 from panscope.training.meters import DeadClock, TrainingMeter
 from panscope.training.optimiser import Optimiser
@@ -29,8 +33,18 @@ from panscope.training.sparse_dense_switch import SparseDenseSwitch
 from panscope.types import ActivationBatch, NonFiniteError
 
 
+@dataclass(frozen=True)
+class StepBackend:
+    """How a step is computed."""
+
+    kernels: Kernels | None = None
+    """What sparse steps are computed with; None is the reference."""
+    parts: int = 1
+    """The number of parts in which the rows of a step are processed, one after another."""
+
+
 class CoderTrainer:
-    """One coder in training; `steps` is how many steps it learns for, `kernels` what sparse steps are computed with."""
+    """One coder in training; `steps` is how many steps it learns for."""
 
     def __init__(
         self,
@@ -41,7 +55,7 @@ class CoderTrainer:
         config: TrainingConfig,
         *,
         steps: int,
-        kernels: Kernels | None = None,
+        backend: StepBackend | None = None,
     ) -> None:
         self.name = name
         self.coder = coder
@@ -50,7 +64,9 @@ class CoderTrainer:
         self.config = config
         self.steps = steps
         device = coder.W_enc.device
-        self._kernels = kernels
+        backend = backend or StepBackend()
+        self._kernels = kernels = backend.kernels
+        self._parts = backend.parts
         self._switch = SparseDenseSwitch(kernels)
         self._optimiser = Optimiser(coder, config, scaled=kernels is None)
         check_precision(config.precision, device, name)
@@ -86,13 +102,28 @@ class CoderTrainer:
         sparsity = schedule.sparsity(self.config, self.coder.config.sparsity, step)
         rate = schedule.learning_rate(self.config, step, self.steps)
         with step_in(self._precision):
-            with forward_in(self._precision, self.coder.W_enc.device):
-                objective = self._switch.objective(self.coder, rows, sparsity)
-            self._optimiser.step(objective.loss, rate, self._switch.sparse)
+            done = self._switch.accumulate(lambda ops: self._accumulate(rows, sparsity, ops))
+            self._optimiser.step(done.loss, rate, self._switch.sparse)
         self._switch.stepped()
         with record_function("panscope::meters"):
-            self.coder.track(objective)
-            self._count(batch, objective)
+            self.coder.track(done.least)
+            self.clock.update(done.firings, len(batch))
+            self.meter.update(batch.sums(self.wiring, self.normaliser), done)
+
+    def _accumulate(self, rows: Rows, sparsity: float, ops: SparseOps | DenseOps) -> StepSums:
+        """The gradient of a step, part by part."""
+
+        def objective(part: Rows) -> Objective:
+            with forward_in(self._precision, self.coder.W_enc.device):
+                return self.coder.objective(part, sparsity, ops)
+
+        def backward(loss: Tensor) -> None:
+            self._optimiser.backward(loss)
+            if self._parts > 1:
+                ops.end_part()
+
+        self._optimiser.zero_grad()
+        return accumulate(rows, self._parts, objective, backward, self.config.active_above)
 
     @torch.no_grad()
     def _begin(self, raw_y: Tensor, rows: Rows) -> None:
@@ -100,10 +131,6 @@ class CoderTrainer:
         if self.config.b_dec_init != "zero":
             raw = self.config.b_dec_init == "geometric_median_raw"
             self.coder.b_dec.copy_(geometric_median(raw_y if raw else rows.y))
-
-    def _count(self, batch: SharedBatch, objective: Objective) -> None:
-        self.clock.update(objective.latents.firings(self.config.active_above), len(batch))
-        self.meter.update(batch.sums(self.wiring, self.normaliser), objective)
 
     def read(self, step: int) -> dict[str, Any]:
         """The figures to log after `step` steps, rates as of the last of them.
@@ -128,6 +155,10 @@ class CoderTrainer:
     def is_finite(self) -> bool:
         """Whether every weight is a finite number: asked before a checkpoint is written."""
         return all(bool(torch.isfinite(tensor).all()) for tensor in self.coder.tensors().values())
+
+    def drop_optimiser(self) -> None:
+        """Free Adam's moments and the gradients; no step can follow."""
+        self._optimiser.drop_moments()
 
     @torch.no_grad()
     def finished(self) -> Coder:

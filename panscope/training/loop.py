@@ -27,6 +27,10 @@ class LoopConfig(Config):
     """Steps between two lines of train.jsonl; left out, a fiftieth of the run."""
     checkpoint_every: int | None = Field(default=None, gt=0)
     """Steps between two checkpoints; left out, a fifth of the run, at most 5,000."""
+    step_gib: float | None = Field(default=None, gt=0)
+    """GiB that computing one coder's step may take, beside its weights and the rows; a coder that needs more processes
+    its rows in parts, one after another, with the same result to rounding. Left out, a quarter of what the language
+    model leaves of the device's memory."""
     kernels: Literal["auto", "sparse", "reference"] = "auto"
     """What computes a step: "reference" is every latent of every row, by autograd; "sparse" touches active latents only
     and fails where this machine cannot; "auto" is sparse for each coder it pays for, where this machine can."""

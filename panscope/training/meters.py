@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panscope.coders.base import Objective
+from panscope.training.accumulation import StepSums
 from panscope.training.shared import TargetSums
 
 
@@ -52,16 +52,11 @@ class TrainingMeter:
         self.sum_y = torch.zeros(d_out, dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def update(self, targets: TargetSums, objective: Objective) -> None:
-        """Add a batch: the sums of its targets and what the coder made of it."""
+    def update(self, targets: TargetSums, step: StepSums) -> None:
+        """Add a batch: the sums of its targets and of what the coder made of it."""
         parts = (
-            torch.tensor(float(len(objective.errors))),
-            torch.tensor(1.0),
-            objective.loss,
-            objective.errors.sum(dtype=torch.float64),
-            targets.squares,
-            (objective.latents.values > 0).sum(),
-        )
+            torch.tensor(float(step.rows)), torch.tensor(1.0), step.loss, step.error, targets.squares, step.active
+        )  # fmt: skip
         self.sums += torch.stack([part.to(self.sums.device, torch.float64) for part in parts])
         self.sum_y += targets.total
 

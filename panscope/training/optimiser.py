@@ -40,15 +40,22 @@ class Optimiser:
             self._average = {name: torch.zeros_like(parameter) for name, parameter in self._learned.items()}
         self._steps = 0
 
-    def step(self, loss: Tensor, learning_rate: float, sparse: SparseOps | None = None) -> None:
-        """One update along the gradient of `loss`, which `sparse` verbs computed where there are any.
-
-        float16 skips it where the scaled gradient overflowed.
-        """
+    def zero_grad(self) -> None:
+        """Begin a step, or begin it anew."""
         self._adam.zero_grad(set_to_none=True)
-        self._adam.param_groups[0]["lr"] = learning_rate
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of `loss`, of all of a step or of a part of its rows."""
         with record_function("panscope::backward"):
             self._scaler.scale(loss).backward()
+
+    def step(self, loss: Tensor, learning_rate: float, sparse: SparseOps | None = None) -> None:
+        """One update along the gradient accumulated since `zero_grad`, by `sparse` where that computed it.
+
+        `loss` [] is that of the step: nothing changes where it is not finite. float16 skips the update where the scaled
+        gradient overflowed.
+        """
+        self._adam.param_groups[0]["lr"] = learning_rate
         with record_function("panscope::update"):
             self._update(torch.isfinite(loss.detach()), learning_rate, sparse)
 
@@ -140,6 +147,11 @@ class Optimiser:
         assert self._config.average_decay is not None
         seen = 1 - self._config.average_decay**self._steps
         return {name: average / seen for name, average in self._average.items()}
+
+    def drop_moments(self) -> None:
+        """Free Adam's moments and the gradients; no step can follow."""
+        self._adam.zero_grad(set_to_none=True)
+        self._adam.state.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """Moments, average and scale."""

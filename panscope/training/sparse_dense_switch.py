@@ -4,13 +4,14 @@ Early JumpReLU and ReLU coders have half of all latents active; gathering that m
 products. Both compute the same numbers, so a switch changes rounding only.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-from panscope.coders.base import Coder, Objective
 from panscope.kernels.backend import Kernels
-from panscope.ops.base import Rows, TooDense
+from panscope.ops.base import TooDense
 from panscope.ops.dense import DenseOps
 from panscope.ops.sparse import MAX_ACTIVE_FRACTION, SparseOps
+from panscope.training.accumulation import StepSums
 
 _BACK = MAX_ACTIVE_FRACTION / 2
 """The share of active places below which a dense trainer tries sparse steps again."""
@@ -35,24 +36,26 @@ class SparseDenseSwitch:
         """How the last step went."""
         return self._name
 
-    def objective(self, coder: Coder, rows: Rows, sparsity: float) -> Objective:
-        """The coder's objective, by sparse kernels if possible."""
+    def accumulate(self, compute: Callable[[SparseOps | DenseOps], StepSums]) -> StepSums:
+        """What `compute` accumulates with sparse kernels if possible; it begins anew where they turn out not to pay."""
         if self._sparse is not None and not self._dense_now:
             self._sparse.begin()
             try:
-                return coder.objective(rows, sparsity, self._sparse)
+                return compute(self._sparse)
             except TooDense:
                 self._dense_now = True
-        return coder.objective(rows, sparsity, self._dense)
+        self._dense.begin()
+        return compute(self._dense)
 
     def stepped(self) -> None:
         """After the weights have changed: a dense step may have been sparse enough for the next to be."""
         if self._sparse is None:
             return
+        self._sparse.begin()  # frees what the step's gradient was made of
         self._name = "dense" if self._dense_now else "sparse"
         if self._dense_now:
             self._sparse.weights_changed()
-            self._dense_now = float(self._dense.active_fraction) >= _BACK
+            self._dense_now = self._dense.active_fraction >= _BACK
 
     def state_dict(self) -> dict[str, Any]:
         """The present mode: a resumed run continues with it, so that not even rounding differs."""

@@ -214,7 +214,7 @@ def test_a_small_step_along_the_projected_gradient_keeps_unit_norms(architecture
 def track(coder: BatchTopKCoder, pre: list[list[float]], k: int) -> float:
     """One step on rows whose pre-activations are `pre` (W_enc is the identity), and the threshold after it."""
     x = torch.tensor(pre, dtype=torch.float64)
-    coder.track(coder.objective(Rows.mean(x, x), k, DenseOps()))
+    coder.track(coder.objective(Rows.mean(x, x), k, DenseOps()).least)
     return coder.threshold.item()
 
 

@@ -20,7 +20,7 @@ from panscope.coders.wiring import Wiring
 from panscope.kernels.backend import Kernels
 from panscope.kernels.cpu import CpuKernels
 from panscope.training import sparse_dense_switch as way
-from panscope.training.coder_trainer import CoderTrainer
+from panscope.training.coder_trainer import CoderTrainer, StepBackend
 from panscope.training.schedule import TrainingConfig
 from panscope.types import ActivationBatch, Site
 
@@ -75,7 +75,7 @@ def trained(
     assert mean_max_cosine(coder, directions) < 0.75
     wiring = Wiring(wiring="sae", reads=(SITE,), predicts=(SITE,))
     plain = Normaliser(kind="none", scale_in=1, scale_out=1)
-    trainer = CoderTrainer(kind, coder, wiring, plain, schedule(kind), steps=STEPS, kernels=kernels)
+    trainer = CoderTrainer(kind, coder, wiring, plain, schedule(kind), steps=STEPS, backend=StepBackend(kernels))
     for step, batch in enumerate(batches(directions, generator)):
         trainer.step(batch, step)
     assert kernels is None or trainer.read(STEPS)["kernels"] == "sparse"

@@ -32,12 +32,16 @@ def needed(plan: Plan) -> MemoryEstimate:
 
 
 def test_what_is_counted_by_hand():
-    """Four coders of F latents at D = 32: 16 bytes of each parameter, three [B, F] matrices for one step."""
+    """Four coders of F latents at D = 32: 16 bytes of each parameter, three [B, F] matrices for one step.
+
+    And the rows of four sites in float32, raw and normalised.
+    """
     width = 512
     parameters = 2 * WIDE * width + width + WIDE
     found = needed(suite_of(width))
     assert found.kept == (16 * parameters,) * 4
     assert found.working == 3 * 4 * BATCH * width
+    assert found.rows == 2 * 4 * BATCH * 4 * WIDE
     assert found.fixed == 4 * PAPER_LM.parameters + BATCH * 4 * 4 * WIDE
 
 
@@ -48,11 +52,11 @@ def test_what_fits_is_left_alone():
 
 
 def test_what_does_not_fit_is_said_with_what_would():
-    plan = suite_of(400_000)
+    plan = suite_of(4_000_000)
     with pytest.raises(UserError) as caught:
         check_memory(plan, needed(plan), MEMORY)
     said = str(caught.value)
-    assert "needs about" in said and "16.0" in said and "of width 400000" in said and "\n" not in said
+    assert "needs about" in said and "16.0" in said and "of width 4000000" in said and "\n" not in said
 
 
 def test_the_width_it_names_does_fit():

@@ -36,7 +36,7 @@ def test_batch_topk_against_a_sort(shape: tuple[int, int], k: int, shift: float,
     """With k above the width, with none positive (all shifted by -9), and with fewer positive than k."""
     pre = (draw(seed, *shape) + shift).requires_grad_()
     weights = draw(seed + 1, shape[1]).abs() + 0.1 if weighted else None
-    codes, least = reference.batch_topk(pre, k, weights)
+    codes, least = reference.batch_topk(pre, k * shape[0], weights)
     expected, smallest = largest(pre.detach(), k * shape[0], [1.0] * shape[1] if weights is None else weights.tolist())
     found = {(b, f): value for b, row in enumerate(codes.tolist()) for f, value in enumerate(row) if value != 0}
     assert found == expected
@@ -54,7 +54,7 @@ def test_batch_topk_against_a_sort(shape: tuple[int, int], k: int, shift: float,
 def test_ties_are_broken_somehow_and_the_number_kept_is_right(shape: tuple[int, int], k: int, seed: int) -> None:
     """Integers from -2 to 2: any of the tied codes may be kept, but their number and values are determined."""
     pre = draw(seed, *shape).mul(1.5).round().clamp(-2, 2)
-    codes, least = reference.batch_topk(pre, k)
+    codes, least = reference.batch_topk(pre, k * shape[0])
     ranked = sorted((value for value in pre.flatten().tolist() if value > 0), reverse=True)[: k * shape[0]]
     assert sorted(codes[codes > 0].tolist(), reverse=True) == ranked
     assert ((codes == 0) | (codes == pre)).all()
@@ -64,9 +64,9 @@ def test_ties_are_broken_somehow_and_the_number_kept_is_right(shape: tuple[int, 
 def test_rows_share_the_places() -> None:
     """Two rows, one code each on average: both are in the first row; a weight of 10 moves one to the second."""
     pre = torch.tensor([[3.0, 2.0], [1.0, -1.0]])
-    codes, least = reference.batch_topk(pre, 1)
+    codes, least = reference.batch_topk(pre, len(pre))
     assert (codes.tolist(), least.item()) == ([[3.0, 2.0], [0.0, 0.0]], 2.0)
-    codes, least = reference.batch_topk(pre, 1, torch.tensor([10.0, 1.0]))
+    codes, least = reference.batch_topk(pre, 2, torch.tensor([10.0, 1.0]))
     assert (codes.tolist(), least.item()) == ([[3.0, 0.0], [1.0, 0.0]], 10.0)
 
 
@@ -117,5 +117,5 @@ def test_a_gate_that_equals_its_size_is_relu() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_precision_is_kept(dtype: torch.dtype) -> None:
     pre, bias = torch.randn(3, 4, dtype=dtype), torch.randn(4, dtype=dtype)
-    codes, least = reference.batch_topk(pre, 1)
+    codes, least = reference.batch_topk(pre, len(pre))
     assert codes.dtype == least.dtype == reference.gated(pre, bias, bias, bias).dtype == dtype

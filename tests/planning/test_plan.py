@@ -104,7 +104,7 @@ def test_a_planned_suite_leaves_nothing_open():
     assert written >= set(type(one.training).model_fields)
     assert written >= set(type(one.coder).model_fields) - {"d_in", "d_out"}
     assert first.suite.data.context == 512
-    written_out = {"batch": 256, "log_every": 20, "checkpoint_every": 200, "kernels": "auto"}
+    written_out = {"batch": 256, "log_every": 20, "checkpoint_every": 200, "step_gib": 3.6, "kernels": "auto"}
     assert first.suite.train.model_dump() == written_out
     assert first.suite.activations.buffer_rows == 256_000
 

@@ -78,6 +78,7 @@ def call_everything(kernels: Any) -> None:
     adam = AdamStep(0.1, 0.9, 0.999, 1e-8, 1, torch.tensor(1.0), torch.tensor(True))
     for gradient in (summed, everything):
         kernels.squared_norm(W, gradient, True)
+        kernels.add_gradient(W, gradient, W)
         kernels.update(W, W, W, gradient, adam, Finish(screen=screen))
         kernels.update(W, W, W, gradient, adam, Finish(project=True, unit=True))
         kernels.update(W, W, W, gradient, adam, Finish(norms=b))

@@ -74,6 +74,9 @@ class PlainKernels:
         counts = torch.bincount(latents, minlength=width)
         return Grouped(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), latents.argsort(stable=True))
 
+    def add_gradient(self, W: Tensor, gradient: Gradient, total: Tensor) -> None:
+        total += dense_gradient(W, gradient)
+
     def squared_norm(self, W: Tensor, gradient: Gradient, project: bool) -> Tensor:
         return _projected(W, dense_gradient(W, gradient), project).double().square().sum()
 

@@ -12,7 +12,7 @@ from panscope import coders
 from panscope.coders.normaliser import Normaliser
 from panscope.kernels.backend import Kernels
 from panscope.kernels.choose import sparse_kernels
-from panscope.training.coder_trainer import CoderTrainer
+from panscope.training.coder_trainer import CoderTrainer, StepBackend
 from panscope.training.schedule import TrainingConfig
 from panscope.types import ActivationBatch, Site
 from tests.support.planted import ARCHITECTURES, TRAINING, WIDER, sparse_batch, wired
@@ -44,7 +44,7 @@ def learner(kind: str, kernels: Kernels | None, fields: dict[str, Any] | None = 
     config = coders.config_type(kind.partition("_")[0]).read(whole, "test")
     coder = coders.build(config).initialise(torch.Generator().manual_seed(3))
     schedule = TrainingConfig.read(TRAINING | {"dead_window": 500} | training, "test")
-    return CoderTrainer(kind, coder, SITE, AS_THEY_COME, schedule, steps=STEPS, kernels=kernels)
+    return CoderTrainer(kind, coder, SITE, AS_THEY_COME, schedule, steps=STEPS, backend=StepBackend(kernels))
 
 
 def sparse_steps(one: CoderTrainer, steps: int) -> tuple[torch.Tensor, int]:

@@ -36,7 +36,7 @@ def batchtopk(architecture: str = "batchtopk", steps: int = 3, **fields: Any) ->
     assert isinstance(coder, BatchTopKCoder)
     for seed in range(steps):
         x = rows(seed)
-        coder.track(coder.objective(Rows.mean(x, x), K, DenseOps()))
+        coder.track(coder.objective(Rows.mean(x, x), K, DenseOps()).least)
     return coder
 
 

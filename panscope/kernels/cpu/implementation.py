@@ -24,7 +24,7 @@ from panscope.kernels.cpu.reconstruct import reconstruct
 from panscope.kernels.cpu.rows import encoder_screen, input_rows
 from panscope.kernels.cpu.threads import Threads
 from panscope.kernels.cpu.topk import topk
-from panscope.kernels.cpu.update import squared_norm, update
+from panscope.kernels.cpu.update import add_gradient, squared_norm, update
 
 _FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """CPU capabilities, as torch names them, of instructions that multiply bfloat16 faster than float32."""
@@ -90,6 +90,10 @@ class CpuKernels:
     def group(self, latents: Tensor, width: int) -> Grouped:
         """Group entries with these latents [N] by latent."""
         return group(latents, width)
+
+    def add_gradient(self, W: Tensor, gradient: Gradient, total: Tensor) -> None:
+        """Add a gradient of W [F, D] to `total` [F, D], in place."""
+        add_gradient(self._threads, self._buffers, W, gradient, total)
 
     def squared_norm(self, W: Tensor, gradient: Gradient, project: bool) -> Tensor:
         """[] float64 the sum of squares of a gradient, after projection and before `AdamStep.scale`."""

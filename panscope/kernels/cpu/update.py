@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from panscope.kernels.backend import AdamStep, Finish, Gradient
-from panscope.kernels.cpu.arithmetic import squared
+from panscope.kernels.cpu.arithmetic import ONE, add, squared
 from panscope.kernels.cpu.arrays import Buffers, array
 from panscope.kernels.cpu.compiled import inlined, kernel
 from panscope.kernels.cpu.gradient import form, parts
@@ -93,6 +93,25 @@ def squared_norm(threads: Threads, buffers: Buffers, W: Tensor, gradient: Gradie
 
     threads.run(task, -(-len(weights) // step))
     return torch.tensor(squares.sum(), dtype=torch.float64)
+
+
+def add_gradient(threads: Threads, buffers: Buffers, W: Tensor, gradient: Gradient, total: Tensor) -> None:
+    """`Kernels.add_gradient`."""
+    weights, gradient_parts, step, sums = array(W), parts(gradient), rows_per_task(W.shape[1]), total.detach().numpy()
+
+    def task(number: int) -> None:
+        first, end = number * step, min(len(weights), (number + 1) * step)
+        _add_rows(first, end, weights, gradient_parts, buffers.array("gradient", (W.shape[1],), torch.float32), sums)
+
+    threads.run(task, -(-len(weights) // step))
+
+
+@kernel
+def _add_rows(first: Any, end: Any, weights: Any, parts: Any, g: Any, sums: Any) -> None:
+    """Add the gradients of the rows `first` to `end` - 1 to those of sums [F, D]."""
+    for f in range(first, end):
+        form(f, weights[f], parts, False, g)
+        add(ONE, g, sums[f])
 
 
 @kernel

@@ -9,7 +9,7 @@ triton was imported. The files:
     above        groups -> find -> rescore -> keep
     reconstruct  reconstructions, errors and their gradients
     group        entries by latent
-    gradient     one row of a gradient; used by norm and update
+    gradient     one row of a gradient; used by sums and update
 
 All arithmetic is float32: values in half precision are widened when they are loaded. Sums have a fixed order and there
 are no atomic operations, so results are deterministic.
@@ -33,7 +33,7 @@ from panscope.kernels.backend import (
     Reconstruction,
     Screen,
 )
-from panscope.kernels.triton import above, group, norm, reconstruct, rows, topk, update
+from panscope.kernels.triton import above, group, reconstruct, rows, sums, topk, update
 
 
 class TritonKernels:
@@ -90,10 +90,16 @@ class TritonKernels:
             return group.group(latents, width)
 
     @torch.no_grad()
+    def add_gradient(self, W: Tensor, gradient: Gradient, total: Tensor) -> None:
+        """Add a gradient of W to `total`, in place."""
+        with torch.cuda.device_of(W):
+            sums.add_gradient(W, gradient, total)
+
+    @torch.no_grad()
     def squared_norm(self, W: Tensor, gradient: Gradient, project: bool) -> Tensor:
         """[] float64 the sum of squares of a gradient, after projection."""
         with torch.cuda.device_of(W):
-            return norm.squared_norm(W, gradient, project)
+            return sums.squared_norm(W, gradient, project)
 
     @torch.no_grad()
     def update(self, W: Tensor, m: Tensor, v: Tensor, gradient: Gradient, adam: AdamStep, finish: Finish) -> None:

@@ -112,6 +112,15 @@ def test_gradients_against_dense_ones(problem: Problem, project: bool, scale: fl
     assert close(square, expected.square().sum())
 
 
+@given(problems())
+@PROPERTY
+def test_a_gradient_is_added_to_a_sum(problem: Problem) -> None:
+    before = draw("normal", 7, *problem.W.shape)
+    total = before.clone()
+    kernels(threads=2).add_gradient(problem.W, problem.gradient, total)
+    assert close(total, before.double() + problem.dense())
+
+
 @pytest.mark.parametrize(("beta1", "beta2", "eps"), [(0.9, 0.999, 1e-8), (0.0, 0.999, 1e-8), (0.5, 0.9, 6.25e-10)])
 def test_fifty_steps_of_torchs_adam(beta1: float, beta2: float, eps: float) -> None:
     """Gradients over twelve orders of magnitude, for rows that have one in some steps and rows that never have one."""

@@ -11,7 +11,7 @@ import torch
 
 NAMES = {
     "_narrow", "_tops", "_kth", "_gather", "_lists", "_scan", "_arrange", "_choose", "_find", "_flat", "_keep",
-    "_reconstruct", "_sum_stretch", "_squares", "_update", "_update_wide",
+    "_reconstruct", "_sum_stretch", "_squares", "_add_rows", "_update", "_update_wide",
 }  # fmt: skip
 MOST_SHARED = 99 << 10
 """Shared memory in bytes of a program on the smallest of the supported GPUs."""

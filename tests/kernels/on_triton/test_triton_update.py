@@ -54,6 +54,14 @@ def test_squared_norm(kernels: Any, parts: str, project: bool) -> None:
     torch.testing.assert_close(found, dense(W, given, project).square().sum(), rtol=1e-5, atol=1e-10)
 
 
+@pytest.mark.parametrize("parts", ["", "s", "r", "e", "sre"])
+def test_a_gradient_is_added_to_a_sum(kernels: Any, parts: str) -> None:
+    W, given, total = weights(), gradient(parts), torch.randn(F, D)
+    expected = total.double() + dense(W, given, False)
+    kernels.add_gradient(W, given, total)
+    torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("project", [False, True])
 @pytest.mark.parametrize("unit", [False, True])
 def test_update_is_torch_adam_on_the_dense_gradient(kernels: Any, project: bool, unit: bool) -> None:
@@ -109,12 +117,13 @@ def test_rows_wider_than_a_program_keeps(
     start, given, results = weights(), gradient(), []
     for widest in (8192, 16):
         monkeypatch.setattr(part("update"), "WIDEST", widest)
-        monkeypatch.setattr(part("norm"), "_BLOCK", widest)
+        monkeypatch.setattr(part("sums"), "_BLOCK", widest)
         W, (m, v), norms = start.clone(), zeros(), torch.zeros(F)
         screen = kernels.screen(W)
         kernels.update(W, m, v, given, step(), Finish(True, unit, screen, norms))
-        square = kernels.squared_norm(start, given, True)
-        results.append((W, m, v, screen.size, screen.lost, norms, square))
+        square, total = kernels.squared_norm(start, given, True), torch.zeros(F, D)
+        kernels.add_gradient(start, given, total)
+        results.append((W, m, v, screen.size, screen.lost, norms, square, total))
         assert torch.equal(unscaled(screen.low, screen.size), rounded(W, screen.size))
     for whole, blocks in zip(*results, strict=True):
         torch.testing.assert_close(whole, blocks, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The sum of squares of a whole gradient, for clipping, without forming the gradient as a matrix.
+"""Sums over a whole gradient: of its squares, for clipping, and of the gradients of a batch's parts.
 
 Shape letters: F latents, D width of the matrix.
 """
@@ -26,6 +26,30 @@ def squared_norm(W: Tensor, gradient: Gradient, project: bool) -> Tensor:
         W, squares, width, *parts(W, gradient), PROJECT=project, BLOCK=block, num_warps=launch.warps(block)
     )
     return squares.sum(dtype=torch.float64)
+
+
+def add_gradient(W: Tensor, gradient: Gradient, total: Tensor) -> None:
+    """Add the gradient of W [F, D] to `total` [F, D], in place."""
+    count, width = W.shape
+    for name, tensor in (("W", W), ("total", total)):
+        launch.checked(name, tensor, count, width)
+    block = min(_BLOCK, launch.padded(width))
+    _add_rows[(count,)](W, total, width, *parts(W, gradient), BLOCK=block, num_warps=launch.warps(block))
+
+
+@triton.jit
+def _add_rows(  # noqa: PLR0913
+    W, total, D, starts, coefficients, places, source, sums, shift, radial, extra_index, extra, BLOCK: tl.constexpr
+):
+    f = tl.program_id(0).to(tl.int64)
+    for first in range(0, D, BLOCK):
+        column = first + tl.arange(0, BLOCK)
+        live = column < D
+        g = entries_row(f, column, D, starts, coefficients, places, source, sums, shift, BLOCK)
+        w = tl.load(W + f * D + column, mask=live, other=0.0)
+        g = others_row(g, w, f, column, D, radial, extra_index, extra)
+        at = total + f * D + column
+        tl.store(at, tl.load(at, mask=live, other=0.0) + g, mask=live)
 
 
 @triton.jit
