@@ -26,8 +26,8 @@ demo: $(READY)  ## train, evaluate and print the built-in suite
 test: $(READY)  ## the quick tests, a process a core, each with one thread
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) $(PYTEST)
 
-soak: $(READY)  ## the slow tests
-	$(BIN)/pytest -m soak
+soak: $(READY)  ## the slow tests, likewise
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) -m soak
 
 check: $(READY)  ## format, lint, types, floors: what CI and pre-commit run
 	$(BIN)/ruff format --check .

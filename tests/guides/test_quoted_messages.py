@@ -16,7 +16,7 @@ LONGEST_VALUE = 4
 def template(node: ast.AST) -> re.Pattern[str] | None:
     """What a string literal prints: its constant parts, a group each, with anything for the values of an f-string."""
     if isinstance(node, ast.JoinedStr):
-        constants = [re.escape(part.value) for part in node.values if isinstance(part, ast.Constant)]
+        constants = [re.escape(str(part.value)) for part in node.values if isinstance(part, ast.Constant)]
     elif isinstance(node, ast.Constant) and isinstance(node.value, str):
         constants = [re.escape(node.value)]
     else:
