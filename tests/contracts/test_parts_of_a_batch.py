@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from panscope.coders import auxk
 from panscope.coders.base import Coder
 from panscope.coders.batchtopk import BatchTopKCoder
 from panscope.kernels.cpu import CpuKernels
@@ -22,7 +23,7 @@ from panscope.ops.batch import BatchInParts, PartOfBatch
 from panscope.ops.dense import DenseOps
 from panscope.ops.sparse import SparseOps
 from panscope.training.accumulation import StepSums, accumulate
-from tests.support.coder_cases import B, assert_close, every_case, every_option, random_coder, random_rows
+from tests.support.coder_cases import B, F, assert_close, every_case, every_option, random_coder, random_rows
 from tests.support.oracle import Oracle
 from tests.support.plain_kernels import PlainKernels, dense_gradient
 
@@ -103,6 +104,26 @@ def test_this_machines_kernels_add_up_parts(architecture: str, fields: dict[str,
     for name, gradient in accumulated.items():
         difference = (gradient.double() - expected.gradients[name]).abs().max()
         assert difference <= 1e-5 * expected.gradients[name].abs().max(), name
+
+
+@pytest.mark.parametrize("codes", [1, 9])
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("option", [{}, {"auxk_bias": True}, {"auxk": 9}])
+def test_auxk_in_bounded_memory(option: dict[str, Any], kind: str, codes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its dense product is computed for a few rows at a time, and again in the backward pass."""
+    monkeypatch.setattr(auxk, "AUXK_CODES", codes)
+    most = 0
+    whole = DenseOps.topk
+
+    def topk(self: DenseOps, encoder: Any, rows: Rows, k: int, norms: Tensor | None) -> Any:
+        nonlocal most
+        if len(encoder.W) < F:
+            most = max(most, len(rows.x) * len(encoder.W))
+        return whole(self, encoder, rows, k, norms)
+
+    monkeypatch.setattr(DenseOps, "topk", topk)
+    check_against_the_whole("topk", {"d_in": 6, "d_out": 6, "auxk_coefficient": 0.4} | option, kind, 1)
+    assert 0 < most <= max(codes, F)
 
 
 @pytest.mark.parametrize("factor", [0.5, 3.0])

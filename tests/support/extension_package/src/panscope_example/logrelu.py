@@ -36,7 +36,7 @@ class LogReLUCoder(Coder):
         pre = ops.above(self.encoder(), rows, torch.zeros_like(self.b_enc))
         latents = pre.with_values(torch.relu(pre.values))
         found = self.reconstruction(latents, rows, ops)
-        penalty = latents.over_latents((latents.values / self.config.scale).log1p()).mean()
+        penalty = rows.batch.mean(latents.over_latents((latents.values / self.config.scale).log1p()))
         return Objective(found.loss + sparsity * penalty, latents, found.y_hat, found.errors)
 
 
