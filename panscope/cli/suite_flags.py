@@ -11,7 +11,7 @@ from panscope.types import UserError
 
 _CODER_FLAGS = (
     "wiring", "sites", "layers", "recipe", "architecture", "width", "expansion", "sparsity", "target_l0",
-    "learning_rate", "lr_warmup_steps",
+    "learning_rate", "lr_warmup_steps", "as_published",
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ table itself says.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from panscope import coders
@@ -14,6 +14,7 @@ from panscope.coders.normaliser import PER_ROW
 from panscope.coders.wiring import Wiring
 from panscope.lms.facts import ModelFacts
 from panscope.planning import names, recipe
+from panscope.planning.recipe import Change
 from panscope.planning.wirings import layers_of, site_text
 from panscope.training.schedule import TrainingConfig
 from panscope.types import UserError
@@ -35,6 +36,8 @@ class PlannedCoder:
     convert_to: Literal["jumprelu"] | None
     steps: int
     """Of its own, at most the run's."""
+    fitted: tuple[Change, ...] = field(default=(), compare=False)
+    """Values of its recipe that were fitted to the length of the run; they say where numbers come from."""
 
 
 def plan_coder(point: dict[str, Any], lm: ModelFacts, tokens: int, batch: int) -> tuple[PlannedCoder, dict[str, Any]]:
@@ -43,7 +46,7 @@ def plan_coder(point: dict[str, Any], lm: ModelFacts, tokens: int, batch: int) -
     point.pop("sites", None)
     where = f"coders ({' '.join(map(str, wiring.reads))})"
     tokens = _tokens(point.pop("tokens", tokens), batch, where)
-    recipe_name, fields = _fields(point, wiring, tokens // batch, batch)
+    recipe_name, fields, changes = _fields(point, wiring, tokens // batch, batch)
     d_in, d_out = (wiring.columns(sites, lm.width) for sites in (wiring.reads, wiring.predicts))
     width = _width(fields, lm.width(wiring.reads[0]), where)
     convert_to, tag = fields.pop("convert_to", "none"), fields.pop("tag", "")
@@ -58,7 +61,8 @@ def plan_coder(point: dict[str, Any], lm: ModelFacts, tokens: int, batch: int) -
     full = TrainingConfig.read(training, where)
     _check_wiring(wiring, coder, full, where)
     name = names.coder_name(wiring, coder, lm.n_layers, tag)
-    planned = PlannedCoder(name, wiring, coder, full, _conversion(convert_to, coder, where), tokens // batch)
+    convert = _conversion(convert_to, coder, where)
+    planned = PlannedCoder(name, wiring, coder, full, convert, tokens // batch, changes)
     return planned, _table(planned, recipe_name, tag, tokens)
 
 
@@ -68,19 +72,36 @@ def _tokens(tokens: Any, batch: int, where: str) -> int:
     return tokens
 
 
-def _fields(point: dict[str, Any], wiring: Wiring, steps: int, batch: int) -> tuple[str, dict[str, Any]]:
-    """The recipe's name, and its fields under what the wiring implies under what the table says."""
+def _fields(
+    point: dict[str, Any], wiring: Wiring, steps: int, batch: int
+) -> tuple[str, dict[str, Any], tuple[Change, ...]]:
+    """The recipe's name, its fields under what the wiring implies under what the table says, and what was fitted."""
     architecture = point.get("architecture")
     kind = coders.config_type(architecture) if architecture is not None else CoderConfig
     name = point.pop("recipe", None) or kind.default_recipe
-    fields = recipe.load(name).fitted(steps, batch, architecture)
+    from_recipe = recipe.load(name)
+    changes: tuple[Change, ...] = ()
+    if _as_published(point):
+        fields = from_recipe.published(steps, architecture)
+    else:
+        fields = from_recipe.fitted(steps, batch, architecture)
+        changes = tuple(
+            change for change in from_recipe.changes(steps, batch, architecture) if change.field not in point
+        )
     if wiring.kind.predicts_other:
         fields |= {"encoder_init": "own", "pre_encoder_bias": False}
     if point.get("decoder_norm") == "unit":
         fields |= {"decoder_init_norm": 1.0}
     if point.get("auxk_coefficient") == 0:
         fields = {field: value for field, value in fields.items() if field not in ("auxk", "auxk_bias")}
-    return name, fields | point
+    return name, fields | point, changes
+
+
+def _as_published(point: dict[str, Any]) -> bool:
+    wanted = point.pop("as_published", False)
+    if not isinstance(wanted, bool):
+        raise UserError(f"coders: as_published is {wanted!r}: expected true or false")
+    return wanted
 
 
 def _put_sparsity(fields: dict[str, Any], where: str) -> None:

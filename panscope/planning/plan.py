@@ -18,6 +18,7 @@ from panscope.lms.facts import ModelFacts
 from panscope.lms.load import LanguageModelConfig
 from panscope.planning import names
 from panscope.planning.coder import FROM_THE_MODEL, PlannedCoder, plan_coder
+from panscope.planning.recipe import changes_in_words
 from panscope.planning.wirings import wirings
 from panscope.training.loop import LoopConfig
 from panscope.training.schedule import TrainingConfig
@@ -31,7 +32,7 @@ USABLE = 0.9
 """Usable share of a device's memory; the rest is for the CUDA context, the allocator and small tensors."""
 GIB = 2**30
 _LEAST_STEP_GIB = 0.25
-_WHICH = ("wiring", "sites", "layers", "recipe", "width", "expansion", "tag", "convert_to", "tokens")
+_WHICH = ("wiring", "sites", "layers", "recipe", "width", "expansion", "tag", "convert_to", "tokens", "as_published")
 _LISTS = ("adam_betas", "prefixes")
 """Fields whose one value is itself a list; a list of lists is a choice."""
 
@@ -106,6 +107,10 @@ class Plan:
             f"{self.steps * self.batch:,} tokens = {self.steps:,} steps of {self.batch:,} rows",
             f"rows are gathered and shuffled {self.buffer_rows:,} at a time ({suite.activations.shuffle})",
         ]
+
+    def fitted(self) -> list[str]:
+        """A sentence for every recipe whose values were fitted to the length of the run."""
+        return changes_in_words(change for coder in self.coders for change in coder.fitted)
 
 
 def plan(suite: SuiteConfig, lm: ModelFacts, memory_bytes: int) -> Plan:

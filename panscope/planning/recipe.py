@@ -8,6 +8,8 @@ bound there. What comes out is written into the run's suite.toml, number by numb
 """
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
@@ -29,6 +31,39 @@ class ShortRun(Config):
     """Field -> its upper bound."""
 
 
+@dataclass(frozen=True)
+class Change:
+    """A field of a recipe that is fitted to the length of a run."""
+
+    recipe: str
+    field: str
+    before: Any
+    """The paper's value."""
+    after: Any
+    """The value in this run."""
+    steps: int
+    """Of this run."""
+    why: str
+
+
+def changes_in_words(changes: Iterable[Change]) -> list[str]:
+    """A sentence for every recipe and length of run; the same change of many coders is said once."""
+    groups: dict[tuple[str, int], dict[str, dict[str, None]]] = {}
+    for change in dict.fromkeys(changes):
+        fields = groups.setdefault((change.recipe, change.steps), {}).setdefault(change.why, {})
+        fields[f"{change.field} {_number(change.before)} -> {_number(change.after)}"] = None
+    return [
+        f"recipe {recipe} is fitted to {steps:,} steps: "
+        + "; ".join(f"{', '.join(fields)} ({why})" for why, fields in by_reason.items())
+        + "; as_published = true (--as-published) keeps its own values"
+        for (recipe, steps), by_reason in groups.items()
+    ]
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
 class Recipe(Config):
     """One recipe file."""
 
@@ -46,9 +81,28 @@ class Recipe(Config):
         """Every architecture it is for, the default first."""
         return tuple(self.variants) or (self.fields["architecture"],)
 
+    def published(self, steps: int, architecture: str | None = None) -> dict[str, Any]:
+        """The fields as the paper has them; steps that it gives as a share of the run are those of a run of `steps`."""
+        return self._fields(architecture) | {name: round(share * steps) for name, share in self.shares.items()}
+
+    def changes(self, steps: int, batch: int, architecture: str | None = None) -> tuple[Change, ...]:
+        """What `fitted` changes."""
+        before, after = self.published(steps, architecture), self.fitted(steps, batch, architecture)
+        return tuple(
+            Change(self.name, name, before[name], after[name], steps, self._why(name, steps))
+            for name in after
+            if after[name] != before[name]
+        )
+
+    def _why(self, name: str, steps: int) -> str:
+        if name in self.at_most:
+            return "limited to a share of the run"
+        short = self.short_run
+        return f"multiplied by ({short.reference_steps:,} / {steps:,}) ^ {short.power:g}, up to a bound"
+
     def fitted(self, steps: int, batch: int, architecture: str | None = None) -> dict[str, Any]:
         """The fields for a run of `steps` steps of `batch` rows; raises UserError if it has no such architecture."""
-        fields = self._fields(architecture) | {name: round(share * steps) for name, share in self.shares.items()}
+        fields = self.published(steps, architecture)
         for name in self.at_most.keys() & fields:
             rows = batch if name in _IN_ROWS else 1
             fields[name] = min(fields[name], max(1, round(self.at_most[name] * steps * rows)))

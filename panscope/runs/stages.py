@@ -98,7 +98,7 @@ def planned_from(suite: SuiteConfig) -> Plan:
 
 
 def _say_planned(training: TrainingRun) -> None:
-    for line in (*training.plan.summary(), training.kernels.line):
+    for line in (*training.plan.summary(), *training.plan.fitted(), training.kernels.line):
         training.reporter.say(line)
     for line in (untested_release(), *warn_large_penalty(training.plan)):
         if line is not None:

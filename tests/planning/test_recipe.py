@@ -9,6 +9,7 @@ from panscope.planning import recipe
 from panscope.planning.recipe import Recipe
 from panscope.training.schedule import TrainingConfig
 from panscope.types import UserError
+from tests.support.paper_lm import planned
 
 ALL = [(name, architecture) for name in recipe.names() for architecture in recipe.load(name).architectures()]
 
@@ -214,3 +215,47 @@ def test_an_unknown_recipe_is_told_the_known_ones():
         UserError, match=r"recipe 'gema_scope' is unknown: use one of anthropic_relu, gemma_scope, gemma_scope_2"
     ):
         recipe.load("gema_scope")
+
+
+def test_what_was_fitted_is_said_once_with_the_reason():
+    """The factor is (976,562 / 50,000) ** 0.75 = 9.2907; a field that the table sets is not fitted."""
+    table = {"recipe": "gemma_scope", "width": 64, "sparsity": 1e-3, "layers": [0, 1], "learning_rate": 1e-3}
+    (line,) = planned(table, tokens=50_000 * 256, train={"batch": 256}).fitted()
+    assert line == (
+        "recipe gemma_scope is fitted to 50,000 steps: bandwidth 0.001 -> 0.00929, threshold_init 0.001 -> 0.00929 "
+        "(multiplied by (976,562 / 50,000) ^ 0.75, up to a bound); dead_window 10,000,000 -> 1,280,000 (limited to a "
+        "share of the run); as_published = true (--as-published) keeps its own values"
+    )
+
+
+def test_as_published_takes_the_papers_values_whatever_the_length():
+    table = {"recipe": "gemma_scope", "width": 64, "sparsity": 1e-3, "layers": 0, "as_published": True}
+    short = planned(table, tokens=256 * 1000, train={"batch": 256})
+    (one,) = short.coders
+    assert short.fitted() == []
+    assert (one.training.learning_rate, one.training.lr_warmup_steps, one.training.sparsity_warmup_steps) == (
+        7e-5,
+        1000,
+        10_000,
+    )
+    assert one.coder.model_dump()["bandwidth"] == 0.001
+
+
+def test_steps_given_as_a_share_of_the_run_are_published_as_such():
+    """Llama Scope decays the rate over the last fifth, however long the run is."""
+    table = {"recipe": "llama_scope", "width": 64, "sparsity": 8, "layers": 0, "as_published": True}
+    (one,) = planned(table, tokens=256 * 1000, train={"batch": 256}).coders
+    assert one.training.lr_decay_steps == 200
+
+
+def test_a_planned_suite_says_nothing_and_stays_as_it_is():
+    """That is what a resumed run reads."""
+    first = planned({"recipe": "gemma_scope", "width": 64, "sparsity": 1e-3, "layers": 0}, tokens=256_000)
+    again = planned(*first.suite.coders, tokens=256_000)
+    assert first.fitted() and not again.fitted()
+    assert again.suite.coders == first.suite.coders
+
+
+def test_as_published_is_true_or_false():
+    with pytest.raises(UserError, match="as_published is 'yes': expected true or false"):
+        planned({"recipe": "gemma_scope", "width": 64, "sparsity": 1e-3, "as_published": "yes"})

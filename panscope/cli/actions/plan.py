@@ -27,7 +27,7 @@ def run(flags: PlanSuite, console: Console) -> int:
     whole = api.plan(flags.suite, gpu=flags.gpu, gpus=flags.gpus)
     for line in warn_large_penalty(whole.plan):
         say(console, line)
-    for line in _summary(whole):
+    for line in (*_summary(whole), *whole.plan.fitted()):
         say(console, line)
     say(console, "")
     _print_whole(console, listed(whole.plan) if flags.coders else grouped(whole.plan))

@@ -44,7 +44,7 @@ def run(flags: Train, console: Console) -> int:
 
 def _check_alone(flags: Train) -> None:
     for name, value in vars(flags).items():
-        if value is not None and name not in _WITH_RESUME:
+        if value is not None and value is not False and name not in _WITH_RESUME:
             raise UserError(
                 f"a run is resumed as it was begun, so --{name.replace('_', '-')} cannot be combined with --resume: "
                 "leave it out, or start a new run"
@@ -53,7 +53,8 @@ def _check_alone(flags: Train) -> None:
 
 def _suite(flags: Train) -> SuiteConfig:
     """The suite file or built-in suite with the flags on top, or a suite made of flags alone."""
-    own = {name: value for name, value in vars(flags).items() if value is not None and name not in _NOT_OF_THE_SUITE}
+    given = {name: value for name, value in vars(flags).items() if value is not None and value is not False}
+    own = {name: value for name, value in given.items() if name not in _NOT_OF_THE_SUITE}
     return suite_from(own.pop("suite", None), own)
 
 

@@ -48,6 +48,8 @@ class Train:
     """K for topk, batchtopk and matryoshka; the penalty's coefficient for jumprelu, gated and relu."""
     target_l0: Annotated[tuple[float, ...] | None, flag("L0 ...")] = None
     """For jumprelu: the L0 to reach, in place of --sparsity."""
+    as_published: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Keep every value of the recipe as published, not fitted to the length of this run."""
     tokens: Annotated[int | None, flag("N")] = None
     """Tokens to train every coder on."""
     learning_rate: Annotated[float | None, flag("RATE", "--lr")] = None
