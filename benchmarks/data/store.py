@@ -39,6 +39,7 @@ from panscope.activations.store.store import Store
 from panscope.activations.store.stored import StoredRows
 from panscope.activations.store.windows import Windows
 from panscope.activations.store.writer import StoreWriter
+from panscope.lms.identity import ModelIdentity
 from panscope.storage.json_lines import JsonLines
 from panscope.types import ActivationBatch, Site, UserError
 
@@ -269,8 +270,7 @@ def _manifest(options: Options, case: Case, rows: int) -> Manifest:
     origin = Origin(
         model="none",
         revision=None,
-        weights="",
-        tokenizer="",
+        model_identity=ModelIdentity(weights="", configuration={}, tokenizer="", transformers=""),
         model_dtype=case.dtype,
         attention="none",
         data={},

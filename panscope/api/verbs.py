@@ -73,6 +73,7 @@ def train(
     out: Path | str | None = None,
     *,
     profile: bool = False,
+    accept_changed_model: bool = False,
     quiet: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> EvaluationResults | None:
@@ -82,13 +83,14 @@ def train(
     (BatchTopK) and 2025 (Matryoshka), Rajamanoharan et al. 2024a (gated) and 2024b (JumpReLU), Lieberum et al. 2024
     (Gemma Scope) and He et al. 2024 (Llama Scope); docs/recipes.md has each number's source. The run folder `out` must
     not exist; left out, it is `runs/<name>`, numbered where that exists. `profile` says once where the time of a step
-    goes. Gives what was measured of every coder, or None where it was stopped by Ctrl-C; `resume` continues it. Raises
-    UserError, before anything is written, for what cannot be.
+    goes. `accept_changed_model` trains on stored rows although the model is not the one that they were collected from,
+    and records what differs. Gives what was measured of every coder, or None where it was stopped by Ctrl-C; `resume`
+    continues it. Raises UserError, before anything is written, for what cannot be.
     """
     config = suite_of(suite)
     run = Run(free_folder(config.name) if out is None else out)
     with reporting(quiet, listeners) as reporter:
-        found = stages.start(config, run.path, reporter, profile=profile)
+        found = stages.start(config, run.path, reporter, profile=profile, accept_changed_model=accept_changed_model)
     return None if found is None else EvaluationResults.of(run, HELD_OUT, found)
 
 
@@ -106,17 +108,19 @@ def resume(
     *,
     device: str | None = None,
     profile: bool = False,
+    accept_changed_model: bool = False,
     quiet: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> EvaluationResults | None:
     """Continue a training that was stopped or killed, bit for bit as if it had not been (on the same device).
 
-    Gives what `train` gives; a finished run is left as it is. Raises UserError where there is no run, or where another
-    process works on it.
+    Gives what `train` gives; a finished run is left as it is. Raises UserError where there is no run, where another
+    process works on it, where the text has changed, or the language model unless `accept_changed_model`, which records
+    what differs.
     """
     folder = Run.open(run)
     with reporting(quiet, listeners) as reporter:
-        found = stages.resume(folder, reporter, device, profile=profile)
+        found = stages.resume(folder, reporter, device, profile=profile, accept_changed_model=accept_changed_model)
     return None if found is None else EvaluationResults.of(folder, HELD_OUT, found)
 
 

@@ -18,7 +18,7 @@ from panscope.storage.sealed import read_json, unsealed, write_sealed
 from panscope.storage.tensors import read_tensors, write_tensors
 from panscope.types import UserError
 
-FORMAT = 3
+FORMAT = 4
 CONFIG, WEIGHTS, _TRAINING = "config.json", "weights.safetensors", "training.safetensors"
 
 

@@ -3,31 +3,23 @@
 A store can only be resumed or extended with exactly the same text.
 """
 
-from functools import lru_cache
 from pathlib import Path
-
-import xxhash
 
 from panscope import builtin
 from panscope.config import expanded
 from panscope.data.documents import DEMO_TEXT, DataConfig
+from panscope.storage.atomic import checksum
 from panscope.storage.file_version import FileVersion
-from panscope.types import UserError
-
-_PIECE = 1 << 22
+from panscope.storage.user_cache import cached_checksum
 
 
 def text_identity(config: DataConfig) -> tuple[str, ...]:
     """The identity of each text: `stories.jsonl 1234 bytes xxh3 0123456789abcdef`, or a dataset with its revision.
 
-    Reads every local file entirely. Raises UserError if one cannot be read.
+    Reads every local file entirely, once: checksums are cached by the files' versions. Raises UserError if one cannot
+    be read.
     """
     return tuple(_with_checksum(name, _name_and_size(name, config)) for name in config.text)
-
-
-def text_sizes(config: DataConfig) -> tuple[str, ...]:
-    """The identities without checksums, so that no file is read."""
-    return tuple(_name_and_size(name, config) for name in config.text)
 
 
 def _path(name: str) -> Path:
@@ -42,17 +34,11 @@ def _name_and_size(name: str, config: DataConfig) -> str:
 
 
 def _with_checksum(name: str, known: str) -> str:
-    return f"{known} xxh3 {_checksum(FileVersion.of(_path(name)))}" if _path(name).is_file() else known
+    path = _path(name)
+    if not path.is_file():
+        return known
+    return f"{known} xxh3 {cached_checksum('text', [FileVersion.of(path)], lambda: _checksum(path))}"
 
 
-@lru_cache(maxsize=64)
-def _checksum(version: FileVersion) -> str:
-    """The checksum of a file, cached per version of the file."""
-    digest, path = xxhash.xxh3_64(), version.path
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
-    except OSError as error:
-        raise UserError(f"data.text: {str(path)!r} cannot be read ({error.strerror}); make it readable") from None
-    return digest.hexdigest()
+def _checksum(path: Path) -> str:
+    return checksum(path, advice="make it readable")

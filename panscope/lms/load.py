@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from panscope import builtin
 from panscope.config import Config, expanded
 from panscope.lms.families import family_of
+from panscope.lms.identity import weight_files
 from panscope.lms.model import LanguageModel
 from panscope.lms.tokenizer import HfTokenizer
 from panscope.types import UserError
@@ -65,7 +66,8 @@ def load(config: LanguageModelConfig | Path | str) -> LanguageModel:
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(source, **options)
     model, report = loaded
     _check_complete(config, report)
-    return LanguageModel(model.to(device), tokenizer)
+    files = weight_files(source, config.revision, getattr(model_config, "transformers_weights", None))
+    return LanguageModel(model.to(device), tokenizer, files)
 
 
 def load_tokenizer(config: LanguageModelConfig) -> HfTokenizer:

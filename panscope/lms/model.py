@@ -10,22 +10,20 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-import xxhash
 from torch import Tensor
 
 from panscope.lms.families import ModelFamily
 from panscope.lms.hooks import PassDone, after_each_call, run_with, stubbed
+from panscope.lms.identity import ModelIdentity, checksum_of_files, checksum_of_tensors, configuration_of
 from panscope.lms.site_resolver import Change, SiteResolver
 from panscope.lms.tokenizer import HfTokenizer
 from panscope.site_kinds import KINDS
 from panscope.types import Site, UserError
-
-_SAMPLE = 256
-"""Elements of each tensor that the hash of the weights covers."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,12 @@ class LanguageModel:
     """
 
     def __init__(
-        self, model: "transformers.PreTrainedModel", tokenizer: "transformers.PreTrainedTokenizerBase"
+        self,
+        model: "transformers.PreTrainedModel",
+        tokenizer: "transformers.PreTrainedTokenizerBase",
+        weight_files: Sequence[Path] = (),
     ) -> None:
+        """`weight_files` are those that the weights were read from; without any, their identity is that in memory."""
         self.site_resolver = SiteResolver(model)
         self.family = self.site_resolver.family
         config = model.config.get_text_config()
@@ -69,6 +71,7 @@ class LanguageModel:
         self.context: int = config.max_position_embeddings
         """Maximum sequence length in tokens."""
         self._blocks = self.site_resolver.blocks
+        self._weight_files = tuple(weight_files)
 
     @property
     def n_layers(self) -> int:
@@ -119,21 +122,19 @@ class LanguageModel:
         """D of `site`; raises UserError if the model has no such layer."""
         return self.site_resolver.width(site)
 
-    def weights_hash(self) -> str:
-        """16 hex digits that identify the weights: a hash of the first elements of every tensor, in bfloat16.
-
-        Computed once, as the weights are frozen.
-        """
-        return self._weights_hash
-
     @cached_property
-    def _weights_hash(self) -> str:
-        digest = xxhash.xxh3_64()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            some = tensor.flatten()[:_SAMPLE].to("cpu", torch.bfloat16)
-            digest.update(f"{name}{list(tensor.shape)}".encode())
-            digest.update(some.contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+    def identity(self) -> ModelIdentity:
+        """What the model computes: checksums of weights and tokenizer, and the configuration.
+
+        Computed once, as the weights are frozen; every weight is read unless its file's checksum is cached.
+        """
+        files = self._weight_files
+        return ModelIdentity(
+            weights=checksum_of_files(files) if files else checksum_of_tensors(self.model.state_dict()),
+            configuration=configuration_of(self.model.config),
+            tokenizer=self.tokenizer.checksum(),
+            transformers=transformers.__version__,
+        )
 
     @torch.no_grad()
     def run(

@@ -2,11 +2,14 @@
 
 import json
 from itertools import accumulate
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import transformers
 import xxhash
 
+from panscope.storage.atomic import checksum
 from panscope.types import UserError
 
 
@@ -28,9 +31,12 @@ class HfTokenizer:
         self._closing_ids = frozenset([*bos, *eos])
         self._special_ids = frozenset([*tokenizer.all_special_ids, *bos, *eos, *pad])
 
-    def vocabulary_hash(self) -> str:
-        """16 hex digits that identify the vocabulary."""
-        return xxhash.xxh3_64_hexdigest(json.dumps(sorted(self._tokenizer.get_vocab().items())).encode())
+    def checksum(self) -> str:
+        """16 hex digits of all that token ids depend on: vocabulary, merges, normaliser, pre-tokeniser, added tokens,
+        and which ids are special."""
+        special = [self._bos_id, self._eos_id, sorted(self._closing_ids), sorted(self._special_ids)]
+        rules = _fast_rules(self._tokenizer) if self._tokenizer.is_fast else _slow_rules(self._tokenizer)
+        return xxhash.xxh3_64_hexdigest(json.dumps([special, rules], sort_keys=True).encode())
 
     @property
     def bos_id(self) -> int | None:
@@ -96,6 +102,19 @@ class HfTokenizer:
         text = self._tokenizer.decode(text_tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
+
+
+def _fast_rules(tokenizer: Any) -> dict[str, Any]:
+    """The content of tokenizer.json; truncation and padding are set by each call."""
+    return json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+
+
+def _slow_rules(tokenizer: "transformers.PreTrainedTokenizerBase") -> dict[str, Any]:
+    """The class of a tokenizer without tokenizer.json, its added tokens, and the checksums of its own files."""
+    with TemporaryDirectory() as folder:
+        files = [checksum(Path(file)) for file in tokenizer.save_vocabulary(folder)]
+    added = {str(number): repr(token) for number, token in tokenizer.added_tokens_decoder.items()}
+    return {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "added": added, "files": files}
 
 
 def _special_ids(

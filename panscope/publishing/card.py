@@ -147,7 +147,7 @@ def _where(card: Card) -> str:
 def _facts(card: Card) -> dict[str, str]:
     model = card.entries[0].config.get("model") or {}
     revision = f", revision `{plain(model['revision'])}`" if model.get("revision") else ""
-    weights = in_order(entry.config.get("model_weights") for entry in card.entries)
+    weights = in_order(_weights(entry.config) for entry in card.entries)
     return {
         "Language model": f"`{_model(card)}`{revision}"
         + (f" (xxh3 of its weights: `{weights[0]}`)" if len(weights) == 1 else ""),
@@ -155,6 +155,12 @@ def _facts(card: Card) -> dict[str, str]:
         "Architectures": ", ".join(in_order(e.config["coder"]["architecture"] for e in card.entries)),
         "Latents": ", ".join(f"{n:,}" for n in sorted({e.config["coder"]["width"] for e in card.entries})),
     }
+
+
+def _weights(config: Mapping[str, Any]) -> str | None:
+    """The checksum of the weights of the model that a coder was trained on; None for an imported coder."""
+    identity = config.get("identity")
+    return None if identity is None else identity["model"]["weights"]
 
 
 def _feeding(card: Card) -> str:

@@ -65,7 +65,7 @@ def load_for_export(coder: FinishedCoder, label: str | None = None) -> ImportedC
         "model": path,
         "model_type": model_type(path),
         "model_revision": model.get("revision"),
-        "model_weights": config.get("model_weights"),
+        "model_weights": None if coder.identity is None else coder.identity.model.weights,
         "tokens": config.get("tokens"),
         "trained_as": config["training"]["coder"]["architecture"],
         "normaliser_folded": config.get("normaliser") if wired.normaliser.kind == "none" else None,

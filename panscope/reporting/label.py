@@ -85,4 +85,4 @@ def _way(evaluation: StoredEvaluation) -> dict[str, object]:
     """On what and how it was measured, but for the model, which runs may differ in."""
     about = evaluation.about
     how = {key: about.get(key) for key in ("packing", "context", "splice", "coder_dtype", "as_trained")}
-    return {"text": texts(evaluation), "sizes": about.get("sizes"), **how}
+    return {"text": texts(evaluation), "text_identity": about.get("text_identity"), **how}

@@ -93,8 +93,7 @@ def _manifest(plan: Plan, lm: LanguageModel, folder: Path, options: StoreOptions
     origin = Origin(
         model=suite.model.path,
         revision=suite.model.revision,
-        weights=lm.weights_hash(),
-        tokenizer=lm.tokenizer.vocabulary_hash(),
+        model_identity=lm.identity,
         model_dtype=suite.model.dtype,
         attention=lm.attention,
         text=text_identity(suite.data),

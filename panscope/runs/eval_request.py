@@ -41,6 +41,8 @@ class EvalRequest:
     """Which tokens are replaced."""
     saebench: bool = False
     """Whether SAEBench's own definitions are measured; then every token is replaced."""
+    accept_changed_model: bool = False
+    """Whether the run's model is used although its weights, configuration or tokenizer have changed since training."""
     metrics: tuple[str, ...] = ()
     """Metrics of other packages (docs/extending.md), beside those that the suite names."""
     share: EvalShard = WHOLE_TEXT

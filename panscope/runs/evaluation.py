@@ -9,7 +9,7 @@ and the last to end writes the results of all.
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 from panscope.coders.inference import backend_for
 from panscope.coders.wiring import WiredCoder
 from panscope.data.documents import DataConfig, LocalDocuments, open_documents
-from panscope.data.identity import text_identity, text_sizes
+from panscope.data.identity import text_identity
 from panscope.data.source import Part
 from panscope.data.tokens import TokenStream
 from panscope.evals.evaluate import Evaluation, TextProgress, batches_of, measure_site_means
@@ -34,6 +34,7 @@ from panscope.runs.eval_checkpoint import EvalCheckpoint, delete_checkpoints
 from panscope.runs.eval_files import Results, write_all
 from panscope.runs.eval_request import HELD_OUT_REQUEST, EvalRequest
 from panscope.runs.finished_coder import FinishedCoder
+from panscope.runs.identity import ModelChanges
 from panscope.runs.run import Run
 from panscope.storage.locks import locked
 from panscope.types import Site, UserError
@@ -59,9 +60,9 @@ def evaluate_run(
     if request.data is None:
         check_has_text(run)
     request = request.labelled(suite)
-    weights = None if request.is_of_other_model(suite) else lm.weights_hash()
-    coders = {coder.name: _loaded(coder, lm, request, weights) for coder in run.coders()}
-    job = EvalJob(run, suite, lm, reporter, request)
+    accepted = () if request.is_of_other_model(suite) else _accepted_changes(run, suite, lm, request)
+    coders = {coder.name: _loaded(coder, lm, request) for coder in run.coders()}
+    job = EvalJob(run, suite, lm, reporter, request, accepted)
     folder = run.evaluations / request.label
     part = EvalCheckpoint.for_shard(folder, job.key, request.share)
     part.folder.mkdir(parents=True, exist_ok=True)
@@ -83,8 +84,15 @@ class EvalJob:
     """One evaluation of one run: its text, and what identifies it."""
 
     def __init__(
-        self, run: Run, suite: SuiteConfig, lm: LanguageModel, reporter: Reporter, request: EvalRequest
+        self,
+        run: Run,
+        suite: SuiteConfig,
+        lm: LanguageModel,
+        reporter: Reporter,
+        request: EvalRequest,
+        accepted_changes: Sequence[str] = (),
     ) -> None:
+        self._accepted_changes = tuple(accepted_changes)
         self.run, self.lm, self.reporter, self.request = run, lm, reporter, request
         self._suite = suite
         data = suite.data if request.data is None else request.data
@@ -144,13 +152,15 @@ class EvalJob:
         asked, data = self.request, self._data
         return {
             "text": list(data.text),
-            "sizes": list(text_sizes(data)),
+            "text_identity": list(self._text_identity),
             "part": "all" if self._whole else "held_out",
             "packing": data.packing,
             "context": data.context,
             "chat": None if data.chat is None else data.chat.model_dump(mode="json"),
             "sequences": data.sequences,
             "model": (asked.model or self._suite.model).path,
+            "model_identity": self.lm.identity.summary(),
+            "accepted_changes": list(self._accepted_changes),
             "dtype": str(self.lm.dtype).removeprefix("torch."),
             "label": asked.label,
             "splice": "all" if asked.saebench else asked.splice,
@@ -159,15 +169,17 @@ class EvalJob:
         }
 
     @cached_property
+    def _text_identity(self) -> tuple[str, ...]:
+        return text_identity(self._data)
+
+    @cached_property
     def key(self) -> str:
         """A hash of all that the sums depend on: coders, text, model and what is asked."""
         depends = {
             "coders": {name: self.run.coder(name).weights for name in self.run.coder_names()},
-            "text": text_identity(self._data),
             "column": self._data.column,
             "held_out": self._data.held_out,
             "seed": self._suite.seed,
-            "model": self.lm.weights_hash(),
             "about": self.about(),
             "tokens": self.tokens,
             "probes": self._suite.eval.probes,
@@ -197,20 +209,38 @@ class EvalJob:
         return max(1, min(_MOST_TOGETHER, self._memory // 8 // one))
 
 
-def _loaded(coder: FinishedCoder, lm: LanguageModel, request: EvalRequest, weights: str | None) -> WiredCoder:
-    """A coder on the model's device; raises UserError if it does not fit the model, whose `weights` are the run's."""
+def _accepted_changes(run: Run, suite: SuiteConfig, lm: LanguageModel, request: EvalRequest) -> tuple[str, ...]:
+    """In what the model differs from the one that the coders were trained on, now or when training was resumed.
+
+    Raises UserError for a difference that was not accepted.
+    """
+    changes = ModelChanges(request.accept_changed_model)
+    for coder in run.coders():
+        identity = coder.identity
+        if identity is not None:
+            changes.accepted += tuple(change for change in identity.accepted_changes if change not in changes.accepted)
+            changes.check(
+                identity.model,
+                lm.identity,
+                refusal=f"coder {coder.name!r} was trained on another model than {suite.model.path!r} is now",
+                advice="put the model back as it was, name this one as another model by --model, or add "
+                "--accept-changed-model to measure on it as it is",
+            )
+    return changes.accepted
+
+
+def _loaded(coder: FinishedCoder, lm: LanguageModel, request: EvalRequest) -> WiredCoder:
+    """A coder on the model's device; raises UserError if it does not fit the model."""
     wired = coder.load_trained() if request.as_trained else coder.load()
-    _check_model(coder.name, wired, coder.config, lm, weights)
+    _check_widths(coder.name, wired, lm)
     wired.coder.to(lm.device)
     if request.coder_dtype is not None:
         wired.coder.to(getattr(torch, request.coder_dtype))
     return WiredCoder(wired.wiring, wired.coder, wired.normaliser, backend_for(wired.coder, "auto"))
 
 
-def _check_model(
-    name: str, wired: WiredCoder, origin: Mapping[str, Any], lm: LanguageModel, weights: str | None
-) -> None:
-    """Raise UserError unless the coder is of this model, or of one as wide where `weights` is None."""
+def _check_widths(name: str, wired: WiredCoder, lm: LanguageModel) -> None:
+    """Raise UserError unless the model's sites are as wide as the coder's rows."""
     wiring, config = wired.wiring, wired.coder.config
     for sites, width in ((wiring.reads, config.d_in), (wiring.predicts, config.d_out)):
         parts = wiring.site_width(width)
@@ -220,13 +250,6 @@ def _check_model(
                     f"coder {name!r} takes rows of {parts} numbers at {site}, where this model has {lm.width(site)}: "
                     "give the model it was trained on, or one fine-tuned from that"
                 )
-    trained_on, dtypes = origin.get("model_weights"), {origin["model"]["dtype"], str(lm.dtype).removeprefix("torch.")}
-    is_comparable = len(dtypes) == 1 or "float16" not in dtypes  # float16 rounds otherwise than the hash does
-    if weights is not None and is_comparable and trained_on not in (None, weights):
-        raise UserError(
-            f"coder {name!r} was trained on other weights than those of this model ({trained_on}, here {weights}): put "
-            "the model back, or name this one as another model by --model"
-        )
 
 
 def _measured(job: EvalJob, coders: Mapping[str, WiredCoder], sums: EvalCheckpoint) -> Evaluation:

@@ -14,6 +14,7 @@ import pyarrow.parquet
 
 from panscope.coders import files
 from panscope.coders.wiring import WiredCoder, Wiring
+from panscope.runs.identity import RunIdentity
 from panscope.storage.atomic import checksum
 from panscope.storage.file_version import ReadOnce
 from panscope.storage.sealed import read_sealed, read_sealed_toml
@@ -87,6 +88,12 @@ class FinishedCoder:
         return Wiring.read(self.config["wiring"], str(self.folder / files.CONFIG))
 
     @property
+    def identity(self) -> RunIdentity | None:
+        """The model and text that it was trained on; None for an imported coder."""
+        found = self.config.get("identity")
+        return None if found is None else RunIdentity.read(found, str(self.folder / files.CONFIG))
+
+    @property
     def weights(self) -> dict[str, str]:
         """The checksum of each file of weights."""
         return self.config["xxh3"]
@@ -95,7 +102,7 @@ class FinishedCoder:
     def run_tables(self) -> dict[str, Any]:
         """The tables of suite.toml of the run it is in; {} for a folder that is in none."""
         suite = self.folder.resolve().parent.parent / "suite.toml"
-        return self._cache.get(suite, read_sealed_toml) if suite.is_file() else {}
+        return self._cache.get(suite, read_suite) if suite.is_file() else {}
 
     def load(self) -> WiredCoder:
         """The coder for raw activations; raises UserError if a file is missing, damaged or of another shape."""
@@ -127,6 +134,19 @@ class FinishedCoder:
                 "made with, or delete the file"
             )
         return StoredEvaluation(self.folder, label, content)
+
+
+def read_suite(path: Path) -> dict[str, Any]:
+    """The tables of a suite.toml; raises UserError for one that is damaged, or was emptied.
+
+    That of an imported run has an empty list of coders.
+    """
+    tables = read_sealed_toml(path)
+    if not isinstance(tables.get("coders"), list):
+        raise UserError(
+            f"the file {str(path)!r} has no [[coders]] tables: it was emptied or cut off; put it back as it was"
+        )
+    return tables
 
 
 def read_table(path: Path, xxh3: str, then: str) -> list[dict[str, Any]]:

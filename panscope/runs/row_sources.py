@@ -17,10 +17,11 @@ from panscope.activations.store.stored import StoredRows
 from panscope.activations.store.windows import Slice, Windows
 from panscope.config import expanded
 from panscope.data.documents import open_documents
-from panscope.data.identity import text_sizes
+from panscope.data.identity import text_identity
 from panscope.data.tokens import TokenStream
 from panscope.lms.model import LanguageModel
 from panscope.planning.plan import Plan
+from panscope.runs.identity import ModelChanges, check_same_text
 from panscope.serving.client.connection import Access
 from panscope.serving.client.served_rows import ServedRows, Servers
 from panscope.serving.server.server import token_from_environment
@@ -55,15 +56,15 @@ class Source(Protocol):
         ...
 
 
-def open_source(plan: Plan, lm: LanguageModel, say: Callable[[str], None]) -> Source:
+def open_source(plan: Plan, lm: LanguageModel, say: Callable[[str], None], changes: ModelChanges) -> Source:
     """The source that `plan` names; `say` is told of servers that are lost and found again.
 
-    Raises UserError if it is not there, or is of another model or text.
+    Raises UserError if it is not there, is of another model, which `changes` may accept, or of another text.
     """
     kind = plan.suite.activations.source
     if kind == "store":
-        return StoreSource(plan, lm)
-    return ServerSource(plan, lm, say) if kind == "server" else LiveSource(plan, lm)
+        return StoreSource(plan, lm, changes)
+    return ServerSource(plan, lm, say, changes) if kind == "server" else LiveSource(plan, lm)
 
 
 def training_tokens(plan: Plan, lm: LanguageModel, epochs: int | None = None) -> TokenStream:
@@ -104,12 +105,12 @@ class LiveSource:
 class StoreSource:
     """Rows that were collected before."""
 
-    def __init__(self, plan: Plan, lm: LanguageModel) -> None:
+    def __init__(self, plan: Plan, lm: LanguageModel, changes: ModelChanges) -> None:
         settings, sites = plan.suite.activations, plan.sites()
         assert settings.store is not None
         cache = None if settings.cache is None else expanded(settings.cache)
         self._store = open_store(settings.store, cache=cache, cache_bytes=round(settings.cache_gib * 2**30))
-        check_origin(self._store.manifest.origin, plan, lm, self._store.where)
+        check_origin(self._store.manifest.origin, plan, lm, self._store.where, changes)
         self._store.check_has(sites)
         manifest = self._store.manifest
         windows = Windows(self._store.rows, plan.buffer_rows, manifest.cut, Slice.parse(settings.part))
@@ -136,7 +137,7 @@ class StoreSource:
 class ServerSource:
     """Rows that servers have, each of a slice of a store."""
 
-    def __init__(self, plan: Plan, lm: LanguageModel, say: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, lm: LanguageModel, say: Callable[[str], None], changes: ModelChanges) -> None:
         settings, self._sites = plan.suite.activations, plan.sites()
         certificate = None if settings.certificate is None else expanded(settings.certificate)
         access = Access(token_from_environment(), certificate)
@@ -145,10 +146,10 @@ class ServerSource:
             self._sites,
             batch=plan.batch,
             seed=plan.suite.seed,
-            weights=lm.weights_hash(),
+            weights=lm.identity.weights if changes.are_refused else None,
             device=lm.device,
         )
-        check_origin(self.rows.manifest.origin, plan, lm, ", ".join(settings.servers))
+        check_origin(self.rows.manifest.origin, plan, lm, ", ".join(settings.servers), changes)
 
     @property
     def passes(self) -> int:
@@ -168,14 +169,18 @@ class ServerSource:
         self.rows.stop_when(asked)
 
 
-def check_origin(origin: Origin, plan: Plan, lm: LanguageModel, where: str) -> None:
-    """Raise UserError unless stored rows are of this model, and of text that is packed and held out as here."""
+def check_origin(origin: Origin, plan: Plan, lm: LanguageModel, where: str, changes: ModelChanges) -> None:
+    """Raise UserError unless stored rows are of this model or `changes` accepts the difference, and of this text,
+    packed and held out as here."""
     suite = plan.suite
-    if (origin.weights, origin.tokenizer) != (lm.weights_hash(), lm.tokenizer.vocabulary_hash()):
-        raise UserError(
-            f"{where!r} holds activations of another model ({origin.model}) than model.path {suite.model.path!r}: "
-            "give that model, or a store of this one"
-        )
+    changes.check(
+        origin.model_identity,
+        lm.identity,
+        refusal=f"{where!r} holds activations of another model ({origin.model}) than model.path {suite.model.path!r} "
+        "is now",
+        advice="give that model, or a store of this one, or add --accept-changed-model to train on these rows and "
+        "evaluate on this model",
+    )
     if origin.special_tokens != suite.activations.special_tokens:
         raise UserError(
             f"{where!r} was collected with special_tokens = {origin.special_tokens!r}, and activations.special_tokens "
@@ -183,10 +188,15 @@ def check_origin(origin: Origin, plan: Plan, lm: LanguageModel, where: str) -> N
         )
     asked = suite.data.model_dump(mode="json")
     pairs = [(name, origin.data.get(name), asked[name]) for name in _SAME_DATA]  # old stores know of no chats
-    pairs.append(("text", tuple(text.partition(" xxh3 ")[0] for text in origin.text), text_sizes(suite.data)))
     for name, stored, here in pairs:
         if stored != here:
             raise UserError(
                 f"{where!r} was collected with data.{name} = {stored!r}, and the suite says {here!r}: give the same "
                 "[data], so that held-out text stays held out"
             )
+    check_same_text(
+        origin.text,
+        text_identity(suite.data),
+        since=f"{where!r} was collected",
+        advice="give the same text, so that held-out text stays held out, or collect again",
+    )

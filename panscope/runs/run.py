@@ -14,12 +14,20 @@ import pyarrow.parquet
 
 from panscope.config import expanded
 from panscope.planning.plan import SuiteConfig
-from panscope.runs.finished_coder import HELD_OUT, FinishedCoder, StoredEvaluation, in_order, label_of, suffix_of
+from panscope.runs.finished_coder import (
+    HELD_OUT,
+    FinishedCoder,
+    StoredEvaluation,
+    in_order,
+    label_of,
+    read_suite,
+    suffix_of,
+)
 from panscope.storage.atomic import reading
 from panscope.storage.file_version import ReadOnce
 from panscope.storage.json_lines import JsonLines
 from panscope.storage.locks import LOCK
-from panscope.storage.sealed import read_sealed, read_sealed_toml, write_sealed
+from panscope.storage.sealed import read_sealed, write_sealed
 from panscope.types import UserError
 
 
@@ -74,7 +82,7 @@ class Run:
     @property
     def tables(self) -> dict[str, Any]:
         """The tables of suite.toml; raises UserError if it was changed with its first line left there."""
-        return self._cache.get(self.suite_file, read_sealed_toml)
+        return self._cache.get(self.suite_file, read_suite)
 
     @property
     def suite(self) -> SuiteConfig:

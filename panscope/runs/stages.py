@@ -24,13 +24,16 @@ from panscope.storage.sealed import write_sealed_toml
 from panscope.types import UserError
 
 
-def start(suite: SuiteConfig, out: Path, reporter: Reporter, *, profile: bool = False) -> Results | None:
+def start(
+    suite: SuiteConfig, out: Path, reporter: Reporter, *, profile: bool = False, accept_changed_model: bool = False
+) -> Results | None:
     """Train, save and evaluate a suite in the new folder `out`; None if it was asked to stop (then it can resume).
 
+    `accept_changed_model` trains on stored rows although the model is not the one that they were collected from.
     `profile` says once where the time of a step goes. Nothing is written before model, text and plan have proved good.
     """
     Run.check_free(out)
-    training = TrainingRun(Run(out), planned_from(suite), reporter)
+    training = TrainingRun(Run(out), planned_from(suite), reporter, accept_changed_model=accept_changed_model)
     _check_held_out(training)
     _say_planned(training)
     training.initialise()
@@ -41,20 +44,28 @@ def start(suite: SuiteConfig, out: Path, reporter: Reporter, *, profile: bool = 
         return _finish(training, profile=profile)
 
 
-def resume(run: Run, reporter: Reporter, device: str | None = None, *, profile: bool = False) -> Results | None:
+def resume(
+    run: Run,
+    reporter: Reporter,
+    device: str | None = None,
+    *,
+    profile: bool = False,
+    accept_changed_model: bool = False,
+) -> Results | None:
     """Continue a run from its newest checkpoint, bit for bit as if it had never stopped (on the same device).
 
-    A finished run is left as it is, and its stored results are returned. Raises UserError if another process is at it.
+    A finished run is left as it is, and its stored results are returned. Raises UserError if another process is at it,
+    if the text has changed, or the language model unless `accept_changed_model`.
     """
+    suite = run.suite
     if run.status().get("stage") == "done":
         reporter.say("this run is finished already")
         return stored_results(run)
     with locked(run.path):
         run.sweep()
-        suite = run.suite
         if device is not None:
             suite = suite.replace(model=suite.model.replace(device=device))
-        training = TrainingRun(run, planned_from(suite), reporter)
+        training = TrainingRun(run, planned_from(suite), reporter, accept_changed_model=accept_changed_model)
         _say_planned(training)
         training.restore()
         if training.step and not run.train_log.exists():

@@ -16,11 +16,13 @@ from panscope.coders.batchtopk import BatchTopKCoder
 from panscope.coders.normaliser import Normaliser
 from panscope.coders.wiring import UNIT, WiredCoder
 from panscope.cost.memory import CONVERSION_CODES, check_memory, estimate_memory, parts_of_step
+from panscope.data.identity import text_identity
 from panscope.events import Reporter, StepLogged
 from panscope.lms.facts import facts_of
 from panscope.lms.load import device_of, load, memory_bytes
 from panscope.planning.coder import PlannedCoder
 from panscope.planning.plan import Plan
+from panscope.runs.identity import ModelChanges, RunIdentity, check_same_text
 from panscope.runs.kernel_choice import KernelChoice, choose_kernels
 from panscope.runs.normalisers import normaliser_of
 from panscope.runs.profile import profiling
@@ -43,9 +45,10 @@ CALIBRATION_ROWS = 32_768
 class TrainingRun:
     """One training of a suite: its plan, model and kernels, and everything that changes while it trains."""
 
-    def __init__(self, run: Run, plan: Plan, reporter: Reporter) -> None:
+    def __init__(self, run: Run, plan: Plan, reporter: Reporter, *, accept_changed_model: bool = False) -> None:
         """The language model is loaded; `initialise` or `restore` makes the trainers.
 
+        `accept_changed_model`: use it also where it is not the one that the run or its rows are of.
         Raises UserError where the suite does not fit into this device's memory, before any weight is read.
         """
         self.run, self.plan, self.reporter = run, plan, reporter
@@ -53,12 +56,18 @@ class TrainingRun:
         self.lm = load(plan.suite.model)
         self.trainers: list[CoderTrainer] = []
         self.step = 0
+        self._changes = ModelChanges(accept_changed_model)
         self._log, self._checkpoints = JsonLines(run.train_log), Checkpoints(run.checkpoints)
 
     @cached_property
     def source(self) -> Source:
         """Where rows come from."""
-        return open_source(self.plan, self.lm, self.reporter.say)
+        return open_source(self.plan, self.lm, self.reporter.say, self._changes)
+
+    @property
+    def identity(self) -> RunIdentity:
+        """The language model and the text that it trains on."""
+        return RunIdentity.of(self.lm, self.plan.suite.data, self._changes.accepted)
 
     def initialise(self) -> None:
         """Trainers at their first step, their normalisers measured on the first rows."""
@@ -69,13 +78,14 @@ class TrainingRun:
     def restore(self) -> None:
         """Everything as it was at the newest checkpoint, or at the first step where none was written yet.
 
-        Raises UserError for a checkpoint that is damaged or of another suite.
+        Raises UserError for a checkpoint that is damaged or of another suite, model or text.
         """
         steps = self._checkpoints.steps()
         if not steps:
             self._log.truncate(0)
             return self.initialise()
         parts = self._checkpoints.load(steps[-1])
+        self._check_identity(RunIdentity.read(parts["run"]["identity"], f"checkpoint of step {steps[-1]}"), steps[-1])
         for coder in self.plan.coders:
             if coder.name not in parts:
                 raise UserError(
@@ -89,6 +99,20 @@ class TrainingRun:
         self._log.roll_back(parts["run"])
         self.step = steps[-1]
         self.reporter.say(f"resuming from the checkpoint of step {self.step}")
+
+    def _check_identity(self, saved: RunIdentity, step: int) -> None:
+        """Raise UserError unless model and text are those of a checkpoint, or the model's change is accepted."""
+        since, data = f"the checkpoint of step {step}", self.plan.suite.data
+        check_same_text(
+            saved.text, text_identity(data), since=since, advice="put it back as it was, or start a new run"
+        )
+        self._changes.accepted = saved.accepted_changes
+        self._changes.check(
+            saved.model,
+            self.lm.identity,
+            refusal=f"the language model {self.plan.suite.model.path!r} has changed since {since}",
+            advice="put it back as it was, start a new run, or add --accept-changed-model to continue with it as it is",
+        )
 
     def train(self, *, profile: bool = False) -> bool:
         """Train to the end; True when all steps are done, False when a signal asked to stop earlier (all is saved).
@@ -128,7 +152,7 @@ class TrainingRun:
                 )
         parts = {trainer.name: trainer.state_dict() for trainer in self.trainers}
         parts["source"] = self.source.rows.state_dict()
-        parts["run"] = self._log.mark()
+        parts["run"] = self._log.mark() | {"identity": self.identity.plain()}
         self._checkpoints.save(step, parts)
 
     def save_coders(self) -> None:
@@ -151,7 +175,7 @@ class TrainingRun:
             "name": planned.name,
             "normaliser": trainer.normaliser.model_dump(),
             "model": self.plan.suite.model.model_dump(exclude={"device"}),
-            "model_weights": self.lm.weights_hash(),
+            "identity": self.identity.plain(),
             "tokens": planned.steps * self.plan.batch,
             "schedule": planned.training.model_dump(mode="json"),
             "activations": self.source.about(),

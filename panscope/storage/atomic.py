@@ -113,10 +113,13 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def checksum(path: Path, size: int | None = None) -> str:
-    """xxh3 (64 bit) of a file's bytes, or of the first `size` of them: 16 hex digits."""
+def checksum(path: Path, size: int | None = None, *, advice: str = UNDAMAGED_COPY) -> str:
+    """xxh3 (64 bit) of a file's bytes, or of the first `size` of them: 16 hex digits.
+
+    Raises UserError, ending with `advice`, if the file cannot be read.
+    """
     digest, left = xxhash.xxh3_64(), math.inf if size is None else size
-    with reading(path), path.open("rb") as file:
+    with reading(path, advice), path.open("rb") as file:
         while block := file.read(int(min(left, 1 << 22))):
             digest.update(block)
             left -= len(block)

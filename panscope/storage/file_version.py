@@ -17,12 +17,14 @@ class FileVersion:
     inode: int
     size: int
     modified_ns: int
+    changed_ns: int
+    """When content or attributes last changed; unlike `modified_ns`, programs cannot set it back."""
 
     @classmethod
     def of(cls, path: Path) -> "FileVersion":
         """The current version of the file; raises OSError if it does not exist."""
         found = path.stat()
-        return cls(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        return cls(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 class ReadOnce:

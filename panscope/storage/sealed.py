@@ -34,9 +34,14 @@ def read_json(path: Path, advice: str = UNDAMAGED_COPY) -> Any:
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON file with a checksum of its content, for `read_sealed`."""
+    write_json(path, sealed(value))
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """`value` with a checksum of its content, for `unsealed`."""
     value = finite(value)
     assert _SEAL not in value
-    write_json(path, value | {_SEAL: _seal(value)})
+    return value | {_SEAL: _seal(value)}
 
 
 def read_sealed(path: Path, advice: str = UNDAMAGED_COPY) -> dict[str, Any]:

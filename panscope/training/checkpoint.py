@@ -17,7 +17,7 @@ from panscope.storage.sealed import read_json, unsealed, write_json, write_seale
 from panscope.storage.tensors import read_tensors, write_tensors
 from panscope.types import UserError
 
-FORMAT = 2
+FORMAT = 3
 _KEPT = 2
 _TENSOR = "tensor:"
 
@@ -92,7 +92,10 @@ def _checksums(folder: Path, step: int) -> tuple[dict[str, str], str | None]:
             return {}, f"manifest.json is of an older version of panscope, without a checksum; format {FORMAT} has one"
         manifest = unsealed(path, found)
         if (manifest["format"], manifest["step"]) != (FORMAT, step):
-            return {}, f"manifest.json is of format {manifest['format']} and step {manifest['step']}"
+            return (
+                {},
+                f"manifest.json is of format {manifest['format']} and step {manifest['step']}, not {FORMAT} and {step}",
+            )
         return manifest["checksums"], None
     except (UserError, KeyError):
         return {}, "manifest.json is missing or unreadable"

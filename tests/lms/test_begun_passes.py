@@ -111,6 +111,7 @@ def test_what_attention_or_mlp_give_can_be_given(lm: LanguageModel, tokens: Toke
         start = start_at(lm, tokens, layer) if layer else Start(0, None)
         begun = Start(layer, start.residual, known | spliced)
         block = lm.model.get_submodule(f"{lm.family.blocks}.{layer}")
+        lm.run(*tokens, logits=True, start=begun)  # computes what is cached
         run: list[str] = []
         handles = [
             block.get_submodule(path).register_forward_hook(lambda *_, path=path, run=run: run.append(path))

@@ -115,7 +115,8 @@ def test_runs_that_were_measured_on_different_texts_are_not_compared(full: Path,
 
 
 @pytest.mark.parametrize(
-    ("key", "other"), [("sizes", ["stories.jsonl 3 bytes"]), ("context", 64), ("splice", "all"), ("as_trained", True)]
+    ("key", "other"),
+    [("text_identity", ["stories.jsonl 3 bytes xxh3 0"]), ("context", 64), ("splice", "all"), ("as_trained", True)],
 )
 def test_nor_those_of_other_files_of_one_name_or_measured_otherwise(full: Path, tmp_path: Path, key: str, other: Any):
     run = without(full, tmp_path / "back", "long")

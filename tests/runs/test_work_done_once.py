@@ -7,19 +7,24 @@ import pytest
 
 from panscope import api
 from panscope.data import files, identity
-from panscope.lms.model import LanguageModel
+from panscope.lms import identity as identity_of_models
+from panscope.storage import user_cache
 
 
 def test_a_run_reads_its_text_and_hashes_the_weights_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = tmp_path / "text.txt"
     text.write_text("".join(f"Once upon a time there were {n} small dogs who liked to run.\n\n" for n in range(900)))
     walks: list[int] = []
-    state_dict = LanguageModel._weights_hash.func
-    monkeypatch.setattr(LanguageModel._weights_hash, "func", lambda lm: walks.append(1) or state_dict(lm))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(user_cache, "_in_memory", {})
+    read = identity_of_models._of_paths
+    monkeypatch.setattr(identity_of_models, "_of_paths", lambda paths: walks.append(1) or read(paths))
+    hashed: list[Path] = []
+    checksum = identity._checksum
+    monkeypatch.setattr(identity, "_checksum", lambda path: hashed.append(path) or checksum(path))
     indexed: list[Path] = []
     paragraphs = files._paragraphs
     monkeypatch.setattr(files, "_paragraphs", lambda path: (indexed.append(path), paragraphs(path))[1])
-    before = identity._checksum.cache_info().misses
     suite: dict[str, Any] = {
         "name": "once",
         "tokens": 1500,
@@ -32,7 +37,7 @@ def test_a_run_reads_its_text_and_hashes_the_weights_once(tmp_path: Path, monkey
     assert api.train(suite, tmp_path / "run") is not None
     assert indexed == [text]
     assert len(walks) == 1
-    assert identity._checksum.cache_info().misses - before == 1
+    assert hashed == [text]
 
 
 def test_a_changed_file_is_indexed_again(tmp_path: Path) -> None:

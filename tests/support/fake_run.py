@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from panscope.coders.files import FORMAT
 from panscope.storage.atomic import checksum
 from panscope.storage.json_lines import JsonLines
 from panscope.storage.sealed import write_sealed, write_sealed_toml
@@ -50,7 +51,7 @@ def write_run(folder: Path, fake: Fake) -> Path:
     folder.mkdir(parents=True)
     suite = {"name": folder.name, "tokens": 100_000, "model": {"path": fake.model, "dtype": "float32"}}
     suite |= {"data": {"text": [fake.text], "context": fake.context, "packing": "documents", "held_out": 0.05}}
-    write_sealed_toml(folder / "suite.toml", suite)
+    write_sealed_toml(folder / "suite.toml", suite | {"coders": [{"width": 64, "sparsity": 8}]})
     names = [_write_coder(folder, fake, *combination) for combination in _combinations(fake)]
     if fake.transcoder:
         wiring = _wiring("transcoder", ["L01.mlp_in_no_gain"], ["L01.mlp_out"])
@@ -92,7 +93,7 @@ def _write(folder: Path, fake: Fake, name: str, wiring: dict, architecture: str,
     coder = {"architecture": architecture, "d_in": fake.d, "d_out": fake.d, "width": width, "sparsity": float(sparsity)}
     annealed = architecture == "topk" and sparsity != 8
     config = {
-        "format": 3,
+        "format": FORMAT,
         "wiring": wiring,
         "coder": coder | {"architecture": "jumprelu"},
         "applies": {},

@@ -88,12 +88,23 @@ def made(architecture: str, fields: dict[str, Any], seed: int) -> coders.Coder:
     return coder.load_tensors(draws)
 
 
+IDENTITY = {
+    "model": {
+        "weights": "0123456789abcdef",
+        "configuration": {"model_type": "llama"},
+        "tokenizer": "fedcba9876543210",
+        "transformers": "5.0.0",
+    },
+    "text": ["stories.jsonl 1234 bytes xxh3 0123456789abcdef"],
+}
+
+
 def _write(run: Run, name: str, wired: WiredCoder, private: Path) -> None:
     provenance = {
         "name": name,
         "normaliser": {"kind": "sqrt_d", "scale_in": 1.5, "scale_out": 1.5, "parts": []},
         "model": {"path": str(private / "lm"), "revision": None, "dtype": "float32", "attention": None},
-        "model_weights": "0123456789abcdef",
+        "identity": IDENTITY,
         "tokens": 4864,
         "schedule": {
             "learning_rate": LEARNING_RATES.get(wired.coder.config.architecture, 0.005),

@@ -19,6 +19,7 @@ from panscope.serving.client.served_rows import ServedRows, Servers
 from panscope.serving.server.server import ActivationServer, ListenConfig
 from panscope.serving.server.service import Service, ServiceLimits
 from panscope.types import ActivationBatch, Site
+from tests.support.store_maker import model_identity
 
 RESID, MLP = Site(3, "resid_post"), Site(1, "mlp_out")
 WIDTHS = {RESID: 6, MLP: 3}
@@ -57,7 +58,7 @@ class _Rows:
 
 def make_store(folder: Path, rows: int, dtype: Any = "bfloat16", weights: str = WEIGHTS) -> Store:
     """A finished store in shards of 64 rows."""
-    fields: dict[str, Any] = {"model": "fake", "revision": None, "weights": weights, "tokenizer": "def"}
+    fields: dict[str, Any] = {"model": "fake", "revision": None, "model_identity": model_identity(weights)}
     fields |= {"model_dtype": "float32", "attention": "eager", "data": {}, "special_tokens": "drop", "seed": 0}
     origin = Origin(**fields, wanted_rows=rows, bucket_rows=64)
     manifest = Manifest(origin=origin, dtype=dtype, shard_rows=4 * BLOCK, block_rows=BLOCK, versions={})

@@ -10,6 +10,7 @@ from torch import Tensor
 from panscope.activations.store.manifest import Manifest, Origin
 from panscope.activations.store.store import Store
 from panscope.activations.store.writer import StoreWriter
+from panscope.lms.identity import ModelIdentity
 from panscope.types import ActivationBatch, Site
 
 RESID = Site(3, "resid_post")
@@ -68,13 +69,18 @@ def tokens_of(number: Tensor, seed: int = 0) -> Tensor:
     return torch.stack([number + 1000 * seed, number // 10, number % 10], dim=1)
 
 
+def model_identity(weights: str = "abc", **changes: Any) -> ModelIdentity:
+    """That of the model which rows are said to be of."""
+    fields = {"configuration": {"rope_theta": 10_000}, "tokenizer": "def", "transformers": "5.24.0"}
+    return ModelIdentity(weights=weights, **fields | changes)
+
+
 def manifest_of(rows: int, *, shard_rows: int = 64, dtype: Any = "float32", **origin: Any) -> Manifest:
     """What is asked of a store of at most `rows` rows."""
     fields: dict[str, Any] = {
         "model": "fake",
         "revision": None,
-        "weights": "abc",
-        "tokenizer": "def",
+        "model_identity": model_identity(),
         "model_dtype": "float32",
         "attention": "eager",
         "data": {"text": ["a.jsonl"], "context": 32},

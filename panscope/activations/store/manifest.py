@@ -12,9 +12,10 @@ from pydantic import Field, field_validator
 from panscope.activations.norms import SiteNorms
 from panscope.activations.store.layout import Cut, StoredColumn
 from panscope.config import Config
+from panscope.lms.identity import ModelIdentity
 from panscope.types import Site, UserError
 
-FORMAT = 1
+FORMAT = 2
 FILE = "manifest.json"
 StoredType = Literal["float32", "bfloat16"]
 
@@ -26,10 +27,8 @@ class Origin(Config):
     """Path or hub id of the language model, as given by the user."""
     revision: str | None
     """Revision of a model on the hub."""
-    weights: str
-    """Hash of the model's weights, which distinguishes models of the same name."""
-    tokenizer: str
-    """Hash of the model's tokenizer."""
+    model_identity: ModelIdentity
+    """What the model computes, which distinguishes models of the same name."""
     model_dtype: str
     attention: str
     text: tuple[str, ...] = ()
@@ -101,7 +100,14 @@ class Manifest(Config):
 
 
 def check_same(existing: Manifest, requested: Manifest, where: str) -> None:
-    """Raise UserError naming the first setting in which an existing store differs from the requested one."""
+    """Raise UserError naming the first setting in which an existing store differs from the requested one, or what
+    differs in the language model."""
+    if changes := existing.origin.model_identity.differences(requested.origin.model_identity):
+        raise UserError(
+            f"the store {where!r} holds activations of another model ({existing.origin.model}) than "
+            f"{requested.origin.model!r} is now: {' and '.join(changes)}; give that model, or collect into another "
+            "folder"
+        )
     for name, before in _fixed(existing).items():
         now = _fixed(requested).get(name)
         if before != now:
@@ -113,7 +119,7 @@ def check_same(existing: Manifest, requested: Manifest, where: str) -> None:
 
 def _fixed(manifest: Manifest) -> dict[str, Any]:
     """Settings that determine rows and shards by name; the locations of model and text are not among them."""
-    origin = manifest.origin.model_dump(exclude={"model", "revision", "data"})
+    origin = manifest.origin.model_dump(exclude={"model", "revision", "model_identity", "data"})
     data = {f"data.{name}": value for name, value in manifest.origin.data.items() if name != "text"}
     cut = {"dtype": manifest.dtype, "shard_rows": manifest.shard_rows, "block_rows": manifest.block_rows}
     return cut | origin | data

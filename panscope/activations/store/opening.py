@@ -1,12 +1,12 @@
 """Opening a store by its location: a local folder, or the address of an object store."""
 
-import os
 from pathlib import Path
 
 from panscope.activations.store.files import Files, LocalFiles
 from panscope.activations.store.remote import SCHEMES, RemoteFiles
 from panscope.activations.store.store import Store
 from panscope.config import expanded
+from panscope.storage.user_cache import user_cache
 from panscope.types import UserError
 
 
@@ -43,5 +43,4 @@ def is_remote(location: str) -> bool:
 
 def default_cache() -> Path:
     """The folder for cached stores in the user's cache folder."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "panscope" / "stores"
+    return user_cache() / "stores"

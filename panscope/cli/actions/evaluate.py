@@ -53,6 +53,7 @@ def _request(flags: Eval, suite: SuiteConfig) -> EvalRequest:
         as_trained=flags.as_trained,
         splice=flags.splice or "content",
         saebench=flags.saebench is not None,
+        accept_changed_model=flags.accept_changed_model,
         metrics=flags.metrics,
         share=EvalShard.parse(flags.part or "1/1"),
     )

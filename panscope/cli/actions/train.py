@@ -16,23 +16,29 @@ from panscope.runs.run import Run
 from panscope.storage.atomic import WriteError
 from panscope.types import UserError
 
-_NOT_OF_THE_SUITE = ("out", "resume", "profile", "track", "log")
-_WITH_RESUME = ("resume", "device", "profile", "track", "log")
+_NOT_OF_THE_SUITE = ("out", "resume", "profile", "accept_changed_model", "track", "log")
+_WITH_RESUME = ("resume", "device", "profile", "accept_changed_model", "track", "log")
 
 
 def run(flags: Train, console: Console) -> int:
     """Train or resume, and print the table."""
+    how = {"profile": flags.profile, "accept_changed_model": flags.accept_changed_model}
     with listening(console, track=flags.track, log=flags.log) as heard:
         if flags.resume is not None:
             _check_alone(flags)
             folder = flags.resume
             with _saying_how_to_resume(folder):
-                results = api.resume(folder, device=flags.device, profile=flags.profile, **heard)
+                results = api.resume(folder, device=flags.device, **how, **heard)
         else:
             suite = _suite(flags)
+            if flags.accept_changed_model and suite.activations.source == "live":
+                raise UserError(
+                    "--accept-changed-model goes with --resume, --store or --servers: a new run on live activations "
+                    "has no earlier model, so leave it out"
+                )
             folder = flags.out or free_folder(suite.name)
             with _saying_how_to_resume(folder):
-                results = api.train(suite, folder, profile=flags.profile, **heard)
+                results = api.train(suite, folder, **how, **heard)
     if results is None:
         say(console, f"Stopped; everything is saved. To continue: panscope train --resume {folder}")
         return 130

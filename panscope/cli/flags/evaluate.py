@@ -46,6 +46,8 @@ class Eval:
     """Which tokens of a chat are measured; all is all but the user prefix."""
     model: Annotated[str | None, flag("PATH_OR_HUB_ID")] = None
     """Another model of the same shape, such as one fine-tuned from the run's."""
+    accept_changed_model: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Measure although the run's model has changed since training, and record how it differs."""
     dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, flag("float32|bfloat16|float16")] = None
     """The precision of the model."""
     coder_dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, flag("float32|bfloat16|float16")] = None

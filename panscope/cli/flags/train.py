@@ -70,6 +70,8 @@ class Train:
     """Learn from rows that `panscope collect` stored: a folder, s3://... or gs://..."""
     servers: Annotated[tuple[str, ...] | None, flag("ADDRESS ...")] = None
     """Learn from rows that `panscope serve` gives: grpc://host:port ..., one address a slice."""
+    accept_changed_model: tyro.conf.FlagCreatePairsOff[bool] = False
+    """With --resume, --store or --servers: use the language model although it has changed since, and record how."""
     seed: Annotated[int | None, flag("N")] = None
     """Fixes text order, shuffle and first weights."""
     device: Annotated[str | None, flag("NAME")] = None

@@ -108,12 +108,13 @@ class Service:
     def hello(self, hello: Hello) -> ServerInfo:
         """Register a trainer; raises an error with the code REFUSED if it needs another model or other sites."""
         manifest = self._store.manifest
-        if hello.weights not in (None, manifest.origin.weights):
+        weights = manifest.origin.model_identity.weights
+        if hello.weights not in (None, weights):
             raise self.refuse(
                 hello.trainer,
-                f"the store's activations are from the model {manifest.origin.model!r} with weights "
-                f"{manifest.origin.weights}, and the trainer's model has weights {hello.weights}: train with the model "
-                "that the activations were collected from",
+                f"the store's activations are from the model {manifest.origin.model!r} with weights {weights}, and the "
+                f"trainer's model has weights {hello.weights}: train with the model that the activations were "
+                "collected from",
             )
         self._check_serves(hello.trainer, hello.sites)
         with self._condition:

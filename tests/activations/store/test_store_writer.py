@@ -28,6 +28,7 @@ from tests.support.store_maker import (
     NumberedRows,
     make_store,
     manifest_of,
+    model_identity,
     row_of,
     tree,
     write_store,
@@ -276,8 +277,6 @@ def test_other_text_is_refused_by_its_tokens(tmp_path: Path, undisturbed: dict[s
         ("dtype", {"dtype": "bfloat16"}),
         ("shard_rows", {"shard_rows": 128}),
         ("seed", {"seed": 3}),
-        ("weights", {"weights": "other"}),
-        ("tokenizer", {"tokenizer": "other"}),
         ("text", {"text": ("a.jsonl 3 bytes xxh3 other",)}),
         ("data.context", {"data": {"text": ["b.jsonl"], "context": 33}}),
         ("bucket_rows", {"bucket_rows": 128}),
@@ -289,6 +288,21 @@ def test_a_different_setting_of_an_existing_store_is_named(tmp_path: Path, name:
         UserError, match=f"/s' was created with {name} = .* and now it is .*: use the same value, or collect"
     ):
         StoreWriter(tmp_path / "s", manifest_of(ROWS, **change), WIDTHS)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"weights": "other"}, r"its weights differ \(xxh3 abc, now other\)"),
+        ({"configuration": {"rope_theta": 5}}, r"its configuration differs \(rope_theta 10000, now 5\)"),
+        ({"tokenizer": "other"}, r"its tokenizer differs \(xxh3 def, now other\)"),
+    ],
+)
+def test_another_model_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    write_store(tmp_path / "s", ROWS)
+    other = manifest_of(ROWS, model_identity=model_identity(**change))
+    with pytest.raises(UserError, match=f"/s' holds activations of another model .*: {words}; give that model, or"):
+        StoreWriter(tmp_path / "s", other, WIDTHS)
 
 
 def test_model_and_text_may_have_moved(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
