@@ -15,6 +15,7 @@ PARALLEL := --numprocesses auto --dist loadfile
 
 # The tests that use other libraries' interfaces.
 OUTSIDE := tests/lms tests/intervene tests/loading tests/data tests/publishing tests/formats tests/storage tests/coders \
+	tests/listeners tests/api tests/guides tests/test_config.py tests/cli/test_resume.py \
 	tests/cli/test_train_and_eval.py tests/cli/test_rollouts_verb.py tests/cli/test_import_export.py \
 	tests/activations/store/test_remote_store.py tests/reporting/test_report_verb.py tests/geometry/test_projection.py
 
@@ -67,6 +68,7 @@ clean:
 	rm -rf .venv .venv-peers .venv-lock .venv-newest .venv-oldest
 
 $(READY): pyproject.toml requirements/locked.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "the locked releases are for Python 3.11 to 3.13, and this is " + sys.version.split()[0] + ": give another by PYTHON=python3.13")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$(PIP)"
 	$(BIN)/python -m pip install --quiet torch==$(TORCH)

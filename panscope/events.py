@@ -20,6 +20,7 @@ class Message(Event):
     """A sentence to show."""
 
     text: str
+    """The sentence."""
     is_warning: bool = False
     """Whether it says that something looks wrong."""
 
@@ -31,6 +32,7 @@ class Progress(Event):
     task: str
     """What is done, such as "training"."""
     done: int
+    """How much of it is done, in `unit`."""
     total: int | None
     """What `done` will be at the end; None where that is not known."""
     unit: str
@@ -49,6 +51,7 @@ class RunOpened(Event):
     """Work on a run folder begins: it is trained, resumed or evaluated."""
 
     folder: Path
+    """The run folder."""
     config: Mapping[str, Any]
     """The tables of suite.toml."""
     step: int | None
@@ -68,6 +71,7 @@ class Evaluated(Event):
     """An evaluation of a run is written."""
 
     label: str
+    """The label of the evaluation."""
     results: Mapping[str, Mapping[str, Any]]
     """The fields of eval.json of every coder."""
 

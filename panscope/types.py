@@ -53,7 +53,9 @@ class Site:
     """One place of the language model where activations are read: `layer` counts from 0, the first block."""
 
     layer: int
+    """Of the block, from 0."""
     kind: str
+    """One of `panscope.site_kinds.KINDS`, such as `resid_post`."""
 
     def __post_init__(self) -> None:
         if self.kind not in SITE_KINDS:
@@ -72,6 +74,20 @@ class Site:
         if match is None:
             raise UserError(f"site {text!r} is not understood: write it as L03.mlp_out")
         return cls(int(match[1]), match[2])
+
+
+def read_fraction(text: str, what: str) -> tuple[int, int]:
+    """`2/8`, the second of eight, as (2, 8); raises UserError, naming `what`, for anything else."""
+    number, _, count = text.partition("/")
+    if (
+        number.isascii()
+        and number.isdecimal()
+        and count.isascii()
+        and count.isdecimal()
+        and 1 <= int(number) <= int(count)
+    ):
+        return int(number), int(count)
+    raise UserError(f"{what} is {text!r}: write the second of eight as 2/8")
 
 
 class Tokenizer(Protocol):

@@ -50,6 +50,21 @@ def test_only_one_file_registers_hooks() -> None:
     assert [path.relative_to(REPOSITORY).as_posix() for path in hooking] == ["panscope/lms/hooks.py"]
 
 
+LAZY = {
+    "panscope/__init__.py": "the public names, when the first of them is used",
+    "panscope/cli/execute.py": "what a verb does, when it is executed",
+    "panscope/cli/main.py": "everything but the flags, when a verb is executed",
+    "panscope/extras.py": "optional packages",
+    "panscope/kernels/choose.py": "the kernels of a device, as numba and triton need not be installed",
+}
+
+
+def test_what_is_imported_late_is_declared() -> None:
+    """Imports in functions are refused by ruff (PLC0415); these files import by name, each for the reason given."""
+    late = [path for path in SOURCES if "import_module(" in path.read_text(encoding="utf-8")]
+    assert {path.relative_to(REPOSITORY).as_posix() for path in late} == LAZY.keys()
+
+
 HOMES = {
     "transformers": "lms",
     "datasets": "data",

@@ -19,7 +19,7 @@ class RowStream:
     checkpoint contains no rows, and loading one repeats that pass.
     """
 
-    def __init__(self, source: RowSource):
+    def __init__(self, source: RowSource) -> None:
         self._source = source
         self._before = source.state_dict()
         self._pass: ActivationBatch | None = None
@@ -53,7 +53,7 @@ class RowStream:
 class RowBuffer:
     """A buffer of C rows on one device, allocated once at the first write."""
 
-    def __init__(self, capacity: int, device: torch.device):
+    def __init__(self, capacity: int, device: torch.device) -> None:
         self._capacity, self._device = capacity, device
         self._columns: dict[str, Tensor] = {}
 

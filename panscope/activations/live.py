@@ -44,7 +44,9 @@ class ReadsSites(Protocol):
 class LiveActivations:
     """An iterator of ActivationBatch: all text rows of one pass, in order of sequences, on the model's device."""
 
-    def __init__(self, lm: ReadsSites, tokens: TokenSource, sites: Sequence[Site], *, special: Special = "drop"):
+    def __init__(
+        self, lm: ReadsSites, tokens: TokenSource, sites: Sequence[Site], *, special: Special = "drop"
+    ) -> None:
         """Read `sites` of `lm` on the batches of `tokens`; special tokens give no rows, or rows of zeros."""
         assert sites, "live activations need a site to read"
         self._lm, self._tokens, self._sites, self._special = lm, tokens, tuple(sites), special

@@ -46,7 +46,7 @@ def measure_norms(source: Iterator[ActivationBatch], rows: int) -> dict[Site, Si
 class _Sums:
     """Running sums on the device of the rows, to avoid a synchronisation per batch."""
 
-    def __init__(self, width: int, device: torch.device):
+    def __init__(self, width: int, device: torch.device) -> None:
         self._norm, self._squared_norm = torch.zeros(2, dtype=torch.float64, device=device)
         self._total = torch.zeros(width, dtype=torch.float64, device=device)
 

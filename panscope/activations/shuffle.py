@@ -25,7 +25,7 @@ class BucketShuffle:
     contains no rows: loading it fills the bucket from the source again.
     """
 
-    def __init__(self, source: RowSource, *, rows: int, batch: int, seed: int, keep_rest: bool = False):
+    def __init__(self, source: RowSource, *, rows: int, batch: int, seed: int, keep_rest: bool = False) -> None:
         """Shuffle the rows of `source`; with `keep_rest` an incomplete last batch is returned too.
 
         Raises UserError if `rows` is fewer than `batch`.
@@ -81,7 +81,7 @@ class PoolShuffle:
     and all of the pool. The size of a row is that of its D values per site, plus 24 bytes.
     """
 
-    def __init__(self, source: RowSource, *, rows: int, batch: int, seed: int):
+    def __init__(self, source: RowSource, *, rows: int, batch: int, seed: int) -> None:
         """Shuffle the rows of `source`; raises UserError if `rows` is fewer than `batch`."""
         batches = _whole_batches(rows, batch)
         self._capacity = batches * batch

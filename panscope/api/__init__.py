@@ -25,7 +25,17 @@ from panscope.api.verbs import (
 from panscope.cost.estimate import Cost
 from panscope.data.documents import DataConfig
 from panscope.evals.spec import EvalShard
-from panscope.events import Event, Listener
+from panscope.events import (
+    Evaluated,
+    Event,
+    Listener,
+    Message,
+    Progress,
+    RunClosed,
+    RunOpened,
+    StepLogged,
+    TaskEnded,
+)
 from panscope.formats.base import ImportOptions
 from panscope.intervene.attach import Attached, attach
 from panscope.intervene.attribution import Attribution, Logit, attribution
@@ -41,7 +51,7 @@ from panscope.loading.codes import Codes
 from panscope.loading.load import load
 from panscope.loading.loaded_coder import LoadedCoder
 from panscope.loading.run_results import OpenRun, open_run
-from panscope.planning.plan import SuiteConfig
+from panscope.planning.plan import Plan, SuiteConfig
 from panscope.publishing.import_coders import Imported
 from panscope.publishing.publish import Published, PublishOptions
 from panscope.reporting.write import Written
@@ -50,10 +60,12 @@ from panscope.runs.eval_request import EvalRequest
 from panscope.runs.geometry import GeometryOptions
 from panscope.runs.rollouts import RolloutConfig, Rollouts
 from panscope.runs.serving import ServeOptions
+from panscope.serving.server.server import ActivationServer
 from panscope.types import Latents, Site, UserError
 
 __all__ = [
     "Ablate",
+    "ActivationServer",
     "Attached",
     "Attribution",
     "Clamp",
@@ -63,6 +75,7 @@ __all__ = [
     "Edit",
     "EvalRequest",
     "EvalShard",
+    "Evaluated",
     "EvaluatedCoder",
     "EvaluationResults",
     "Event",
@@ -78,18 +91,25 @@ __all__ = [
     "LogListener",
     "Logit",
     "Manifest",
+    "Message",
     "NotebookListener",
     "OpenRun",
+    "Plan",
     "Positions",
+    "Progress",
     "PublishOptions",
     "Published",
     "RolloutConfig",
     "Rollouts",
+    "RunClosed",
+    "RunOpened",
     "ServeOptions",
     "Site",
     "Steer",
+    "StepLogged",
     "StoreOptions",
     "SuiteConfig",
+    "TaskEnded",
     "TerminalListener",
     "UserError",
     "Written",

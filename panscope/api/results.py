@@ -16,6 +16,7 @@ class EvaluatedCoder:
     """What was measured of one coder; docs/reference.md defines every number and names its source."""
 
     name: str
+    """The coder's."""
     tokens: int
     """Rows that were measured."""
     l0: float
@@ -53,6 +54,7 @@ class EvaluationResults(Mapping[str, EvaluatedCoder]):
     label: str
     """What the files are named after; `held_out` for the run's held-out text."""
     coders: Mapping[str, EvaluatedCoder] = field(repr=False)
+    """Each coder's results, by name."""
 
     @classmethod
     def of(cls, run: Run, label: str, results: Mapping[str, Mapping[str, Any]]) -> "EvaluationResults":

@@ -22,6 +22,7 @@ from panscope.data.prompts import read_prompts
 from panscope.events import Listener
 from panscope.formats.base import ImportOptions
 from panscope.lms.facts import facts_of
+from panscope.lms.hf_versions import untested_release
 from panscope.lms.load import LanguageModelConfig, load
 from panscope.planning.plan import plan as make_plan
 from panscope.publishing import export as exporting
@@ -217,6 +218,8 @@ def make_rollouts(
     file = expanded(out)
     check_new(file)
     with reporting(quiet, listeners) as reporter:
+        for line in untested_release():
+            reporter.warn(line)
         return rollouts.make_rollouts(load(asked), texts, config or RolloutConfig(), file, reporter)
 
 

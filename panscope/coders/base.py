@@ -44,6 +44,7 @@ class CoderConfig(Config):
     """Whether latents that are not active, near their threshold, get gradients too."""
 
     architecture: str
+    """The name under which it is known in suite files."""
     d_in: int = Field(gt=0)
     """Width of the rows it reads."""
     d_out: int = Field(gt=0)

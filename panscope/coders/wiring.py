@@ -73,8 +73,11 @@ class Wiring(Config):
     """The sites of one coder."""
 
     wiring: str
+    """Its name in `WIRINGS`."""
     reads: tuple[SiteField, ...]
+    """The sites whose rows it reads."""
     predicts: tuple[SiteField, ...]
+    """The sites whose rows it predicts."""
 
     @model_validator(mode="after")
     def _sites_fit(self) -> Self:

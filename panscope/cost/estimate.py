@@ -33,11 +33,17 @@ class Compute:
     """FLOPs and accelerator-hours of the whole run."""
 
     lm_flops: float
+    """FLOPs of the language model's passes."""
     dense_flops: float
+    """FLOPs of all steps with the reference kernels."""
     sparse_flops: float
+    """FLOPs of all steps with sparse kernels."""
     lm_hours: float
+    """Device-hours of the language model."""
     dense_hours: float
+    """Device-hours of all steps with the reference kernels."""
     sparse_hours: float
+    """Device-hours of all steps with sparse kernels."""
     adam_hours: float
     """Time of the optimiser's memory traffic, the same for dense and sparse kernels."""
     bfloat16_hours: float
@@ -97,13 +103,21 @@ class Cost:
     """The cost estimate of a plan on `gpus` devices of one type."""
 
     plan: Plan
+    """What is trained."""
     facts: ModelFacts
+    """What is known of the language model."""
     gpu: Gpu
+    """The device."""
     gpus: int
+    """How many of them."""
     prices: Prices
+    """What device-hours and storage cost."""
     compute: Compute
+    """Floating-point operations and device-hours."""
     memory: Memory
+    """Bytes on the devices."""
     disk: Disk
+    """Bytes of stored activations."""
 
 
 def cost(plan: Plan, facts: ModelFacts, gpu: Gpu, gpus: int = 1, prices: Prices | None = None) -> Cost:

@@ -17,18 +17,23 @@ class Gpu(Config):
     """One type of accelerator; the file documents the figures and their sources."""
 
     name: str
+    """Of the device."""
     memory_gb: float = Field(gt=0)
     """Capacity in GiB."""
     bfloat16: float = Field(gt=0)
     """Peak rate of dense matrix products in TFLOP/s, as are the next three."""
     float16: float = Field(gt=0)
+    """Peak TFLOP/s of float16 products."""
     tf32: float = Field(gt=0)
+    """Peak TFLOP/s of tf32 products."""
     float32: float = Field(gt=0)
+    """Peak TFLOP/s of float32 products."""
     bandwidth_gb_s: float = Field(gt=0)
     """Bandwidth of the device's memory, 10^9 bytes per second."""
     host_gb_s: float = Field(gt=0)
     """Bandwidth from the host to one device, 10^9 bytes per second."""
     source: str
+    """Where the numbers are from."""
 
     @property
     def memory_bytes(self) -> int:

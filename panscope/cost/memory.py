@@ -70,6 +70,7 @@ class Sharded:
     """A coder that is sharded along its latents."""
 
     coder: PlannedCoder
+    """The coder."""
     over: int
     """Number of devices, a power of two."""
 
@@ -79,9 +80,11 @@ class Placement:
     """An assignment of coders to devices."""
 
     gpus: int
+    """The number of devices."""
     whole: int
     """Number of coders that are placed whole on one device."""
     sharded: tuple[Sharded, ...]
+    """The coders that are divided among several devices."""
     heaviest: int
     """Bytes of coders on the fullest device."""
     available: int

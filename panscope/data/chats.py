@@ -68,7 +68,7 @@ class ChatSequences:
     is truncated to the remaining tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, context: int, chat: ChatConfig):
+    def __init__(self, tokenizer: Tokenizer, context: int, chat: ChatConfig) -> None:
         """Raises UserError if the prefixes alone fill the context."""
         self._tokenizer, self._context, self._chat = tokenizer, context, chat
         self._prefix = [] if tokenizer.bos_id is None else [tokenizer.bos_id]

@@ -62,7 +62,7 @@ class DataConfig(Config):
 class LocalDocuments:
     """The documents of local files, numbered file by file; each walk needs 8 bytes of memory per document."""
 
-    def __init__(self, files: list[TextFile], responses: list[TextFile] | None = None):
+    def __init__(self, files: list[TextFile], responses: list[TextFile] | None = None) -> None:
         """For chats, `responses` are the same files, opened with the field of the responses."""
         self._files, self._responses = files, responses
         self._units = np.concatenate([file.units for file in files])
@@ -107,7 +107,7 @@ class LocalDocuments:
 
 
 class _LocalWalk:
-    def __init__(self, documents: LocalDocuments, order: np.ndarray):
+    def __init__(self, documents: LocalDocuments, order: np.ndarray) -> None:
         self._documents, self._order, self._taken = documents, order, 0
 
     def __iter__(self) -> "_LocalWalk":

@@ -7,7 +7,7 @@ does not report the line of an error. The index needs 16 bytes per document.
 import json
 from array import array
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -19,8 +19,6 @@ from panscope.storage.file_version import FileVersion
 from panscope.types import UserError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_MAX_INDEXES = 64
-"""Maximum number of files whose indexes are cached."""
 
 
 class TextFile(Protocol):
@@ -39,7 +37,7 @@ class TextFile(Protocol):
 class _Spans:
     """Byte offsets of the documents of a plain-text file."""
 
-    def __init__(self, path: Path, spans: Callable[[Path], Iterator[tuple[int, int]]]):
+    def __init__(self, path: Path, spans: Callable[[Path], Iterator[tuple[int, int]]]) -> None:
         self.path = path
         self.offsets = _offsets(FileVersion.of(path), spans)
 
@@ -65,7 +63,7 @@ class _Spans:
             ) from None
 
 
-@lru_cache(maxsize=_MAX_INDEXES)
+@cache
 def _offsets(version: FileVersion, spans: Callable[[Path], Iterator[tuple[int, int]]]) -> np.ndarray:
     """[documents, 2] int64, begin and end of each document; cached, as a run opens each file several times."""
     offsets = array("q")
@@ -77,7 +75,7 @@ def _offsets(version: FileVersion, spans: Callable[[Path], Iterator[tuple[int, i
 class ParagraphFile:
     """A .txt file: documents are separated by blank lines."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self._spans = _Spans(path, _paragraphs)
         self.units = np.ones(len(self._spans), dtype=np.int64)
 
@@ -89,7 +87,7 @@ class ParagraphFile:
 class LineFile:
     """A .jsonl file: one JSON object per line with its text in `column`; blank lines are skipped."""
 
-    def __init__(self, path: Path, column: str, setting: str = "data.column"):
+    def __init__(self, path: Path, column: str, setting: str = "data.column") -> None:
         """Read the field `column`; `setting` is the setting with its name, for error messages."""
         self._path, self._column, self._setting = path, column, setting
         self._spans = _Spans(path, _lines)
@@ -120,7 +118,7 @@ class LineFile:
 class ParquetFile:
     """A .parquet file: one document per row. The text column of the last used row group is kept in memory."""
 
-    def __init__(self, path: Path, column: str, setting: str = "data.column"):
+    def __init__(self, path: Path, column: str, setting: str = "data.column") -> None:
         """Read the column `column`; `setting` is the setting with its name, for error messages."""
         self._path, self._column = path, column
         try:

@@ -59,7 +59,9 @@ def _first_line(error: Exception) -> str:
 
 
 class _HubWalk:
-    def __init__(self, dataset: datasets.IterableDataset, columns: Columns, window: int, seeds: tuple[int, int]):
+    def __init__(
+        self, dataset: datasets.IterableDataset, columns: Columns, window: int, seeds: tuple[int, int]
+    ) -> None:
         self._dataset, self._columns, self._size, self._seeds = dataset, columns, window, seeds
         self._rows = iter(dataset)
         self._start: dict[str, Any] = {"dataset": dataset.state_dict(), "first": 0}

@@ -60,7 +60,7 @@ class Packer(Protocol):
 class DocumentPacker:
     """One sequence per document; a document without tokens gives none."""
 
-    def __init__(self, tokenizer: Tokenizer, context: int):
+    def __init__(self, tokenizer: Tokenizer, context: int) -> None:
         self._prefix = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         self.needed = context - len(self._prefix)
 
@@ -89,7 +89,7 @@ class StreamPacker:
 
     needed = None
 
-    def __init__(self, tokenizer: Tokenizer, context: int):
+    def __init__(self, tokenizer: Tokenizer, context: int) -> None:
         self._separator = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
         self._context = context
         self._token_ids = torch.empty(0, dtype=torch.int64)

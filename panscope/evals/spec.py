@@ -8,7 +8,7 @@ from pydantic import Field
 from panscope.config import Config
 from panscope.evals.passes import Splice
 from panscope.evals.predictions import LossMask
-from panscope.types import UserError
+from panscope.types import read_fraction
 
 
 class EvalConfig(Config):
@@ -29,7 +29,9 @@ class EvalShard:
     """Which batches one process of several measures: the n-th, counted from 0, of every `of`."""
 
     number: int = 0
+    """Which of them, from 0."""
     of: int = 1
+    """How many there are."""
 
     def __contains__(self, batch: int) -> bool:
         return batch % self.of == self.number
@@ -40,10 +42,8 @@ class EvalShard:
     @classmethod
     def parse(cls, text: str) -> "EvalShard":
         """Read `2/8`: the second of eight; raises UserError on anything else."""
-        number, _, of = text.partition("/")
-        if number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of):
-            return cls(int(number) - 1, int(of))
-        raise UserError(f"part is {text!r}: write the second of eight as 2/8")
+        number, of = read_fraction(text, "part")
+        return cls(number - 1, of)
 
 
 WHOLE_TEXT = EvalShard()

@@ -41,6 +41,7 @@ class ImportedCoder:
     """One coder from another tool's files."""
 
     wired: WiredCoder
+    """The coder, with the sites it reads and predicts."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Provenance as plain values: `format`, `model`, `source` and whatever else the file states."""
 

@@ -24,8 +24,11 @@ class Counts:
     """The number of neighbours to take from each coder."""
 
     own: int = 6
+    """Latents of the coder itself."""
     other: int = 6
+    """Latents of other coders of the same site."""
     wider: int = 24
+    """Latents of a wider coder."""
 
 
 @dataclass(frozen=True)

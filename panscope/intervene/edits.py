@@ -33,6 +33,7 @@ class Edit:
     latents: int | Sequence[int] | Tensor
     """Indices of latents, from 0."""
     positions: Positions = field(default=None, kw_only=True)
+    """Where it applies; everywhere by default."""
     site: Site | None = field(default=None, kw_only=True)
     """For a multilayer coder, the site to edit at; None for all its sites."""
 
@@ -60,6 +61,7 @@ class Clamp(Edit):
     """Set latents to a value, in units of the coder's codes, active or not (Templeton et al. 2024)."""
 
     value: float
+    """The code that the latent gets."""
 
     @property
     def amount(self) -> float:
@@ -77,6 +79,7 @@ class Steer(Edit):
     2024)."""
 
     by: float
+    """The number that is added to the code."""
 
     @property
     def amount(self) -> float:

@@ -30,6 +30,7 @@ class ModelFacts(Config):
     name: str
     """The model's path in the config: a hub id, a folder or a built-in name."""
     n_layers: int = Field(gt=0)
+    """The number of blocks."""
     d_model: int = Field(gt=0)
     """Width of the residual stream."""
     heads_width: int = Field(gt=0)

@@ -19,12 +19,12 @@ from panscope import builtin
 _CACHE_NAMES = ("cache", "past_key_values")
 
 
-def untested_release() -> str | None:
-    """A warning if the installed transformers is newer than the release that Panscope was tested with, else None."""
+def untested_release() -> list[str]:
+    """A warning if the installed transformers is newer than the release that Panscope was tested with, else none."""
     tested = json.loads(builtin.TESTED_VERSIONS.read_text(encoding="utf-8"))["transformers"][-1]
     if Version(transformers.__version__) <= Version(tested):
-        return None
-    return f"transformers {transformers.__version__} is newer than {tested}, the release Panscope was tested with"
+        return []
+    return [f"transformers {transformers.__version__} is newer than {tested}, the release Panscope was tested with"]
 
 
 def cache_argument(model: nn.Module) -> str:

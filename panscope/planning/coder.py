@@ -30,10 +30,15 @@ class PlannedCoder:
     """One coder to train."""
 
     name: str
+    """The name of its folder."""
     wiring: Wiring
+    """The sites it reads and predicts."""
     coder: CoderConfig
+    """Its architecture, with every field set."""
     training: TrainingConfig
+    """How it is trained, in steps of this run."""
     convert_to: Literal["jumprelu"] | None
+    """What it is converted to when it is finished; None to keep it."""
     steps: int
     """Of its own, at most the run's."""
     fitted: tuple[Change, ...] = field(default=(), compare=False)

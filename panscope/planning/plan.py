@@ -51,10 +51,15 @@ class SuiteConfig(Config):
     seed: int = Field(default=0, ge=0)
     """Fixes the order of the text, the shuffle and every first weight."""
     model: LanguageModelConfig = LanguageModelConfig()
+    """The language model."""
     data: DataConfig = DataConfig()
+    """The text, and how it is cut into sequences."""
     activations: ActivationsConfig = ActivationsConfig()
+    """Where rows come from, and how they are shuffled."""
     train: LoopConfig = LoopConfig()
+    """What all coders share in training."""
     eval: EvalConfig = EvalConfig()
+    """The evaluation at the end of training."""
     coders: tuple[dict[str, Any], ...]
     """The grids."""
 
@@ -83,14 +88,21 @@ class Plan:
     """A suite with nothing left open."""
 
     suite: SuiteConfig
+    """The suite with every default written out."""
     steps: int
+    """Training steps of the coder that has the most."""
     batch: int
+    """Rows of a step."""
     log_every: int
+    """Steps between two lines of train.jsonl."""
     checkpoint_every: int
+    """Steps between two checkpoints."""
     buffer_rows: int
+    """Rows of each site that are gathered and shuffled at a time."""
     step_bytes: int
     """What computing one coder's step may take: `train.step_gib`."""
     coders: tuple[PlannedCoder, ...]
+    """Every coder, in the order of the suite's tables."""
 
     def sites(self) -> list[Site]:
         """Every site that is read, in the model's order."""

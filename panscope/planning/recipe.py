@@ -36,7 +36,9 @@ class Change:
     """A field of a recipe that is fitted to the length of a run."""
 
     recipe: str
+    """The name of the recipe."""
     field: str
+    """The field of a `[[coders]]` table."""
     before: Any
     """The paper's value."""
     after: Any
@@ -44,6 +46,7 @@ class Change:
     steps: int
     """Of this run."""
     why: str
+    """How the new value was obtained."""
 
 
 def changes_in_words(changes: Iterable[Change]) -> list[str]:

@@ -42,9 +42,11 @@ class Composed:
     """What a repository is to hold."""
 
     coders: tuple[str, ...]
+    """The names of the coders in it."""
     left_out_of_saelens: dict[str, str]
     """The coders that SAELens has no place for, and why."""
     not_measured: tuple[str, ...]
+    """The names of those that have no evaluation."""
 
 
 def compose(

@@ -38,7 +38,9 @@ class FoundCoder:
     """Something in the source that a format recognises."""
 
     path: Path
+    """Its file or folder."""
     format: Format
+    """The format that it is in."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Imported:
     """What an import came to."""
 
     model: str
+    """The language model that the coders say they were trained on; None where they do not."""
     coders: dict[str, FoundCoder]
     """By name."""
     compared: bool

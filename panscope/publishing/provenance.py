@@ -76,6 +76,7 @@ def load_for_export(coder: FinishedCoder, label: str | None = None) -> ImportedC
     return ImportedCoder(wired, {name: value for name, value in redact_paths(about).items() if value is not None})
 
 
+@functools.lru_cache(maxsize=1)
 def model_type(path: str | None) -> str | None:
     """The `model_type` of a language model on this machine; None for one of the hub, which is not asked."""
     if path is None:

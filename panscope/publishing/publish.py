@@ -40,6 +40,7 @@ class Published:
     """What publishing a run came to."""
 
     composed: Composed
+    """What was written, and what was left out of it."""
     label: str | None
     """The evaluation whose numbers are in it; None for a run that was never measured."""
     sent: Sent | None
@@ -53,7 +54,7 @@ def publish_run(run: Run, repository: str, options: PublishOptions, reporter: Re
     """
     check_repository(repository)
     chosen = run.chosen_label(options.label)
-    figures = card_figures(read_runs([run.path]), chosen)
+    figures = card_figures(read_runs([run]), chosen)
 
     def fill(folder: Path) -> Composed:
         made = compose(run, folder, repository=repository, licence=options.licence, label=chosen, figures=figures)

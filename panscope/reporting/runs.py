@@ -134,9 +134,10 @@ def named(place: str) -> str:
     return Path(place).name if Path(place).is_absolute() else place
 
 
-def read_runs(folders: Sequence[Path]) -> Results:
-    """Read run folders; raises UserError for one that is none, has no finished coder, is given twice or is damaged."""
-    opened = [Run.open(folder) for folder in folders]
+def read_runs(folders: Sequence[Path | Run]) -> Results:
+    """Read runs, or run folders; raises UserError for one that is none, has no finished coder, is given twice or is
+    damaged."""
+    opened = [folder if isinstance(folder, Run) else Run.open(folder) for folder in folders]
     places = [run.path.resolve() for run in opened]
     for place in places:
         if places.count(place) > 1:

@@ -25,6 +25,7 @@ class Written:
     """What a report came to."""
 
     page: Path
+    """The page, `index.html` in the report's folder."""
     label: str
     """The evaluation whose numbers are drawn."""
     figures: tuple[str, ...]

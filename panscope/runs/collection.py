@@ -11,6 +11,7 @@ from panscope.activations.store.manifest import FILE, Manifest, Origin, StoredTy
 from panscope.activations.store.writer import StoreWriter, read_manifest, translating_os_errors
 from panscope.data.identity import text_identity
 from panscope.events import Reporter
+from panscope.lms.hf_versions import untested_release
 from panscope.lms.load import load, memory_bytes
 from panscope.lms.model import LanguageModel
 from panscope.planning.plan import Plan, SuiteConfig
@@ -47,6 +48,8 @@ def collect(suite: SuiteConfig, folder: Path, options: StoreOptions, reporter: R
         folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         lm = load(suite.model)
+        for line in untested_release():
+            reporter.warn(line)
         widths = {site: lm.width(site) for site in plan.sites()}
         writer = StoreWriter(folder, _manifest(plan, lm, folder, options), widths)
         _check_bucket(writer, suite, widths)

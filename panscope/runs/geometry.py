@@ -48,7 +48,9 @@ class GeometryOptions:
     pairs: int = 10
     """At most so many matchings and so many splittings a place."""
     counts: Counts = field(default_factory=Counts)
+    """How many neighbours are taken from each coder."""
     seed: int = 0
+    """Fixes the samples."""
     device: str | None = None
     """None for that of the suite."""
 

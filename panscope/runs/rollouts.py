@@ -51,11 +51,13 @@ class Rollouts:
     """What was made, in numbers."""
 
     count: int
+    """The number of conversations."""
     prompts: int
     """How many different ones were answered."""
     too_long: int
     """Prompts that fill the context, so that no response fits, and were left out."""
     tokens: int
+    """Tokens of all responses."""
     has_ended: float
     """The share of responses that the model ended itself."""
     surprise: float

@@ -84,6 +84,8 @@ def evaluate(run: Run, request: EvalRequest, reporter: Reporter) -> Results | No
     request = request.labelled(suite)
     with nullcontext() if request.share.of > 1 else locked(run.path):
         lm = load(request.model or suite.model)
+        for line in untested_release():
+            reporter.warn(line)
         with _opened(run, None, reporter):
             results = evaluate_run(run, suite, lm, reporter, request)
             for line in warnings_of_results(run, results or {}):
@@ -111,9 +113,8 @@ def planned_from(suite: SuiteConfig) -> Plan:
 def _say_planned(training: TrainingRun) -> None:
     for line in (*training.plan.summary(), *training.plan.fitted(), training.kernels.line):
         training.reporter.say(line)
-    for line in (untested_release(), *warn_large_penalty(training.plan)):
-        if line is not None:
-            training.reporter.warn(line)
+    for line in (*untested_release(), *warn_large_penalty(training.plan)):
+        training.reporter.warn(line)
 
 
 def _check_held_out(training: TrainingRun) -> None:

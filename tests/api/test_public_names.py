@@ -1,9 +1,12 @@
 """The public API: every name is documented, every signature resolves, nothing heavy is imported before it is used."""
 
+import ast
+import dataclasses
 import inspect
 import re
 import subprocess
 import sys
+import textwrap
 import typing
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 
 import panscope
 from panscope import api
+from panscope.config import Config
 
 REPOSITORY = Path(__file__).parent.parent.parent
 PAGE = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
@@ -36,6 +40,42 @@ def test_a_public_name_has_a_docstring_and_types_that_resolve(name: str):
         hints = typing.get_type_hints(function)
         missing = [key for key in inspect.signature(function).parameters if key not in hints and key != "self"]
         assert not missing or function.__qualname__.startswith("_"), f"{name}.{function.__name__}: {missing}"
+
+
+def undocumented(kind: type) -> list[str]:
+    """The fields of a dataclass or configuration that no string follows in its source."""
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(node, ast.ClassDef)
+    found = []
+    for statement, following in zip(node.body, [*node.body[1:], None], strict=True):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            name, annotation = statement.target.id, ast.unparse(statement.annotation)
+            has_doc = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            if not (has_doc or name.startswith("_") or annotation.startswith("ClassVar")):
+                found.append(name)
+    return found
+
+
+def has_fields(kind: object) -> bool:
+    is_ours = inspect.isclass(kind) and kind.__module__.startswith("panscope")
+    return is_ours and (dataclasses.is_dataclass(kind) or issubclass(kind, Config))  # pyright: ignore[reportArgumentType]
+
+
+def public_types() -> list[type]:
+    """The types of the API that have fields, and the types of their fields."""
+    left, found = [getattr(api, name) for name in api.__all__ if has_fields(getattr(api, name))], []
+    while left:
+        kind = left.pop()
+        if kind not in found:
+            found.append(kind)
+            hints = typing.get_type_hints(kind).values()
+            left += [part for hint in hints for part in (hint, *typing.get_args(hint)) if has_fields(part)]
+    return found
+
+
+@pytest.mark.parametrize("kind", public_types(), ids=lambda kind: kind.__name__)
+def test_every_field_of_a_public_type_is_documented(kind: type):
+    assert not undocumented(kind)
 
 
 def test_every_verb_takes_quiet_and_listeners_where_it_tells_anything():

@@ -30,13 +30,17 @@ class Origin(Config):
     model_identity: ModelIdentity
     """What the model computes, which distinguishes models of the same name."""
     model_dtype: str
+    """The dtype that the model computed in."""
     attention: str
+    """The implementation of attention that it used."""
     text: tuple[str, ...] = ()
     """Identity of each text, which distinguishes texts of the same name; see `data/identity.py`."""
     data: dict[str, Any]
     """The `[data]` table: text, packing, context, held-out share, sequences per pass."""
     special_tokens: str
+    """What became of special tokens' rows: `activations.special_tokens`."""
     seed: int
+    """Fixes the order of the rows."""
     wanted_rows: int = Field(ge=1)
     """Maximum number of rows to collect; there are fewer if the text is shorter."""
     bucket_rows: int = Field(ge=1)
@@ -60,15 +64,21 @@ class Manifest(Config):
     """The contents of `manifest.json`."""
 
     format: int = FORMAT
+    """The version of the store's files."""
     origin: Origin
+    """What the rows are activations of."""
     dtype: StoredType
+    """The type in which rows are stored."""
     shard_rows: int = Field(ge=1)
+    """Rows of a shard."""
     block_rows: int = Field(ge=1)
+    """Rows that share a checksum."""
     versions: dict[str, str]
     """Versions of the packages that wrote the store."""
     rows: int | None = None
     """Number of rows; None until all of them have been written."""
     sites: dict[str, StoredSite] = Field(default={})
+    """The stored sites, with the size of their rows; empty until the first is complete."""
 
     @field_validator("format")
     @classmethod

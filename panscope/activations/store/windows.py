@@ -8,7 +8,6 @@ is less than half as fast as copying memory.
 Shape letters: W rows of a window.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,11 +16,10 @@ from torch import Tensor
 
 from panscope.activations.store.layout import Cut
 from panscope.data.order import generator
-from panscope.types import UserError
+from panscope.types import UserError, read_fraction
 
 RUN = 16
 """Number of consecutive rows that are kept together."""
-_SLICE_FORMAT = re.compile(r"([1-9]\d*)/([1-9]\d*)")
 
 
 @dataclass(frozen=True)
@@ -34,10 +32,7 @@ class Slice:
     @classmethod
     def parse(cls, text: str) -> "Slice":
         """Parse a slice written as 2/8; raises UserError on anything else."""
-        match = _SLICE_FORMAT.fullmatch(text)
-        if match is None or int(match[1]) > int(match[2]):
-            raise UserError(f"slice {text!r} is not valid: write the second of eight slices as 2/8")
-        return cls(int(match[1]), int(match[2]))
+        return cls(*read_fraction(text, "slice"))
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
