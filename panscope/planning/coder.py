@@ -41,6 +41,8 @@ class PlannedCoder:
     """What it is converted to when it is finished; None to keep it."""
     steps: int
     """Of its own, at most the run's."""
+    seed: int | None = None
+    """Fixes its first weights; None for the suite's."""
     fitted: tuple[Change, ...] = field(default=(), compare=False)
     """Values of its recipe that were fitted to the length of the run; they say where numbers come from."""
 
@@ -54,7 +56,7 @@ def plan_coder(point: dict[str, Any], lm: ModelFacts, tokens: int, batch: int) -
     recipe_name, fields, changes = _fields(point, wiring, tokens // batch, batch)
     d_in, d_out = (wiring.columns(sites, lm.width) for sites in (wiring.reads, wiring.predicts))
     width = _width(fields, lm.width(wiring.reads[0]), where)
-    convert_to, tag = fields.pop("convert_to", "none"), fields.pop("tag", "")
+    convert_to, tag, seed = fields.pop("convert_to", "none"), fields.pop("tag", ""), _seed(fields, where)
     _put_sparsity(fields, where)
     _put_formulas(fields, d_in, width)
 
@@ -67,7 +69,7 @@ def plan_coder(point: dict[str, Any], lm: ModelFacts, tokens: int, batch: int) -
     _check_wiring(wiring, coder, full, where)
     name = names.coder_name(wiring, coder, lm.n_layers, tag)
     convert = _conversion(convert_to, coder, where)
-    planned = PlannedCoder(name, wiring, coder, full, convert, tokens // batch, changes)
+    planned = PlannedCoder(name, wiring, coder, full, convert, tokens // batch, seed, changes)
     return planned, _table(planned, recipe_name, tag, tokens)
 
 
@@ -75,6 +77,13 @@ def _tokens(tokens: Any, batch: int, where: str) -> int:
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < batch:
         raise UserError(f"{where}: tokens is {tokens!r}: expected a whole number, at least one batch of {batch} rows")
     return tokens
+
+
+def _seed(fields: dict[str, Any], where: str) -> int | None:
+    seed = fields.pop("seed", None)
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
+        raise UserError(f"{where}: seed is {seed!r}: expected a whole number, at least 0")
+    return seed
 
 
 def _fields(
@@ -221,5 +230,6 @@ def _table(planned: PlannedCoder, recipe_name: str, tag: str, tokens: int) -> di
     wiring = planned.wiring
     table = {"wiring": wiring.wiring, "sites": [site_text(wiring)], "layers": layers_of(wiring)}
     table |= {"recipe": recipe_name, "tokens": tokens} | ({"tag": tag} if tag else {})
+    table |= {} if planned.seed is None else {"seed": planned.seed}
     config = planned.coder.model_dump(mode="json", exclude=set(FROM_THE_MODEL))
     return table | config | {"convert_to": planned.convert_to or "none"} | planned.training.model_dump(mode="json")

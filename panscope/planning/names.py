@@ -1,7 +1,7 @@
 """Coder names in Llama Scope's style: `L03R-8x-topk-k32` is layer 3, site R, 8 latents a dimension, TopK, K = 32."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from panscope.coders.base import CoderConfig
@@ -10,6 +10,10 @@ from panscope.site_kinds import KINDS
 from panscope.types import UserError
 
 _LETTERS = {"K": "k", "L0": "t", "lambda": "l"}
+_SHORT = {"learning_rate": "lr", "recipe": "", "architecture": ""}
+"""How fields are written in tags; others by their own names."""
+_IN_NAMES = {"wiring", "sites", "layers", "architecture", "width", "expansion", "sparsity", "target_l0", "tag"}
+"""Fields that names have anyway."""
 _IN_WORDS = {"K": "K =", "L0": "an L0 of", "lambda": "sparsity coefficient"}
 
 
@@ -32,6 +36,43 @@ def coder_name(
     sparsity = _sparsity(coder, knows_coefficient=knows_coefficient)
     parts = [_place(wiring, layers), f"{_expansion(wiring, coder)}x", coder.architecture, sparsity, tag]
     return "-".join(part for part in parts if part)
+
+
+def telling_apart(names: Sequence[str], points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A tag for every coder whose name another one has too: the fields of its table in which they differ.
+
+    `lr2e-4` for a learning rate, `seed1` for a seed, a recipe by its name, other fields as `bandwidth0.01`; after the
+    tag that the table gives. Empty for a name that is its own.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for name, point in zip(names, points, strict=True):
+        groups.setdefault(name, []).append(point)
+    return [
+        _tag(point, _differing(groups[name])) if len(groups[name]) > 1 else ""
+        for name, point in zip(names, points, strict=True)
+    ]
+
+
+def _differing(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    fields = dict.fromkeys(field for point in points for field in point)
+    return [
+        field
+        for field in fields
+        if field not in _IN_NAMES and any(point.get(field) != points[0].get(field) for point in points)
+    ]
+
+
+def _tag(point: Mapping[str, Any], fields: Sequence[str]) -> str:
+    own = [_field(field, point[field]) for field in fields if field in point]
+    return "-".join(part for part in (str(point.get("tag", "")), *own) if part)
+
+
+def _field(field: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return field if value else f"no_{field}"
+    if isinstance(value, list | tuple):
+        return _SHORT.get(field, field) + "_".join(_field("", each) for each in value)
+    return _SHORT.get(field, field) + (short(value) if isinstance(value, float) else str(value))
 
 
 def meaning(wiring: Wiring, coder: CoderConfig, *, knows_coefficient: bool = True) -> str:
@@ -116,7 +157,7 @@ def _range(numbers: list[int], layers: int) -> str:
 
 def short(value: float) -> str:
     """0.001 as 1e-3, 2.5 as 2.5."""
-    if 0.01 <= value < 1000:
+    if value == 0 or 0.01 <= value < 1000:
         return f"{value:g}"
     mantissa, exponent = f"{value:e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"

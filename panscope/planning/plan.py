@@ -32,7 +32,19 @@ USABLE = 0.9
 """Usable share of a device's memory; the rest is for the CUDA context, the allocator and small tensors."""
 GIB = 2**30
 _LEAST_STEP_GIB = 0.25
-_WHICH = ("wiring", "sites", "layers", "recipe", "width", "expansion", "tag", "convert_to", "tokens", "as_published")
+_WHICH = (
+    "wiring",
+    "sites",
+    "layers",
+    "recipe",
+    "width",
+    "expansion",
+    "tag",
+    "seed",
+    "convert_to",
+    "tokens",
+    "as_published",
+)
 _LISTS = ("adam_betas", "prefixes")
 """Fields whose one value is itself a list; a list of lists is a choice."""
 
@@ -135,7 +147,7 @@ def plan(suite: SuiteConfig, lm: ModelFacts, memory_bytes: int) -> Plan:
     batch = suite.train.batch or _batch(suite.tokens)
     if batch > suite.tokens:
         raise UserError(f"tokens {suite.tokens} is below the batch of {batch} rows: raise tokens or lower train.batch")
-    points = [plan_coder(point, lm, suite.tokens, batch) for table in suite.coders for point in grid_points(table, lm)]
+    points = _named_apart([point for table in suite.coders for point in grid_points(table, lm)], suite, lm, batch)
     planned = tuple(coder for coder, _ in points)
     _check_names(planned)
     steps = max(coder.steps for coder in planned)
@@ -205,11 +217,26 @@ def _context(suite: SuiteConfig, lm: ModelFacts) -> int:
     return context
 
 
+def _named_apart(
+    points: list[dict[str, Any]], suite: SuiteConfig, lm: ModelFacts, batch: int
+) -> list[tuple[PlannedCoder, dict[str, Any]]]:
+    """The coder and table of each point of the grids; where names would be equal, `tag` says what differs."""
+    planned = [plan_coder(dict(point), lm, suite.tokens, batch) for point in points]
+    tags = names.telling_apart([coder.name for coder, _ in planned], points)
+    return [
+        plan_coder(point | {"tag": tag}, lm, suite.tokens, batch) if tag else one
+        for point, one, tag in zip(points, planned, tags, strict=True)
+    ]
+
+
 def _check_names(planned: tuple[PlannedCoder, ...]) -> None:
     seen: set[str] = set()
     for coder in planned:
         if coder.name in seen:
-            raise UserError(f"coders: two coders are both named {coder.name!r}: give their tables different 'tag's")
+            raise UserError(
+                f"coders: two coders are both named {coder.name!r}, and their tables do not differ in anything else: "
+                "leave one out, or give it another 'seed' or 'tag'"
+            )
         seen.add(coder.name)
 
 

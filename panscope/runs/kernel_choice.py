@@ -1,5 +1,6 @@
 """Which kernels each coder of a plan is trained with on this machine, and the one line that says so and why."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,20 @@ def choose_kernels(plan: Plan, device: torch.device) -> KernelChoice:
     every = frozenset(coder.name for coder in plan.coders)
     named = every if wanted == "sparse" else frozenset(coder.name for coder in plan.coders if _pays(coder, plan.batch))
     return KernelChoice(found.kernels, named, f"kernels: {_shares(named, every)}; {found.detail}")
+
+
+def ignored_precision(plan: Plan, choice: KernelChoice) -> list[str]:
+    """A sentence for each precision that the recipes of sparse coders ask for and sparse kernels do not use."""
+    asked = Counter(
+        coder.training.precision
+        for coder in plan.coders
+        if coder.name in choice.named and coder.training.precision != "float32"
+    )
+    return [
+        f"precision {precision} of {count:,} coder{'s' * (count > 1)} is not used: sparse kernels compute in float32, "
+        "and take a lower precision only to find candidates (--kernels reference uses it)"
+        for precision, count in asked.items()
+    ]
 
 
 def _pays(coder: PlannedCoder, batch: int) -> bool:

@@ -16,6 +16,7 @@ from panscope.runs.eval_files import Results
 from panscope.runs.eval_request import EvalRequest
 from panscope.runs.evaluation import check_has_text, check_precision, evaluate_run
 from panscope.runs.finished_coder import HELD_OUT
+from panscope.runs.kernel_choice import ignored_precision
 from panscope.runs.result_warnings import warnings_of_results
 from panscope.runs.run import Run
 from panscope.runs.training import TrainingRun
@@ -111,9 +112,10 @@ def planned_from(suite: SuiteConfig) -> Plan:
 
 
 def _say_planned(training: TrainingRun) -> None:
-    for line in (*training.plan.summary(), *training.plan.fitted(), training.kernels.line):
+    plan, kernels = training.plan, training.kernels
+    for line in (*plan.summary(), *plan.fitted(), kernels.line, *ignored_precision(plan, kernels)):
         training.reporter.say(line)
-    for line in (*untested_release(), *warn_large_penalty(training.plan)):
+    for line in (*untested_release(), *warn_large_penalty(plan)):
         training.reporter.warn(line)
 
 

@@ -210,7 +210,8 @@ class TrainingRun:
         return found
 
     def _trainer(self, planned: PlannedCoder, scales: Normaliser) -> CoderTrainer:
-        digest = hashlib.sha256(f"{self.plan.suite.seed}/{planned.name}".encode()).digest()
+        seed = self.plan.suite.seed if planned.seed is None else planned.seed
+        digest = hashlib.sha256(f"{seed}/{planned.name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         coder = coders.build(planned.coder).initialise(generator).to(self.lm.device)
         kernels = self.kernels.of(planned.name)

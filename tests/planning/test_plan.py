@@ -159,10 +159,39 @@ def test_a_pair_of_betas_is_one_value_and_a_list_of_pairs_a_choice():
     (one,) = planned(TABLE | {"adam_betas": [0.1, 0.9]}).coders
     assert one.training.adam_betas == (0.1, 0.9)
     pairs = [[0.0, 0.99], [0.9, 0.999]]
-    with pytest.raises(UserError, match="two coders are both named 'L01R-2x-topk-k4'"):
-        planned(TABLE | {"adam_betas": pairs})
-    two = planned(TABLE | {"adam_betas": [pairs[0]], "tag": "a"}, TABLE | {"adam_betas": [pairs[1]]}).coders
+    two = planned(TABLE | {"adam_betas": pairs}).coders
     assert [c.training.adam_betas for c in two] == [(0.0, 0.99), (0.9, 0.999)]
+    assert [c.name for c in two] == ["L01R-2x-topk-k4-adam_betas0_0.99", "L01R-2x-topk-k4-adam_betas0.9_0.999"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "tags"),
+    [
+        ({"learning_rate": [1e-4, 2.5e-3]}, ["lr1e-4", "lr2.5e-3"]),
+        ({"seed": [0, 1, 2]}, ["seed0", "seed1", "seed2"]),
+        ({"recipe": ["llama_scope", "openai_topk"]}, ["llama_scope", "openai_topk"]),
+        ({"learning_rate": [1e-3, 2e-3], "auxk_coefficient": [0.0, 0.03125]}, None),
+        ({"pre_encoder_bias": [True, False]}, ["pre_encoder_bias", "no_pre_encoder_bias"]),
+        ({"selection": ["value", "decoder_norm"]}, ["selectionvalue", "selectiondecoder_norm"]),
+        ({"tag": "mine", "adam_eps": [1e-8, 1e-6]}, ["mine-adam_eps1e-8", "mine-adam_eps1e-6"]),
+    ],
+)
+def test_a_list_of_any_field_is_a_grid(fields: dict[str, Any], tags: list[str] | None):
+    """Names say in what their coders differ, and stay as they are when the plan is planned again."""
+    tags = tags or [f"lr{rate}-auxk_coefficient{a}" for rate in ("1e-3", "2e-3") for a in ("0", "0.03125")]
+    first = planned(TABLE | {"architecture": "topk"} | fields if "recipe" not in fields else TABLE | fields)
+    assert sorted(c.name for c in first.coders) == sorted(f"L01R-2x-topk-k4-{tag}" for tag in tags)
+    again = planned(*first.suite.coders)
+    assert again.coders == first.coders and again.suite.coders == first.suite.coders
+
+
+def test_a_seed_is_a_coders_own():
+    one, other = planned(TABLE | {"seed": [3, 4]}).coders
+    assert (one.seed, other.seed) == (3, 4)
+    (neither,) = planned(TABLE).coders
+    assert neither.seed is None
+    with pytest.raises(UserError, match="seed is -1: expected a whole number, at least 0"):
+        planned(TABLE | {"seed": -1})
 
 
 def test_what_the_table_says_wins_over_recipe_and_wiring():
@@ -371,7 +400,7 @@ def test_a_suite_that_makes_no_sense_is_one_sentence(fields: dict[str, Any], exp
 
 
 def test_two_coders_of_one_name_are_refused_and_tags_tell_them_apart():
-    refused("two coders are both named 'L01R-2x-topk-k4': give their tables different 'tag's", TABLE, TABLE)
+    refused("two coders are both named 'L01R-2x-topk-k4', and their tables do not differ in anything", TABLE, TABLE)
     refused("two coders are both named", TABLE | {"layers": [1, 1]})
     assert names(TABLE, TABLE | {"tag": "b"}) == ["L01R-2x-topk-k4", "L01R-2x-topk-k4-b"]
 

@@ -138,12 +138,10 @@ def test_a_table_may_train_for_fewer_or_more_tokens_than_the_suite():
     assert (plan.log_every, plan.checkpoint_every) == (40, 400)
 
 
-def test_tokens_may_be_a_list_told_apart_by_tags():
-    table = TABLE | {"layers": 0, "tokens": [1_000, 2_000]}
-    with pytest.raises(UserError, match="both named"):
-        planned(table)
-    two = planned(table | {"tokens": 1_000, "tag": "a"}, table | {"tokens": 2_000, "tag": "b"}, train={"batch": 100})
-    assert [coder.steps for coder in two.coders] == [10, 20]
+def test_tokens_may_be_a_list_told_apart_by_names():
+    two = planned(TABLE | {"layers": 0, "tokens": [1_000, 2_000]}, train={"batch": 100}).coders
+    assert [coder.steps for coder in two] == [10, 20]
+    assert [coder.name.rpartition("-")[2] for coder in two] == ["tokens1000", "tokens2000"]
 
 
 @pytest.mark.parametrize("tokens", [255, 0, -1, "many", 1.5, True])

@@ -10,7 +10,7 @@ from panscope.kernels import choose
 from panscope.kernels.choose import KernelSupport
 from panscope.planning.plan import Plan
 from panscope.runs import kernel_choice as kernels
-from panscope.runs.kernel_choice import choose_kernels
+from panscope.runs.kernel_choice import choose_kernels, ignored_precision
 from panscope.types import UserError
 from tests.support.paper_lm import planned
 
@@ -93,3 +93,14 @@ def test_this_machines_cpu_has_them():
     found = choose.sparse_kernels(CPU)
     assert found.kernels is not None and found.kernels.name == "cpu"
     assert "Numba" in found.detail and "screens" in found.detail
+
+
+def test_a_precision_that_sparse_kernels_do_not_use_is_said(there: Any):
+    plan = plan_of("auto", SMALL | {"precision": "bfloat16"}, LARGE | {"precision": "bfloat16"})
+    (line,) = ignored_precision(plan, choose_kernels(plan, CPU))
+    assert line == (
+        "precision bfloat16 of 1 coder is not used: sparse kernels compute in float32, and take a lower precision only to "
+        "find candidates (--kernels reference uses it)"
+    )
+    plan = plan_of("reference", LARGE | {"precision": "bfloat16"})
+    assert ignored_precision(plan, choose_kernels(plan, CPU)) == []
