@@ -26,6 +26,9 @@ MLSAE = {
 """Suite -> the model, its layers and the width of its residual stream."""
 
 
+LLAMA_SCOPE = ("llama-scope-8b", "llama-scope-8b-128x", "llama-scope-8b-vanilla")
+
+
 class Cell(NamedTuple):
     """One cell of a table: a site of a layer at one width, with the tokens trained on."""
 
@@ -188,5 +191,43 @@ def test_the_multilayer_sweeps_vary_one_number_at_a_time() -> None:
 
 
 def test_no_other_suite_is_built_in() -> None:
-    known = {*GEMMA_SCOPE, *MLSAE, "llama-scope-8b", "mlsae-pythia-70m-sweeps", "demo"}
+    known = {*GEMMA_SCOPE, *MLSAE, *LLAMA_SCOPE, "mlsae-pythia-70m-sweeps", "demo"}
     assert {path.stem for path in builtin.SUITES.glob("*.toml")} == known
+
+
+@pytest.mark.parametrize(
+    ("names", "tokens"), [(GEMMA_SCOPE, 2048 * 1024), (LLAMA_SCOPE, 50_000_000), (MLSAE, 1_000_000)]
+)
+def test_the_papers_evaluation_goes_with_their_suites(names: Any, tokens: int) -> None:
+    assert {planned(name).suite.eval.tokens for name in names} == {tokens}
+
+
+def test_documents_are_wrapped_in_chat_turns_for_the_tuned_model() -> None:
+    """Gemma Scope section 4.5."""
+    chat = planned("gemma-scope-9b-it").suite.data.chat
+    assert chat is not None and chat.content == "all" and chat.response is None
+    assert (chat.user, chat.model) == ("<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n")
+
+
+def test_llama_scope_mixes_its_rows_in_a_pool() -> None:
+    assert {planned(name).suite.activations.shuffle for name in LLAMA_SCOPE} == {"pool"}
+
+
+def test_the_widest_row_of_llama_scopes_launcher() -> None:
+    found = planned("llama-scope-8b-128x")
+    assert {coder.coder.width for coder in found.coders} == {128 * 4096}
+    assert {coder.training.learning_rate for coder in found.coders} == {2e-4}
+    assert found.steps * found.batch == 3_200_000_000
+
+
+def test_the_relu_baseline_has_llama_scopes_settings() -> None:
+    found = planned("llama-scope-8b-vanilla")
+    assert {coder.coder.architecture for coder in found.coders} == {"relu"}
+    assert {(coder.wiring.reads[0].layer, coder.coder.width) for coder in found.coders} == {
+        (layer, factor * 4096) for layer in (7, 15, 23) for factor in (8, 32)
+    }
+    for coder in found.coders:
+        training = coder.training
+        assert (training.learning_rate, training.adam_betas, training.lr_warmup_steps) == (8e-4, (0.9, 0.999), 10_000)
+        assert training.lr_decay_steps == coder.steps // 5
+        assert (training.normaliser, coder.coder.decoder_norm) == ("sqrt_d", "unit")

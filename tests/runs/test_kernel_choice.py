@@ -99,8 +99,8 @@ def test_a_precision_that_sparse_kernels_do_not_use_is_said(there: Any):
     plan = plan_of("auto", SMALL | {"precision": "bfloat16"}, LARGE | {"precision": "bfloat16"})
     (line,) = ignored_precision(plan, choose_kernels(plan, CPU))
     assert line == (
-        "precision bfloat16 of 1 coder is not used: sparse kernels compute in float32, and take a lower precision only to "
-        "find candidates (--kernels reference uses it)"
+        "precision bfloat16 of 1 coder is not used: sparse kernels compute in float32, and take a lower precision only "
+        "to find candidates (--kernels reference uses it)"
     )
     plan = plan_of("reference", LARGE | {"precision": "bfloat16"})
     assert ignored_precision(plan, choose_kernels(plan, CPU)) == []
