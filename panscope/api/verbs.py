@@ -18,7 +18,7 @@ from panscope.api.suites import Suite, request_of, suite_of
 from panscope.config import expanded
 from panscope.cost.estimate import Cost, cost
 from panscope.cost.gpus import gpu_named
-from panscope.data.prompts import read_prompts
+from panscope.data.prompts import PROMPT, read_prompts
 from panscope.events import Listener
 from panscope.formats.base import ImportOptions
 from panscope.lms.facts import facts_of
@@ -201,15 +201,17 @@ def make_rollouts(
     out: Path | str,
     config: RolloutConfig | None = None,
     *,
+    column: str = PROMPT,
     quiet: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> Rollouts:
     """Sample a language model's responses to prompts (a list, or a file of them) into the new JSON-lines file `out`.
 
-    Raises UserError where `out` exists, and where no prompt leaves space for a response in the context.
+    `column` is the field of the prompt in the lines of a .jsonl file. Raises UserError where `out` exists, and where no
+    prompt leaves space for a response in the context.
     """
     asked = LanguageModelConfig(path=model) if isinstance(model, str) else model
-    texts = prompts if isinstance(prompts, list) else read_prompts(expanded(prompts))
+    texts = prompts if isinstance(prompts, list) else read_prompts(expanded(prompts), column)
     file = expanded(out)
     check_new(file)
     with reporting(quiet, listeners) as reporter:

@@ -17,6 +17,9 @@ from panscope.data.source import Document, Documents, Walk
 from panscope.types import UserError
 
 DEMO_TEXT = "panscope://demo"
+TRAIN = "train"
+HUB_ONLY: dict[str, Any] = {"subset": None, "split": TRAIN, "revision": None}
+"""Fields that only hub datasets have, with their defaults."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILE_SUFFIX = re.compile(r"\.[A-Za-z]\w*")
 
@@ -31,7 +34,7 @@ class DataConfig(Config):
     """The field of .jsonl lines or the column of .parquet files and hub datasets with the text."""
     subset: str | None = None
     """The configuration of a hub dataset, if it has several."""
-    split: str = "train"
+    split: str = TRAIN
     """The split of a hub dataset."""
     revision: str | None = None
     """The commit, tag or branch of a hub dataset; by default the newest commit."""
@@ -140,6 +143,12 @@ def open_documents(config: DataConfig) -> LocalDocuments | Documents:
 
 
 def _open_local(config: DataConfig) -> LocalDocuments:
+    for name, default in HUB_ONLY.items():
+        if getattr(config, name) != default:
+            raise UserError(
+                f"data.{name} is {getattr(config, name)!r}, but {config.text[0]!r} is not a hub dataset: files have no "
+                f"{name}; leave it out"
+            )
     paths = [builtin.DEMO_TEXT if name == DEMO_TEXT else expanded(name) for name in config.text]
     response, responses = _response_of(config), None
     texts = [open_file(path, config.column) for path in paths]

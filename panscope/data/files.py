@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from panscope.storage.file_version import FileVersion
 from panscope.types import UserError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_MAX_SHOWN = 20
 _MAX_INDEXES = 64
 """Maximum number of files whose indexes are cached."""
 
@@ -104,7 +105,9 @@ class LineFile:
             raise self._line_error(index, "is not JSON", "write one object per line") from None
         if not isinstance(fields, dict) or self._column not in fields:
             raise self._line_error(
-                index, f"has no field {self._column!r}", f"set {self._setting} to the field with the text"
+                index,
+                f"has no field {self._column!r}{it_has(fields)}",
+                f"set {self._setting} to the field with the text",
             )
         text = fields[self._column]
         if not isinstance(text, str | None):
@@ -186,6 +189,12 @@ def _open(path: Path, column: str, setting: str) -> TextFile:
     if path.suffix == ".parquet":
         return ParquetFile(path, column, setting)
     raise UserError(f"data.text: the type {path.suffix!r} of {str(path)!r} is unknown; use .txt, .jsonl or .parquet")
+
+
+def it_has(fields: Any) -> str:
+    """The part of an error message that names the fields of a row, if it has any."""
+    names = ", ".join(map(repr, list(fields)[:_MAX_SHOWN])) if isinstance(fields, dict) else ""
+    return f" (it has {names}{', ...' if len(fields) > _MAX_SHOWN else ''})" if names else ""
 
 
 def replace_lone_surrogates(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 
+from panscope.data.files import it_has
 from panscope.data.order import generator
 from panscope.data.source import Document, Walk
 from panscope.types import UserError
@@ -90,7 +91,9 @@ class _HubWalk:
     def _texts(self, number: int, row: dict[str, Any]) -> Iterator[str]:
         """The text and the response, which is empty if no column is given for it."""
         for setting, column in zip(_SETTINGS, self._columns, strict=True):
-            text = None if column is None else row.get(column)
+            if column is not None and column not in row:
+                raise UserError(f"{setting} is {column!r}, but document {number} has no such column{it_has(row)}")
+            text = None if column is None else row[column]
             if not isinstance(text, str | None):
                 kind = type(text).__name__
                 raise UserError(

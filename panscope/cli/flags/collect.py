@@ -32,6 +32,14 @@ class Collect:
     """Revision of a model from the hub."""
     text: Annotated[tuple[str, ...] | None, flag("FILE ...")] = None
     """Text files (.txt, .jsonl, .parquet) or one hub dataset."""
+    column: Annotated[str | None, flag("NAME")] = None
+    """The field of .jsonl lines, or the column of .parquet files and hub datasets, with the text."""
+    subset: Annotated[str | None, flag("NAME")] = None
+    """The configuration of a hub dataset, if it has several."""
+    split: Annotated[str | None, flag("NAME")] = None
+    """The split of a hub dataset; by default train."""
+    text_revision: Annotated[str | None, flag("REV")] = None
+    """Commit, tag or branch of a hub dataset."""
     sites: Annotated[tuple[str, ...] | None, flag("SITE ...")] = None
     """resid_post attn_z attn_out mlp_out mlp_in mlp_in_no_gain."""
     layers: Annotated[tuple[str, ...] | None, flag("LAYER ...")] = None

@@ -27,7 +27,17 @@ class Eval:
     run_folder: Annotated[Path, tyro.conf.Positional, flag("RUN")]
     """The folder of a run."""
     text: Annotated[tuple[str, ...] | None, flag("FILE ...")] = None
-    """Text to measure on, in place of the run's held-out share; several files are also measured each apart."""
+    """Text files, or one hub dataset, in place of the run's held-out share; several files are also measured each apart.
+    """
+    column: Annotated[str | None, flag("NAME")] = None
+    """The field of .jsonl lines, or the column of .parquet files and hub datasets, with the text of --text,
+    or with the queries of --chats."""
+    subset: Annotated[str | None, flag("NAME")] = None
+    """The configuration of a hub dataset, if it has several."""
+    split: Annotated[str | None, flag("NAME")] = None
+    """The split of a hub dataset; by default train."""
+    text_revision: Annotated[str | None, flag("REV")] = None
+    """Commit, tag or branch of a hub dataset."""
     chats: Annotated[tuple[str, ...] | None, flag("FILE ...")] = None
     """The same for .jsonl files with the fields prompt and response, such as `panscope rollouts` writes."""
     label: Annotated[str | None, flag("NAME")] = None

@@ -28,6 +28,14 @@ class Train:
     """Revision of a model from the hub."""
     text: Annotated[tuple[str, ...] | None, flag("FILE ...")] = None
     """Text files (.txt, .jsonl, .parquet) or one hub dataset."""
+    column: Annotated[str | None, flag("NAME")] = None
+    """The field of .jsonl lines, or the column of .parquet files and hub datasets, with the text."""
+    subset: Annotated[str | None, flag("NAME")] = None
+    """The configuration of a hub dataset, if it has several."""
+    split: Annotated[str | None, flag("NAME")] = None
+    """The split of a hub dataset; by default train."""
+    text_revision: Annotated[str | None, flag("REV")] = None
+    """Commit, tag or branch of a hub dataset."""
     wiring: Annotated[str | None, flag("NAME")] = None
     """sae, transcoder, multilayer (one SAE for all layers) or crosscoder."""
     sites: Annotated[tuple[str, ...] | None, flag("SITE ...")] = None
