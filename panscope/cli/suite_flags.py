@@ -82,7 +82,7 @@ def _check_sparsity(over: Mapping[str, Any]) -> None:
 
 def _chat(data: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     """The prefixes of a fine-tuned model, if a flag gives them."""
-    over = _renamed(flags, {"chat_user": "user", "chat_model": "model"})
+    over = _renamed(flags, {"chat_user": "user", "chat_model": "model", "chat_next_user": "next_user"})
     return {"chat": _table(data, "chat") | over} if over else {}
 
 

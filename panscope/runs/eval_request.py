@@ -84,7 +84,7 @@ class EvalRequest:
     def _differences(self, suite: SuiteConfig) -> list[str]:
         own, data = suite.data, self.data or suite.data
         is_other_text = any(getattr(data, name) != getattr(own, name) for name in _TEXT)
-        has_responses = data.chat is not None and data.chat.response is not None
+        has_responses = data.chat is not None and data.chat.has_responses
         dtype = suite.model.dtype if self.model is None else self.model.dtype
         found = {
             "text": is_other_text,

@@ -5,7 +5,7 @@ the text was gone through.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from panscope.activations.live import LiveActivations
 from panscope.activations.norms import SiteNorms, measure_norms
@@ -182,7 +182,8 @@ def check_origin(origin: Origin, plan: Plan, lm: LanguageModel, where: str) -> N
             f"is {suite.activations.special_tokens!r}: set it to the same, or collect again"
         )
     asked = suite.data.model_dump(mode="json")
-    pairs = [(name, origin.data.get(name), asked[name]) for name in _SAME_DATA]  # old stores know of no chats
+    asked["chat"] = _as_stored(asked["chat"])
+    pairs = [(name, _as_stored(origin.data.get(name)), asked[name]) for name in _SAME_DATA]  # old stores know no chats
     pairs.append(("text", tuple(text.partition(" xxh3 ")[0] for text in origin.text), text_sizes(suite.data)))
     for name, stored, here in pairs:
         if stored != here:
@@ -190,3 +191,8 @@ def check_origin(origin: Origin, plan: Plan, lm: LanguageModel, where: str) -> N
                 f"{where!r} was collected with data.{name} = {stored!r}, and the suite says {here!r}: give the same "
                 "[data], so that held-out text stays held out"
             )
+
+
+def _as_stored(value: Any) -> Any:
+    """A table without unset fields, which old stores do not know; any other value as it is."""
+    return {name: item for name, item in value.items() if item is not None} if isinstance(value, dict) else value

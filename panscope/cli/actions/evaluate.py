@@ -76,7 +76,7 @@ def _data(flags: Eval, data: DataConfig) -> DataConfig | None:
     if flags.text or flags.chats:
         changes |= {"text": flags.text or flags.chats, "held_out": 0.0} | HUB_ONLY
     if flags.chats:
-        changes |= {"column": "prompt"}
+        changes |= {"column": "prompt" if flags.chat_next_user is None else "conversation"}
     changes |= _columns(flags)
     return data.replace(**changes) if changes else None
 
@@ -93,10 +93,16 @@ def _columns(flags: Eval) -> dict[str, Any]:
 
 def _chat(flags: Eval, data: DataConfig) -> dict[str, Any] | None:
     """The table [data.chat] with what the flags change; None where they change nothing."""
-    asked = {"user": flags.chat_user, "model": flags.chat_model, "content": flags.content}
+    asked = {
+        "user": flags.chat_user,
+        "model": flags.chat_model,
+        "next_user": flags.chat_next_user,
+        "content": flags.content,
+    }
     over = {name: value for name, value in asked.items() if value is not None}
     if flags.chats:
-        over |= {"response": "response"}
+        next_user = flags.chat_next_user
+        over |= {"response": "response" if next_user is None else None, "next_user": next_user}
     known = {} if data.chat is None else data.chat.model_dump()
     if over and not {"user", "model"} <= (known | over).keys():
         raise UserError("chats need both prefixes: give --chat-user and --chat-model")

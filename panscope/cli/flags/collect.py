@@ -52,6 +52,9 @@ class Collect:
     """documents (BOS, truncate) or stream (joined by EOS, cut)."""
     chat_user: Annotated[str | None, flag("TEXT")] = None
     """For a fine-tuned model: the prefix of the user's query, written before every document and never learned from."""
+    chat_next_user: Annotated[str | None, flag("TEXT")] = None
+    """For conversations of several turns ({"role": ..., "content": ...} in --column): the prefix of every later query.
+    """
     chat_model: Annotated[str | None, flag("TEXT")] = None
     """For a fine-tuned model: the prefix of the model's response, written after every document."""
     seed: Annotated[int | None, flag("N")] = None

@@ -39,7 +39,8 @@ class Eval:
     text_revision: Annotated[str | None, flag("REV")] = None
     """Commit, tag or branch of a hub dataset."""
     chats: Annotated[tuple[str, ...] | None, flag("FILE ...")] = None
-    """The same for .jsonl files with the fields prompt and response, such as `panscope rollouts` writes."""
+    """The same for files with the fields prompt and response, such as `panscope rollouts` writes; with
+    --chat-next-user, with the field conversation."""
     label: Annotated[str | None, flag("NAME")] = None
     """What the files are named after: eval-NAME.json; left out, it follows from what is asked."""
     tokens: Annotated[int | None, flag("N")] = None
@@ -50,6 +51,9 @@ class Eval:
     """Sequences are documents (BOS, truncate) or pieces of a stream (joined by EOS, cut)."""
     chat_user: Annotated[str | None, flag("TEXT")] = None
     """For a fine-tuned model: the prefix of the user's query."""
+    chat_next_user: Annotated[str | None, flag("TEXT")] = None
+    """For conversations of several turns ({"role": ..., "content": ...} in --column): the prefix of every later query.
+    """
     chat_model: Annotated[str | None, flag("TEXT")] = None
     """For a fine-tuned model: the prefix of the model's response."""
     content: Annotated[Literal["all", "prompt", "response"] | None, flag("all|prompt|response")] = None

@@ -70,6 +70,9 @@ class Train:
     """documents (BOS, truncate) or stream (joined by EOS, cut)."""
     chat_user: Annotated[str | None, flag("TEXT")] = None
     """For a fine-tuned model: the prefix of the user's query, written before every document and never learned from."""
+    chat_next_user: Annotated[str | None, flag("TEXT")] = None
+    """For conversations of several turns ({"role": ..., "content": ...} in --column): the prefix of every later query.
+    """
     chat_model: Annotated[str | None, flag("TEXT")] = None
     """For a fine-tuned model: the prefix of the model's response, written after every document."""
     store: Annotated[str | None, flag("STORE")] = None
