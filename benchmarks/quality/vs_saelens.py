@@ -70,7 +70,7 @@ class Options:
 
     text: tuple[str, ...]
     """Text files."""
-    model: str = "../shared/models/stories260K"
+    model: str = "build/evidence/models/stories260K"
     """Folder of a language model."""
     sites: tuple[str, ...] = ("L02.resid_post", "L03.mlp_out", "L01.attn_z")
     """Sites to train at."""

@@ -18,7 +18,7 @@ from panscope.api.suites import Suite, request_of, suite_of
 from panscope.config import expanded
 from panscope.cost.estimate import Cost, cost
 from panscope.cost.gpus import gpu_named
-from panscope.data.prompts import read_prompts
+from panscope.data.prompts import PROMPT, read_prompts
 from panscope.events import Listener
 from panscope.formats.base import ImportOptions
 from panscope.lms.facts import facts_of
@@ -206,15 +206,17 @@ def make_rollouts(
     out: Path | str,
     config: RolloutConfig | None = None,
     *,
+    column: str = PROMPT,
     quiet: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> Rollouts:
     """Sample a language model's responses to prompts (a list, or a file of them) into the new JSON-lines file `out`.
 
-    Raises UserError where `out` exists, and where no prompt leaves space for a response in the context.
+    `column` is the field of the prompt in the lines of a .jsonl file. Raises UserError where `out` exists, and where no
+    prompt leaves space for a response in the context.
     """
     asked = LanguageModelConfig(path=model) if isinstance(model, str) else model
-    texts = prompts if isinstance(prompts, list) else read_prompts(expanded(prompts))
+    texts = prompts if isinstance(prompts, list) else read_prompts(expanded(prompts), column)
     file = expanded(out)
     check_new(file)
     with reporting(quiet, listeners) as reporter:
@@ -244,22 +246,30 @@ def report(
 
 
 def import_coders(
-    source: Path | str,
+    source: Path | str | Sequence[Path | str],
     out: Path | str,
     options: ImportOptions | None = None,
     *,
     format: str | None = None,
+    revision: str | None = None,
     quiet: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> importing.Imported:
-    """Read the coders of another tool, one or a folder of many, into the new run folder `out`.
+    """Read the coders of another tool into the new run folder `out`.
+
+    `source` is a file or folder of one coder, a folder of many, or an address on the Hugging Face hub: a repository
+    `org/repo`, or a folder of one coder or of many in it, `org/repo:folder`, in which `*` means any characters of one
+    folder's name; or several of these. A path that exists takes precedence over an address. Only the files that are
+    read are downloaded, at `revision` (a branch, tag or commit), and the commit is recorded.
 
     `format` is recognised by the files where it is left out; `options` say what the files do not. Nothing is ever run
-    from a file. Raises UserError for what cannot be read or does not fit its language model; then there is no folder.
+    from a file. Raises UserError for what cannot be downloaded or read, or does not fit its language model; then there
+    is no folder.
     """
+    sources = [source] if isinstance(source, Path | str) else list(source)
     with reporting(quiet, listeners) as reporter:
         asked = options or ImportOptions()
-        return importing.import_coders(Path(source), Path(out), asked, format=format, reporter=reporter)
+        return importing.import_coders(sources, Path(out), asked, format=format, revision=revision, reporter=reporter)
 
 
 def export(coder: Path | str, format: str, out: Path | str) -> list[Path]:

@@ -32,5 +32,5 @@ def _mistake(sentence: str) -> int:
     """Show what is wrong; the exit status for it."""
     console = Console(stderr=True)
     console.print("Error: ", style="bold red", end="")
-    console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    console.print(sentence, markup=False, highlight=False, emoji=False, soft_wrap=True)
     return 2

@@ -26,4 +26,4 @@ def listening(console: Console, *, track: Sequence[str] = (), log: Path | None =
 
 def say(console: Console, text: str) -> None:
     """One line as it is."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)

@@ -6,6 +6,7 @@ from typing import Any
 from panscope import coders
 from panscope.api.suites import suite_file
 from panscope.config import read_toml
+from panscope.data.documents import HUB_ONLY
 from panscope.planning.plan import SuiteConfig
 from panscope.types import UserError
 
@@ -13,6 +14,9 @@ _CODER_FLAGS = (
     "wiring", "sites", "layers", "recipe", "architecture", "width", "expansion", "sparsity", "target_l0",
     "learning_rate", "lr_warmup_steps", "as_published",
 )  # fmt: skip
+
+_DATA = {name: name for name in ("text", "column", "subset", "split", "context", "packing")}
+_DATA["text_revision"] = "revision"
 
 
 def suite_from(name: str | None, flags: Mapping[str, Any]) -> SuiteConfig:
@@ -44,8 +48,8 @@ def _merged(tables: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
             merged[name] = flags[name]
     models = {"model": "path", "revision": "revision", "device": "device", "dtype": "dtype"}
     merged["model"] = _table(tables, "model") | _renamed(flags, models)
-    data = {name: name for name in ("text", "context", "packing")}
-    merged["data"] = _table(tables, "data") | _renamed(flags, data) | _chat(_table(tables, "data"), flags)
+    data = _table(tables, "data")
+    merged["data"] = (_for_other_text(data) if "text" in flags else data) | _renamed(flags, _DATA) | _chat(data, flags)
     merged["activations"] = _table(tables, "activations") | _source(flags)
     merged["train"] = _table(tables, "train") | _renamed(flags, {"kernels": "kernels", "batch": "batch"})
     over = {name: flags[name] for name in _CODER_FLAGS if name in flags}
@@ -58,6 +62,11 @@ def _merged(tables: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     own = {"tokens"} if "tokens" in flags else set()
     merged["coders"] = [_overridden(table, over, own) for table in found]
     return merged
+
+
+def _for_other_text(data: dict[str, Any]) -> dict[str, Any]:
+    """The table [data] without what only its own hub dataset has."""
+    return {name: value for name, value in data.items() if name not in HUB_ONLY}
 
 
 def _check_sparsity(over: Mapping[str, Any]) -> None:
@@ -73,7 +82,7 @@ def _check_sparsity(over: Mapping[str, Any]) -> None:
 
 def _chat(data: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     """The prefixes of a fine-tuned model, if a flag gives them."""
-    over = _renamed(flags, {"chat_user": "user", "chat_model": "model"})
+    over = _renamed(flags, {"chat_user": "user", "chat_model": "model", "chat_next_user": "next_user"})
     return {"chat": _table(data, "chat") | over} if over else {}
 
 

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from panscope import builtin
 from panscope.config import Config, expanded
 from panscope.data.chats import ChatConfig
+from panscope.data.conversations import ConversationFile
 from panscope.data.files import TextFile, open_file
 from panscope.data.hub import open_hub
 from panscope.data.order import generator
@@ -17,6 +18,9 @@ from panscope.data.source import Document, Documents, Walk
 from panscope.types import UserError
 
 DEMO_TEXT = "panscope://demo"
+TRAIN = "train"
+HUB_ONLY: dict[str, Any] = {"subset": None, "split": TRAIN, "revision": None}
+"""Fields that only hub datasets have, with their defaults."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILE_SUFFIX = re.compile(r"\.[A-Za-z]\w*")
 
@@ -28,10 +32,11 @@ class DataConfig(Config):
     """Local .txt (documents are separated by blank lines), .jsonl or .parquet files, `panscope://demo`,
     or one hub dataset `owner/name`."""
     column: str = "text"
-    """The field of .jsonl lines or the column of .parquet files and hub datasets with the text."""
+    """The field of .jsonl lines or the column of .parquet files and hub datasets with the text; for chats, with the
+    query or the conversation."""
     subset: str | None = None
     """The configuration of a hub dataset, if it has several."""
-    split: str = "train"
+    split: str = TRAIN
     """The split of a hub dataset."""
     revision: str | None = None
     """The commit, tag or branch of a hub dataset; by default the newest commit."""
@@ -78,17 +83,22 @@ class LocalDocuments:
 
     def text(self, number: int) -> str:
         """The text of document `number`; raises UserError, naming the line, if it cannot be read."""
-        return self._read(self._files, number)
+        file, index = self._place(number)
+        return self._files[file].read(index)
 
     def document(self, number: int) -> Document:
         """Document `number`, with its response if it is a chat."""
-        response = "" if self._responses is None else self._read(self._responses, number)
-        return Document(number, self.text(number), response)
+        file, index = self._place(number)
+        source = self._files[file]
+        if isinstance(source, ConversationFile):
+            return Document.of_turns(number, source.turns(index))
+        response = "" if self._responses is None else self._responses[file].read(index)
+        return Document(number, source.read(index), response)
 
-    def _read(self, files: list[TextFile], number: int) -> str:
+    def _place(self, number: int) -> tuple[int, int]:
+        """The file of document `number`, and its number within that file."""
         file = self.file_of(number)
-        first = int(self._ends[file - 1]) if file else 0
-        return files[file].read(number - first)
+        return file, number - (int(self._ends[file - 1]) if file else 0)
 
     def file_of(self, number: int) -> int:
         """Index of the file with document `number`."""
@@ -135,14 +145,28 @@ def open_documents(config: DataConfig) -> LocalDocuments | Documents:
     if len(config.text) > 1:
         raise UserError(f"data.text: the hub dataset {hub[0]!r} cannot be combined with other text; give it alone")
     return open_hub(
-        hub[0], config.column, _response_of(config), subset=config.subset, split=config.split, revision=config.revision
+        hub[0],
+        config.column,
+        _response_of(config),
+        conversations=_are_conversations(config),
+        subset=config.subset,
+        split=config.split,
+        revision=config.revision,
     )
 
 
 def _open_local(config: DataConfig) -> LocalDocuments:
+    for name, default in HUB_ONLY.items():
+        if getattr(config, name) != default:
+            raise UserError(
+                f"data.{name} is {getattr(config, name)!r}, but {config.text[0]!r} is not a hub dataset: files have no "
+                f"{name}; leave it out"
+            )
     paths = [builtin.DEMO_TEXT if name == DEMO_TEXT else expanded(name) for name in config.text]
     response, responses = _response_of(config), None
-    texts = [open_file(path, config.column) for path in paths]
+    texts: list[TextFile] = [
+        (ConversationFile if _are_conversations(config) else open_file)(path, config.column) for path in paths
+    ]
     if response is not None:
         responses = [open_file(path, response, setting="data.chat.response") for path in paths]
     documents = LocalDocuments(texts, responses)
@@ -154,6 +178,10 @@ def _open_local(config: DataConfig) -> LocalDocuments:
 def _response_of(config: DataConfig) -> str | None:
     """The field of the responses; None if documents are not chats or have no responses."""
     return None if config.chat is None else config.chat.response
+
+
+def _are_conversations(config: DataConfig) -> bool:
+    return config.chat is not None and config.chat.next_user is not None
 
 
 def _is_hub_id(name: str) -> bool:

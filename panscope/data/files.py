@@ -7,9 +7,11 @@ does not report the line of an error. The index needs 16 bytes per document.
 import json
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,7 @@ from panscope.storage.file_version import FileVersion
 from panscope.types import UserError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_MAX_SHOWN = 20
 
 
 class TextFile(Protocol):
@@ -32,6 +35,19 @@ class TextFile(Protocol):
     def read(self, index: int) -> str:
         """The text of document `index`, possibly empty; raises UserError if it cannot be read."""
         ...
+
+
+@dataclass(frozen=True)
+class ColumnKind:
+    """What a column contains."""
+
+    name: str
+    """Plural, for error messages."""
+    accepts: Callable[[pa.DataType], bool]
+    """Whether a Parquet column of this type contains it."""
+
+
+TEXT = ColumnKind("text", lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 class _Spans:
@@ -95,6 +111,15 @@ class LineFile:
 
     def read(self, index: int) -> str:
         """Document `index`; null is read as empty text, and lone surrogates are replaced by U+FFFD."""
+        text = self.value(index)
+        if not isinstance(text, str | None):
+            raise self._line_error(
+                index, f"has {type(text).__name__} in the field {self._column!r}", f"expected text: set {self._setting}"
+            )
+        return replace_lone_surrogates(text or "")
+
+    def value(self, index: int) -> Any:
+        """The field of line `index`, whatever it is."""
         line = self._spans.read(index)
         try:
             fields = json.loads(line)
@@ -102,24 +127,25 @@ class LineFile:
             raise self._line_error(index, "is not JSON", "write one object per line") from None
         if not isinstance(fields, dict) or self._column not in fields:
             raise self._line_error(
-                index, f"has no field {self._column!r}", f"set {self._setting} to the field with the text"
+                index,
+                f"has no field {self._column!r}{it_has(fields)}",
+                f"set {self._setting} to the field with the text",
             )
-        text = fields[self._column]
-        if not isinstance(text, str | None):
-            raise self._line_error(
-                index, f"has {type(text).__name__} in the field {self._column!r}", f"expected text: set {self._setting}"
-            )
-        return replace_lone_surrogates(text or "")
+        return fields[self._column]
+
+    def place(self, index: int) -> str:
+        """The file and the line of document `index`."""
+        return f"{str(self._path)!r} line {self._spans.line(index)}"
 
     def _line_error(self, index: int, what: str, advice: str) -> UserError:
-        return UserError(f"data.text: {str(self._path)!r} line {self._spans.line(index)} {what}; {advice}")
+        return UserError(f"data.text: {self.place(index)} {what}; {advice}")
 
 
 class ParquetFile:
-    """A .parquet file: one document per row. The text column of the last used row group is kept in memory."""
+    """A .parquet file: one document per row. The column of the last used row group is kept in memory."""
 
-    def __init__(self, path: Path, column: str, setting: str = "data.column") -> None:
-        """Read the column `column`; `setting` is the setting with its name, for error messages."""
+    def __init__(self, path: Path, column: str, setting: str = "data.column", kind: ColumnKind = TEXT) -> None:
+        """Read the column `column`, which must be of the kind `kind`; `setting` is the setting with its name."""
         self._path, self._column = path, column
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
@@ -129,10 +155,10 @@ class ParquetFile:
         if column not in schema.names:
             names = ", ".join(schema.names)
             raise UserError(f"{setting} is {column!r}, but {str(path)!r} has the columns {names}; choose one of them")
-        kind = schema.field(column).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        found = schema.field(column).type
+        if not kind.accepts(found):
             raise UserError(
-                f"{setting} is {column!r}, which has the type {kind} in {str(path)!r}; choose a column of text"
+                f"{setting} is {column!r}, which has the type {found} in {str(path)!r}; choose a column of {kind.name}"
             )
         self.units = np.array([metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)], dtype=np.int64)
         self._ends = np.cumsum(self.units)
@@ -141,10 +167,18 @@ class ParquetFile:
 
     def read(self, index: int) -> str:
         """Row `index`; null is read as empty text."""
+        return self.value(index) or ""
+
+    def value(self, index: int) -> Any:
+        """What row `index` has in the column."""
         group = int(np.searchsorted(self._ends, index, side="right"))
         if group != self._group:
             self._texts, self._group = self._read_group(group), group
-        return self._texts[index - int(self._ends[group] - self.units[group])].as_py() or ""
+        return self._texts[index - int(self._ends[group] - self.units[group])].as_py()
+
+    def place(self, index: int) -> str:
+        """The file and the row of document `index`."""
+        return f"{str(self._path)!r} row {index}"
 
     def _read_group(self, group: int) -> pa.ChunkedArray:
         try:
@@ -163,27 +197,44 @@ def open_file(path: Path, column: str, *, setting: str = "data.column") -> TextF
 
     Raises UserError if the file is missing, unreadable or of an unknown type, or if it has no such column.
     """
+    if path.suffix != ".txt" or setting != "data.column":
+        return open_rows(path, column, setting=setting)
+    with _readable(path):
+        return ParagraphFile(path)
+
+
+def open_rows(
+    path: Path, column: str, *, setting: str = "data.column", kind: ColumnKind = TEXT
+) -> LineFile | ParquetFile:
+    """The same for a file with columns, whose column may be of another kind than text."""
+    with _readable(path):
+        if path.suffix == ".jsonl":
+            return LineFile(path, column, setting)
+        if path.suffix == ".parquet":
+            return ParquetFile(path, column, setting, kind)
+    if path.suffix == ".txt":
+        raise UserError(f"{setting} is {column!r}, but {str(path)!r} has no fields: use .jsonl or .parquet")
+    raise UserError(f"data.text: the type {path.suffix!r} of {str(path)!r} is unknown; use .txt, .jsonl or .parquet")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise UserError if `path` is not a file, or cannot be read."""
     if not path.is_file():
         raise UserError(
             f"data.text: {str(path)!r} is not a file; give the path of a .txt, .jsonl or .parquet file, "
             "or a hub dataset as owner/name"
         )
     try:
-        return _open(path, column, setting)
+        yield
     except OSError as error:
         raise UserError(f"data.text: {str(path)!r} cannot be read ({error}); make it readable") from None
 
 
-def _open(path: Path, column: str, setting: str) -> TextFile:
-    if path.suffix == ".txt" and setting != "data.column":
-        raise UserError(f"{setting} is {column!r}, but {str(path)!r} has no fields: use .jsonl or .parquet")
-    if path.suffix == ".txt":
-        return ParagraphFile(path)
-    if path.suffix == ".jsonl":
-        return LineFile(path, column, setting)
-    if path.suffix == ".parquet":
-        return ParquetFile(path, column, setting)
-    raise UserError(f"data.text: the type {path.suffix!r} of {str(path)!r} is unknown; use .txt, .jsonl or .parquet")
+def it_has(fields: Any) -> str:
+    """The part of an error message that names the fields of a row, if it has any."""
+    names = ", ".join(map(repr, list(fields)[:_MAX_SHOWN])) if isinstance(fields, dict) else ""
+    return f" (it has {names}{', ...' if len(fields) > _MAX_SHOWN else ''})" if names else ""
 
 
 def replace_lone_surrogates(text: str) -> str:

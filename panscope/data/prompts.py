@@ -6,17 +6,18 @@ Prompts are few and short compared with training text, so all of them are kept i
 import json
 from pathlib import Path
 
-from panscope.data.files import replace_lone_surrogates
+from panscope.data.files import it_has, replace_lone_surrogates
 from panscope.types import UserError
 
-FIELD = "prompt"
+PROMPT = "prompt"
+"""The field of a prompt, unless another is named."""
 
 
-def read_prompts(path: Path) -> list[str]:
+def read_prompts(path: Path, column: str = PROMPT) -> list[str]:
     """All prompts that are not blank, in order; raises UserError, naming the file and the line, if it is invalid."""
     if not path.is_file() or path.suffix not in (".jsonl", ".txt"):
         raise UserError(
-            f"prompts {str(path)!r} is not a file of prompts: give a .jsonl file with a field {FIELD!r}, or a "
+            f"prompts {str(path)!r} is not a file of prompts: give a .jsonl file with a field {column!r}, or a "
             ".txt file with one prompt per line"
         )
     try:
@@ -27,21 +28,22 @@ def read_prompts(path: Path) -> list[str]:
         ) from None
     numbered = [(number, line.rstrip("\r")) for number, line in enumerate(lines, 1) if line.strip()]
     if path.suffix == ".jsonl":
-        numbered = [(number, _field(path, number, line)) for number, line in numbered]
+        numbered = [(number, _field(path, number, line, column)) for number, line in numbered]
     prompts = [prompt for _, prompt in numbered if prompt.strip()]
     if not prompts:
         raise UserError(f"prompts {str(path)!r} has no prompt: write one on each line")
     return prompts
 
 
-def _field(path: Path, number: int, line: str) -> str:
+def _field(path: Path, number: int, line: str, column: str) -> str:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):
         raise UserError(f"prompts {str(path)!r} line {number} is not JSON; write one object per line") from None
-    text = fields.get(FIELD) if isinstance(fields, dict) else None
+    text = fields.get(column) if isinstance(fields, dict) else None
     if not isinstance(text, str):
         raise UserError(
-            f"prompts {str(path)!r} line {number} has no text in the field {FIELD!r}; write the prompt there"
+            f"prompts {str(path)!r} line {number} has no text in the field {column!r}{it_has(fields)}; write the "
+            "prompt there, or set column to its field"
         )
     return replace_lone_surrogates(text)

@@ -21,9 +21,22 @@ class Document:
     number: int
     """Index of the document in the source, from 0."""
     text: str
-    """The text; for a chat, the user's query. It determines the part, so that all responses to it are in one part."""
+    """The text; for a chat, the user's first query. It determines the part: all responses to it are in one part."""
     response: str = ""
     """For a chat, the model's response; otherwise empty."""
+    later: tuple[str, ...] = ()
+    """For a conversation of several turns, what follows: query, response, query ..."""
+
+    @classmethod
+    def of_turns(cls, number: int, turns: tuple[str, ...]) -> "Document":
+        """A conversation: query, response, query ..."""
+        text, response = (*turns[:2], "", "")[:2]
+        return cls(number, text, response, turns[2:])
+
+    @property
+    def characters(self) -> int:
+        """The length of all its text."""
+        return len(self.text) + len(self.response) + sum(map(len, self.later))
 
 
 class Walk(Iterator[Document], Protocol):

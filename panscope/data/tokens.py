@@ -137,7 +137,7 @@ class TokenStream:
         for document in self._walk:
             if document.text.strip() and is_in_part(document.text, self._part, self._config.held_out):
                 chunk.append(document)
-                characters += len(document.text) + len(document.response)
+                characters += document.characters
             if len(chunk) == CHUNK_DOCUMENTS or characters >= CHUNK_CHARACTERS:
                 return chunk
         self._walk_ended = True

@@ -6,7 +6,7 @@ the files leave open (site, model, K) the user states in `ImportOptions`. A writ
 folder that the other tool's own loader can read.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,11 @@ class ImportedCoder:
     """Provenance as plain values: `format`, `model`, `source` and whatever else the file states."""
 
 
+def all_files(path: Path) -> Iterable[Path]:
+    """A file, or all files in a folder and below it."""
+    return [found for found in path.rglob("*") if found.is_file()] if path.is_dir() else [path]
+
+
 @dataclass(frozen=True)
 class Format:
     """One foreign format."""
@@ -66,3 +71,5 @@ class Format:
     """Read one coder; raises UserError for files that are unreadable, of another format or not representable."""
     write: Callable[[ImportedCoder, Path], list[Path]]
     """Write into a new or empty folder and return the files; raises UserError for a coder it cannot represent."""
+    files: Callable[[Path], Iterable[Path]] = all_files
+    """The files that `read` opens for a coder at this path, whether they exist or not; only those are downloaded."""

@@ -97,6 +97,18 @@ def detect(path: Path) -> bool:
     return path.is_file() and re.fullmatch(r"ae_?\w*\.pt", path.name) is not None
 
 
+def files(path: Path) -> list[Path]:
+    """See `Format`."""
+    file = path / _WEIGHTS if path.is_dir() else path
+    return [file, *(folder / _CONFIG for folder in _config_folders(file))]
+
+
+def _config_folders(file: Path) -> tuple[Path, ...]:
+    """The folders that may have the configuration: the file's own and, for a checkpoint, the run's."""
+    folder = file.absolute().parent
+    return (folder, folder.parent) if file.parent.name == "checkpoints" else (folder,)
+
+
 def read(path: Path, options: ImportOptions) -> ImportedCoder:
     """See `Format`. Also reads the checkpoints of a run, whose configuration is in the parent folder."""
     file = path / _WEIGHTS if path.is_dir() else path
@@ -130,8 +142,8 @@ def read(path: Path, options: ImportOptions) -> ImportedCoder:
 
 def _trainer(file: Path) -> dict[str, Any]:
     """The plain values of the object `trainer` in config.json; {} if there is no such file."""
-    for folder in (file.absolute().parent, file.absolute().parent.parent):
-        if (folder / _CONFIG).is_file() and (folder == file.absolute().parent or file.parent.name == "checkpoints"):
+    for folder in _config_folders(file):
+        if (folder / _CONFIG).is_file():
             trainer = read_json(folder / _CONFIG).get("trainer")
             if not isinstance(trainer, dict):
                 raise UserError(
@@ -311,4 +323,5 @@ DICTIONARY_LEARNING = Format(
     detect=detect,
     read=read,
     write=write,
+    files=files,
 )

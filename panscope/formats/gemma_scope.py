@@ -40,8 +40,17 @@ def _detect(path: Path) -> bool:
     return path.name == _WEIGHTS or (path / _WEIGHTS).is_file()
 
 
+def _files(path: Path) -> list[Path]:
+    file = _file(path)
+    return [file, file.with_name(_SITES_FILE)]
+
+
+def _file(path: Path) -> Path:
+    return path if path.name == _WEIGHTS else path / _WEIGHTS
+
+
 def _read(path: Path, options: ImportOptions) -> ImportedCoder:
-    file = path if path.name == _WEIGHTS else path / _WEIGHTS
+    file = _file(path)
     arrays = read_npz(file)
     tensors = {re.sub("^w_", "W_", name): array for name, array in arrays.items()}
     scaling = tensors.pop("scaling_factor", None)
@@ -103,4 +112,5 @@ GEMMA_SCOPE = Format(
     detect=_detect,
     read=_read,
     write=_write,
+    files=_files,
 )

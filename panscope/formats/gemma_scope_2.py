@@ -56,8 +56,17 @@ def _detect(path: Path) -> bool:
     return path.name == _WEIGHTS or (path / _WEIGHTS).is_file()
 
 
+def _files(path: Path) -> list[Path]:
+    file = _file(path)
+    return [file.with_name(_CONFIG), file]
+
+
+def _file(path: Path) -> Path:
+    return path if path.name == _WEIGHTS else path / _WEIGHTS
+
+
 def _read(path: Path, options: ImportOptions) -> ImportedCoder:
-    file = path if path.name == _WEIGHTS else path / _WEIGHTS
+    file = _file(path)
     where = file.with_name(_CONFIG)
     config = read_json(where) if where.is_file() else {}
     if config.get("architecture", "jump_relu") not in _ARCHITECTURES:
@@ -163,4 +172,5 @@ GEMMA_SCOPE_2 = Format(
     detect=_detect,
     read=_read,
     write=_write,
+    files=_files,
 )

@@ -48,6 +48,10 @@ def _detect(path: Path) -> bool:
     return (path / _CONFIG).is_file() and (path / _WEIGHTS).is_file()
 
 
+def _files(path: Path) -> list[Path]:
+    return [path / _CONFIG, path / _MODEL, path / _WEIGHTS]
+
+
 def _read(path: Path, options: ImportOptions) -> ImportedCoder:
     where = path / _CONFIG
     config = read_json(where)
@@ -203,4 +207,5 @@ LLAMA_SCOPE = Format(
     detect=_detect,
     read=_read,
     write=_write,
+    files=_files,
 )

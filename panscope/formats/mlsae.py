@@ -59,6 +59,11 @@ def detect(path: Path) -> bool:
     return (path / _CONFIG).is_file() and (path / _WEIGHTS).is_file()
 
 
+def files(path: Path) -> list[Path]:
+    """See `Format`."""
+    return [path / _CONFIG, path / _WEIGHTS]
+
+
 def read(path: Path, options: ImportOptions) -> ImportedCoder:
     """See `Format`. Reads a coder of the user's sites, or else of all layers that the file states."""
     stated = _Stated.read(read_json(path / _CONFIG), repr(str(path / _CONFIG)))
@@ -169,4 +174,5 @@ MLSAE = Format(
     detect=detect,
     read=read,
     write=write,
+    files=files,
 )

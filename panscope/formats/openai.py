@@ -58,6 +58,12 @@ def _file(path: Path) -> Path | None:
     return files[0] if len(files) == 1 and files[0].suffix == ".pt" and files[0].is_file() else None
 
 
+def files(path: Path) -> list[Path]:
+    """See `Format`."""
+    file = _file(path)
+    return [] if file is None else [file, file.with_suffix(_SITES_SUFFIX)]
+
+
 def read(path: Path, options: ImportOptions) -> ImportedCoder:
     """See `Format`."""
     file = _file(path)
@@ -161,4 +167,5 @@ OPENAI = Format(
     detect=detect,
     read=read,
     write=write,
+    files=files,
 )

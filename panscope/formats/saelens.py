@@ -75,12 +75,20 @@ _METADATA = ("context_size", "prepend_bos", "dataset_path", "neuronpedia_id", "l
 
 
 def _detect(path: Path) -> bool:
-    folder = path.parent if path.name in (_CONFIG, _WEIGHTS) else path
+    folder = _folder(path)
     return (folder / _CONFIG).is_file() and (folder / _WEIGHTS).is_file()
 
 
+def _files(path: Path) -> list[Path]:
+    return [_folder(path) / name for name in (_CONFIG, _WEIGHTS, _SCALER)]
+
+
+def _folder(path: Path) -> Path:
+    return path.parent if path.name in (_CONFIG, _WEIGHTS) else path
+
+
 def _read(path: Path, options: ImportOptions) -> ImportedCoder:
-    folder = path.parent if path.name in (_CONFIG, _WEIGHTS) else path
+    folder = _folder(path)
     where = folder / _CONFIG
     config = _upgraded(where, read_json(where))
     saelens_arch = config.get("architecture")
@@ -350,4 +358,5 @@ SAELENS = Format(
     detect=_detect,
     read=_read,
     write=_write,
+    files=_files,
 )

@@ -68,6 +68,16 @@ def detect(path: Path) -> bool:
     return (path / _CONFIG).is_file() and (path / _WEIGHTS).is_file()
 
 
+def files(path: Path) -> list[Path]:
+    """See `Format`."""
+    return [path / _CONFIG, path / _WEIGHTS, *(folder / _RUN for folder in _run_folders(path))]
+
+
+def _run_folders(path: Path) -> tuple[Path, Path]:
+    """The folders that may have the run's configuration."""
+    return path.absolute().parent, path.absolute().parent.parent
+
+
 def read(path: Path, options: ImportOptions) -> ImportedCoder:
     """See `Format`."""
     config = read_json(path / _CONFIG)
@@ -114,7 +124,7 @@ def _hookpoint(path: Path, stated: _Stated) -> str:
 
 def _run_model(path: Path) -> str | None:
     """The language model, from the configuration of the run in the parent folder or the one above."""
-    for folder in (path.absolute().parent, path.absolute().parent.parent):
+    for folder in _run_folders(path):
         if (folder / _RUN).is_file():
             found = read_json(folder / _RUN)
             if isinstance(found.get("sae"), dict):
@@ -212,4 +222,5 @@ SPARSIFY = Format(
     detect=detect,
     read=read,
     write=write,
+    files=files,
 )

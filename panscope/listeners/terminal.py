@@ -71,7 +71,7 @@ class TerminalListener:
         self._clock.stop()
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def _draw(self, event: events.Progress) -> None:
         if self._clock.is_new(event):

@@ -185,11 +185,17 @@ def _feeding(card: Card) -> str:
 _FEED = "## What to feed\n\n"
 
 
+def _in_code(prefix: str) -> str:
+    return "`" + json.dumps(prefix).replace("`", "\\u0060") + "`"
+
+
 def _turns(chat: Mapping[str, Any] | None) -> str:
     """Between what the texts stood, where they stood in a chat; JSON has the prefixes exactly, in code."""
     if chat is None:
         return ""
-    user, model = ("`" + json.dumps(chat[part]).replace("`", "\\u0060") + "`" for part in ("user", "model"))
+    user, model = (_in_code(chat[part]) for part in ("user", "model"))
+    if chat.get("next_user") is not None:
+        user += f" (later queries: {_in_code(chat['next_user'])})"
     only = f" Only rows of the {chat['content']} were used." if chat.get("content", "all") != "all" else ""
     return f" Texts stood in a chat, between {user}, whose rows are left out too, and {model}.{only}"
 

@@ -1,12 +1,11 @@
 """Other tools' coders as a run folder, which every verb that needs no training takes: eval, geometry, report, export.
 
-The source is searched for whatever a format recognises by its names: at most so deep and so many entries, and no link
-to a folder is followed. The run appears whole or not at all.
+`find_coders.py` says what is found in a source. The run appears whole or not at all.
 """
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,32 +14,21 @@ from panscope.coders import files as store
 from panscope.config import expanded
 from panscope.data.documents import DataConfig
 from panscope.events import Reporter
-from panscope.formats import FORMATS, Format, ImportedCoder, ImportOptions, format_named
+from panscope.formats import ImportedCoder, ImportOptions
 from panscope.formats.untrusted import read_json
 from panscope.lms.facts import ModelFacts, built_in_facts, facts_of, full_hub_id
 from panscope.lms.load import LanguageModelConfig
 from panscope.planning import names
 from panscope.planning.plan import MAX_CONTEXT, SuiteConfig
 from panscope.publishing.export import ABOUT, check_free, new_folder
+from panscope.publishing.find_coders import FoundCoder, find_all
 from panscope.runs.run import Run
 from panscope.storage.sealed import write_sealed_toml
 from panscope.types import UserError
 
-MOST_DEEP, MOST_ENTRIES = 8, 100_000
-"""How deep below the source, and at how many files and folders, the search ends."""
 _LONGEST_TAG = 100
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,119}", re.ASCII)
 """A name that a file may give a coder: it becomes that of a folder."""
-
-
-@dataclass(frozen=True)
-class FoundCoder:
-    """Something in the source that a format recognises."""
-
-    path: Path
-    """Its file or folder."""
-    format: Format
-    """The format that it is in."""
 
 
 @dataclass(frozen=True)
@@ -55,69 +43,32 @@ class Imported:
     """Whether the coders' widths were compared with the model's, which is not done for one that is not here."""
 
 
-def find(source: Path, format: str | None = None) -> list[FoundCoder]:
-    """Every coder at or below `source`; raises UserError if there is none, or no end of searching."""
-    source = expanded(source)
-    if not os.path.exists(source):
-        raise UserError(f"{str(source)!r} does not exist: give a file or folder of another tool's coders")
-    formats = list(FORMATS.values()) if format is None else [format_named(format)]
-    found = list(_search(source, formats))
-    if not found and format is not None and source.is_file():
-        return [FoundCoder(source, formats[0])]
-    if not found:
-        of = f"the format {format}" if format else "any format of `panscope formats`"
-        raise UserError(f"{str(source)!r} holds no coder of {of}: give another folder, or say which by --format")
-    return found
-
-
 def import_coders(
-    source: Path, out: Path, asked: ImportOptions, *, format: str | None = None, reporter: Reporter
+    sources: Sequence[Path | str],
+    out: Path,
+    asked: ImportOptions,
+    *,
+    format: str | None = None,
+    revision: str | None = None,
+    reporter: Reporter,
 ) -> Imported:
-    """Write every coder at or below `source` into the new run folder `out`.
+    """Write every coder at or below the sources, paths or addresses on the hub, into the new run folder `out`.
 
     Raises UserError for the first that cannot be read, is of another model than the others, or does not fit the model;
     then there is no folder.
     """
-    source, out = expanded(source), expanded(out)
+    out = expanded(out)
     check_free(out, "out")
-    found = find(source, format)
+    if not sources:
+        raise UserError("source is empty: give a file or folder of another tool's coders, or an address on the hub")
+    found = find_all(sources, format, revision, reporter)
     with new_folder(out) as fresh:
-        return _fill(Run(fresh), out.name, source, found, asked, reporter)
-
-
-def _search(source: Path, formats: list[Format]) -> Iterator[FoundCoder]:
-    """What is recognised, level by level; nothing below a folder that is."""
-    level, entries = [source], 0
-    for _ in range(MOST_DEEP + 1):
-        below: list[Path] = []
-        for path in level:
-            entries += 1
-            if entries > MOST_ENTRIES:
-                raise UserError(
-                    f"{str(source)!r} holds more than {MOST_ENTRIES:,} files and folders: give a part of it"
-                )
-            format = next((one for one in formats if one.detect(path)), None)
-            if format is not None:
-                yield FoundCoder(path, format)
-            elif path.is_dir():
-                below += _inside(path)
-        level = below
-
-
-def _inside(folder: Path) -> list[Path]:
-    """What a folder holds, in order: folders, files and links to files; a link to a folder could lead anywhere."""
-    try:
-        with os.scandir(folder) as entries:
-            kept = [one.name for one in entries if os.path.isfile(one.path) or one.is_dir(follow_symlinks=False)]
-    except OSError as error:
-        raise UserError(f"{str(folder)!r} cannot be read ({error.strerror}): make it readable, or move it") from None
-    return [folder / name for name in sorted(kept) if not name.startswith(".")]
+        return _fill(Run(fresh), out.name, found, asked, reporter)
 
 
 def _fill(
     run: Run,
     run_name: str,
-    source: Path,
     found: list[FoundCoder],
     asked: ImportOptions,
     reporter: Reporter,
@@ -132,17 +83,17 @@ def _fill(
         language_model = LanguageModelConfig.read({"path": model[0]}, str(one.path))
         facts = _facts(language_model)
         _check_fits(one.path, foreign, facts)
-        name = _free(_own_name(foreign, one, asked) or _made_name(foreign, facts), one, source, coders)
+        name = _free(_own_name(foreign, one, asked) or _made_name(foreign, facts), one, coders)
         provenance = {
             "name": name,
             "normaliser": foreign.wired.normaliser.model_dump(mode="json"),
             "model": language_model.model_dump(exclude={"device"}),
-            "origin": _plain(foreign.about) | {"format": one.format.name, "source": str(one.path.absolute())},
+            "origin": _plain(foreign.about) | _origin(one),
         }
         store.save(run.coder_folder(name), foreign.wired, foreign.wired.coder, provenance)
         coders[name] = one
         context = context or _stated_context(foreign, facts)
-        reporter.say(f"{name}: {one.format.name}, {_said(one.path)}")
+        reporter.say(f"{name}: {one.format.name}, {_said(one)}")
     assert model is not None
     suite = SuiteConfig(
         name=re.sub(r"[^\w.-]+", "-", run_name).strip(".-") or "imported",
@@ -161,9 +112,16 @@ def _model_of(foreign: ImportedCoder) -> str | None:
     return model if isinstance(model, str) else None
 
 
-def _said(path: Path) -> str:
-    """A path on one line of text, whatever bytes the names in it have."""
-    return str(path) if str(path).isprintable() else repr(str(path))
+def _origin(one: FoundCoder) -> dict[str, str]:
+    """The format and the source of a coder, with its commit if it is one of the hub."""
+    revision = {} if one.revision is None else {"revision": one.revision}
+    return {"format": one.format.name, "source": one.origin} | revision
+
+
+def _said(one: FoundCoder) -> str:
+    """A path or an address on one line of text, whatever bytes the names in it have."""
+    source = str(one.path) if one.revision is None else one.origin
+    return source if source.isprintable() else repr(source)
 
 
 def _same_model(model: str | None, path: Path, before: tuple[str, Path] | None) -> tuple[str, Path]:
@@ -223,11 +181,11 @@ def _made_name(foreign: ImportedCoder, facts: ModelFacts | None) -> str:
     return names.coder_name(wiring, config, facts.n_layers if facts else 0, knows_coefficient=False)
 
 
-def _free(name: str, one: FoundCoder, source: Path, taken: dict[str, FoundCoder]) -> str:
+def _free(name: str, one: FoundCoder, taken: dict[str, FoundCoder]) -> str:
     """The name, or where it is taken, the name with the place that the coder was found at."""
     if name not in taken:
         return name
-    place = one.path.relative_to(source).with_suffix("").as_posix() if one.path != source else one.path.stem
+    place = Path(one.place).with_suffix("").as_posix()
     tag = re.sub(r"[^\w-]+", ".", place, flags=re.ASCII)[-_LONGEST_TAG:].strip(".-") or "coder"
     tagged = f"{name}-{tag}"
     return tagged if tagged not in taken else f"{tagged}.{len(taken)}"

@@ -60,6 +60,7 @@ def load_for_export(coder: FinishedCoder, label: str | None = None) -> ImportedC
         **origin,
         "format": "panscope",
         "source": None,
+        "revision": None,
         "version": panscope.__version__,
         "name": config.get("name", coder.name),
         "model": path,
@@ -69,7 +70,7 @@ def load_for_export(coder: FinishedCoder, label: str | None = None) -> ImportedC
         "tokens": config.get("tokens"),
         "trained_as": config["training"]["coder"]["architecture"],
         "normaliser_folded": config.get("normaliser") if wired.normaliser.kind == "none" else None,
-        "origin": {name: origin[name] for name in ("format", "source") if name in origin} or None,
+        "origin": {name: origin[name] for name in ("format", "source", "revision") if name in origin} or None,
         **_text(coder, model),
         "l0": _l0(coder, label),
     }

@@ -85,8 +85,8 @@ class EvalRequest:
 
     def _differences(self, suite: SuiteConfig) -> list[str]:
         own, data = suite.data, self.data or suite.data
-        is_other_text = (data.text, data.packing, data.held_out) != (own.text, own.packing, own.held_out)
-        has_responses = data.chat is not None and data.chat.response is not None
+        is_other_text = any(getattr(data, name) != getattr(own, name) for name in _TEXT)
+        has_responses = data.chat is not None and data.chat.has_responses
         dtype = suite.model.dtype if self.model is None else self.model.dtype
         found = {
             "text": is_other_text,
@@ -108,4 +108,6 @@ class EvalRequest:
         return suffix_of(self.label)
 
 
+_TEXT = ("text", "column", "subset", "split", "revision", "packing", "held_out")
+"""Fields of [data] that say which text it is."""
 HELD_OUT_REQUEST = EvalRequest()

@@ -5,7 +5,7 @@ the text was gone through.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from panscope.activations.live import LiveActivations
 from panscope.activations.norms import SiteNorms, measure_norms
@@ -187,7 +187,8 @@ def check_origin(origin: Origin, plan: Plan, lm: LanguageModel, where: str, chan
             f"is {suite.activations.special_tokens!r}: set it to the same, or collect again"
         )
     asked = suite.data.model_dump(mode="json")
-    pairs = [(name, origin.data.get(name), asked[name]) for name in _SAME_DATA]  # old stores know of no chats
+    asked["chat"] = _as_stored(asked["chat"])
+    pairs = [(name, _as_stored(origin.data.get(name)), asked[name]) for name in _SAME_DATA]  # old stores know no chats
     for name, stored, here in pairs:
         if stored != here:
             raise UserError(
@@ -200,3 +201,8 @@ def check_origin(origin: Origin, plan: Plan, lm: LanguageModel, where: str, chan
         since=f"{where!r} was collected",
         advice="give the same text, so that held-out text stays held out, or collect again",
     )
+
+
+def _as_stored(value: Any) -> Any:
+    """A table without unset fields, which old stores do not know; any other value as it is."""
+    return {name: item for name, item in value.items() if item is not None} if isinstance(value, dict) else value

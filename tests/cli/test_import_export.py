@@ -14,7 +14,7 @@ import torch
 from panscope.api.verbs import evaluate
 from panscope.coders import files as store
 from panscope.formats import FORMATS
-from panscope.publishing import import_coders as importing
+from panscope.publishing import find_coders
 from panscope.publishing.export import export
 from panscope.runs.run import Run
 from panscope.storage.sealed import write_json
@@ -260,7 +260,7 @@ def test_links_to_folders_are_not_followed(panscope: Command, tiny: Tiny, run: P
 
 
 def test_the_search_has_an_end(panscope: Command, tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(importing, "MOST_ENTRIES", 20)
+    monkeypatch.setattr(find_coders, "MOST_ENTRIES", 20)
     for number in range(30):
         Path(f"source/{number}").mkdir(parents=True)
     call = panscope("import", "source", "--out", "back", "--model", tiny.model)

@@ -6,6 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from panscope import api
+from panscope.activations.store.writer import read_manifest
+from panscope.lms.load import load
+from panscope.runs.identity import ModelChanges
+from panscope.runs.row_sources import check_origin
+from panscope.types import UserError
 from tests.support.tiny_lm import Command, Tiny
 
 CHAT = ("--chat-user", "w3 w4 ", "--chat-model", " w5")
@@ -126,3 +132,58 @@ def test_a_store_of_plain_documents_is_no_store_of_chats(panscope: Command, tiny
     refused = panscope("train", suite, *CHAT, "--store", "plain", "--out", "other").sentence()
     assert "plain' was collected with data.chat = None, and the suite says {'user': 'w3 w4 '" in refused
     assert not (tmp_path / "other").exists()
+
+
+def test_a_store_of_chats_from_before_there_were_conversations_is_still_used(
+    panscope: Command, tiny: Tiny, tmp_path: Path
+):
+    suite = tiny.suite(tmp_path / "s.toml", data={"chat": {"user": "w3 w4 ", "model": " w5"}}, tokens=640)
+    assert panscope("collect", suite, "--out", "store").status == 0
+    origin = read_manifest(tmp_path / "store" / "manifest.json").origin
+    chat = {name: value for name, value in origin.data["chat"].items() if name != "next_user"}
+    old = origin.replace(data=origin.data | {"chat": chat})
+    planned = api.plan(str(suite)).plan
+    lm = load(planned.suite.model)
+    check_origin(old, planned, lm, "store", ModelChanges())
+    with pytest.raises(UserError, match=r"was collected with data\.chat = "):
+        other = old.replace(data=old.data | {"chat": chat | {"next_user": "w3 "}})
+        check_origin(other, planned, lm, "store", ModelChanges())
+
+
+def test_conversations_are_trained_and_measured_on(panscope: Command, tiny: Tiny, tmp_path: Path):
+    """WildChat's format: the same rows as in a file of chats where there is one turn, and more where there are more."""
+    turns = [("user", "w6 w7 w8"), ("assistant", "w9 w10"), ("user", "w11"), ("assistant", "w12 w13 w14")]
+    rows = [[{"role": role, "content": text} for role, text in turns[: 2 + 2 * (i % 2)]] for i in range(60)]
+    for i, row in enumerate(rows):
+        row[0]["content"] += f" w{3 + i % 30}"
+    Path("wild.jsonl").write_text("".join(json.dumps({"conversation": row, "toxic": False}) + "\n" for row in rows))
+    wild = ("--chat-user", "w3 w4 ", "--chat-model", " w5 ", "--chat-next-user", " w3 ")
+    train = (
+        "train",
+        tiny.suite(tmp_path / "s.toml"),
+        "--text",
+        "wild.jsonl",
+        "--column",
+        "conversation",
+        "--tokens",
+        640,
+    )
+    call = panscope(*train, *wild, "--out", "run")
+    assert call.status == 0, call.err
+    chat = tomllib.loads(Path("run/suite.toml").read_text())["data"]["chat"]
+    assert chat == {"user": "w3 w4 ", "model": " w5 ", "next_user": " w3 ", "content": "all"}
+    tokens = {}
+    for content in ("prompt", "response", "all"):
+        call = panscope("eval", "run", "--chats", "wild.jsonl", *wild, "--content", content, "--label", content)
+        assert call.status == 0, call.err
+        file = next(Path("run").glob(f"coders/*/eval-{content}.json"))
+        tokens[content] = json.loads(file.read_text())["tokens"]
+    queries, responses, turns_with_model = 60 * 4 + 30, 60 * 2 + 30 * 3, 60 + 30
+    assert tokens == {
+        "prompt": queries,
+        "response": responses,
+        "all": queries + responses + turns_with_model,
+    }
+    call = panscope("eval", "run", "--chats", "wild.jsonl", *CHAT, "--label", "chats")
+    assert "has no field 'response' (it has 'conversation', 'toxic')" in call.sentence()
+    assert "has list in the field 'conversation'; expected text" in panscope(*train, *CHAT, "--out", "no").sentence()

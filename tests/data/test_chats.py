@@ -238,7 +238,9 @@ def test_mistakes_are_one_message(tmp_path: Path, write_chats: Write) -> None:
     documents = open_documents(
         config(text=(str(tmp_path / "chats.jsonl"),), column="prompt", chat=chat | {"response": "answer"})
     )
-    with pytest.raises(UserError, match=r"line 1 has no field 'answer'; set data\.chat\.response to the field"):
+    with pytest.raises(
+        UserError, match=r"line 1 has no field 'answer' \(it has 'prompt', 'response'\); set data\.chat\."
+    ):
         next(documents.walk(0, 0))
 
 

@@ -48,6 +48,14 @@ def test_null_is_empty_and_other_types_are_refused() -> None:
         next(HubDocuments(_dataset(3), "n").walk(0, 0))
 
 
+def test_a_column_that_rows_lack_is_an_error_and_not_empty_text() -> None:
+    """A streamed dataset may not know its columns before a row is read."""
+    with pytest.raises(
+        UserError, match=r"data.column is 'body', but document \d has no such column \(it has 'text', 'n'\)"
+    ):
+        next(HubDocuments(_dataset(3), "body").walk(0, 0))
+
+
 def test_the_configuration_is_passed_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[tuple, dict]] = []
 

@@ -70,7 +70,7 @@ def test_parquet_rows_over_row_groups(tmp_path: Path) -> None:
         (b"[" * 100_000, "line 3 is not JSON"),
         (b"1" * 5_000, "line 3 is not JSON"),
         (b'["text"]', "line 3 has no field 'text'"),
-        (b'{"body": "x"}', "line 3 has no field 'text'; set data.column"),
+        (b'{"body": "x"}', r"line 3 has no field 'text' \(it has 'body'\); set data.column"),
         (b'{"text": 7}', "line 3 has int in the field 'text'"),
         (b'{"text": "\xff"}', "line 3 is not UTF-8"),
     ],

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from panscope.formats import FORMATS, ImportedCoder, ImportOptions
-from panscope.publishing.import_coders import find
+from panscope.publishing.find_coders import find
 from panscope.types import Site, UserError
 from tests.support.making import (
     AT_RESID,

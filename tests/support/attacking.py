@@ -126,7 +126,7 @@ def imported_again(name: str, folder: Path, asked: ImportOptions, root: Path) ->
     """The coder of the run that the import made; exported again it is a folder, or a sentence."""
     heard = Heard()
     run = root / "run"
-    made = _or_a_sentence(lambda: import_coders(folder, run, asked, format=name, reporter=heard))
+    made = _or_a_sentence(lambda: import_coders([folder], run, asked, format=name, reporter=heard))
     if made is None:
         assert not run.exists()
         return None

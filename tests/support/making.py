@@ -82,7 +82,7 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 def through_a_run(source: Path, format: str, out: Path, asked: ImportOptions) -> Path:
     """A coder of another tool imported into a run and exported from it in its own format: the folder."""
-    import_coders(source, out / "run", asked, format=format, reporter=Reporter())
+    import_coders([source], out / "run", asked, format=format, reporter=Reporter())
     (name,) = Run.open(out / "run").coder_names()
     return export(out / "run" / "coders" / name, format, out / "again")[0]
 

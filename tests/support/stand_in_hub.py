@@ -40,6 +40,8 @@ class Fault:
 @dataclass
 class Repository:
     private: bool = False
+    gated: bool = False
+    """Its files are listed for everyone, and given to nobody."""
     files: dict[str, tuple[bytes, bool]] = field(default_factory=dict)
     """Content, and whether it is a large file."""
     commits: list[list[str]] = field(default_factory=list)
@@ -230,6 +232,10 @@ class Handler(BaseHTTPRequestHandler):
         file = rest.partition("/")[2]
         if repository is None:
             return lambda: self._json(404, {"error": "no repository"}, {"X-Error-Code": "RepoNotFound"})
+        if repository.gated:
+            message = f"Access to model {name} is restricted. You must have access to it."
+            headers = {"X-Error-Code": "GatedRepo", "X-Error-Message": message}
+            return lambda: self._json(403, {"error": message}, headers)
         if file not in repository.files:
             headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": repository.head}
             return lambda: self._json(404, {"error": "no file"}, headers)

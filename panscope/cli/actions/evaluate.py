@@ -7,7 +7,7 @@ from rich.console import Console
 from panscope import api
 from panscope.cli.flags.evaluate import Eval
 from panscope.cli.listening import listening, say
-from panscope.data.documents import DataConfig
+from panscope.data.documents import HUB_ONLY, DataConfig
 from panscope.evals.spec import EvalShard
 from panscope.lms.load import LanguageModelConfig
 from panscope.planning.plan import SuiteConfig
@@ -75,18 +75,35 @@ def _data(flags: Eval, data: DataConfig) -> DataConfig | None:
     asked = {"context": flags.context, "packing": flags.packing, "chat": _chat(flags, data)}
     changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if flags.text or flags.chats:
-        changes |= {"text": flags.text or flags.chats, "held_out": 0.0}
+        changes |= {"text": flags.text or flags.chats, "held_out": 0.0} | HUB_ONLY
     if flags.chats:
-        changes |= {"column": "prompt"}
+        changes |= {"column": "prompt" if flags.chat_next_user is None else "conversation"}
+    changes |= _columns(flags)
     return data.replace(**changes) if changes else None
+
+
+def _columns(flags: Eval) -> dict[str, Any]:
+    """Where in the files or dataset the text is."""
+    flag_of = {"column": "column", "subset": "subset", "split": "split", "revision": "text_revision"}
+    asked = {name: getattr(flags, flag) for name, flag in flag_of.items() if getattr(flags, flag) is not None}
+    if asked and not (flags.text or flags.chats):
+        name = flag_of[next(iter(asked))].replace("_", "-")
+        raise UserError(f"--{name} says where in a text to read: give the text, too, by --text or --chats")
+    return asked
 
 
 def _chat(flags: Eval, data: DataConfig) -> dict[str, Any] | None:
     """The table [data.chat] with what the flags change; None where they change nothing."""
-    asked = {"user": flags.chat_user, "model": flags.chat_model, "content": flags.content}
+    asked = {
+        "user": flags.chat_user,
+        "model": flags.chat_model,
+        "next_user": flags.chat_next_user,
+        "content": flags.content,
+    }
     over = {name: value for name, value in asked.items() if value is not None}
     if flags.chats:
-        over |= {"response": "response"}
+        next_user = flags.chat_next_user
+        over |= {"response": "response" if next_user is None else None, "next_user": next_user}
     known = {} if data.chat is None else data.chat.model_dump()
     if over and not {"user", "model"} <= (known | over).keys():
         raise UserError("chats need both prefixes: give --chat-user and --chat-model")

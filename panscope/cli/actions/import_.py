@@ -19,7 +19,9 @@ def run(flags: Import, console: Console) -> int:
     predicts = None if flags.predicts is None else _site(flags.predicts)
     options = ImportOptions(reads=reads, predicts=predicts, model=flags.model, k=flags.k)
     with listening(console) as heard:
-        made = api.import_coders(flags.source, flags.out, options, format=flags.format, **heard)
+        made = api.import_coders(
+            flags.source, flags.out, options, format=flags.format, revision=flags.revision, **heard
+        )
     if not made.compared:
         say(console, f"{made.model} is not on this machine: its widths were not compared with those of the coders")
     then = f"panscope eval {flags.out} --text FILE"

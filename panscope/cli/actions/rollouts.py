@@ -17,7 +17,7 @@ def run(flags: MakeRollouts, console: Console) -> int:
     places = {"path": flags.model, "revision": flags.revision, "device": flags.device, "dtype": flags.dtype}
     model = LanguageModelConfig.read(places, "rollouts")
     with listening(console) as heard:
-        made = api.make_rollouts(model, flags.prompts, flags.out, config, **heard)
+        made = api.make_rollouts(model, flags.prompts, flags.out, config, column=flags.column, **heard)
     for line in _lines(made, str(flags.out)):
         say(console, line)
     return 0

@@ -32,6 +32,14 @@ class Collect:
     """Revision of a model from the hub."""
     text: Annotated[tuple[str, ...] | None, flag("FILE ...")] = None
     """Text files (.txt, .jsonl, .parquet) or one hub dataset."""
+    column: Annotated[str | None, flag("NAME")] = None
+    """The field of .jsonl lines, or the column of .parquet files and hub datasets, with the text."""
+    subset: Annotated[str | None, flag("NAME")] = None
+    """The configuration of a hub dataset, if it has several."""
+    split: Annotated[str | None, flag("NAME")] = None
+    """The split of a hub dataset; by default train."""
+    text_revision: Annotated[str | None, flag("REV")] = None
+    """Commit, tag or branch of a hub dataset."""
     sites: Annotated[tuple[str, ...] | None, flag("SITE ...")] = None
     """resid_post attn_z attn_out mlp_out mlp_in mlp_in_no_gain."""
     layers: Annotated[tuple[str, ...] | None, flag("LAYER ...")] = None
@@ -44,6 +52,9 @@ class Collect:
     """documents (BOS, truncate) or stream (joined by EOS, cut)."""
     chat_user: Annotated[str | None, flag("TEXT")] = None
     """For a fine-tuned model: the prefix of the user's query, written before every document and never learned from."""
+    chat_next_user: Annotated[str | None, flag("TEXT")] = None
+    """For conversations of several turns ({"role": ..., "content": ...} in --column): the prefix of every later query.
+    """
     chat_model: Annotated[str | None, flag("TEXT")] = None
     """For a fine-tuned model: the prefix of the model's response, written after every document."""
     seed: Annotated[int | None, flag("N")] = None

@@ -27,9 +27,20 @@ class Eval:
     run_folder: Annotated[Path, tyro.conf.Positional, flag("RUN")]
     """The folder of a run."""
     text: Annotated[tuple[str, ...] | None, flag("FILE ...")] = None
-    """Text to measure on, in place of the run's held-out share; several files are also measured each apart."""
+    """Text files, or one hub dataset, in place of the run's held-out share; several files are also measured each apart.
+    """
+    column: Annotated[str | None, flag("NAME")] = None
+    """The field of .jsonl lines, or the column of .parquet files and hub datasets, with the text of --text,
+    or with the queries of --chats."""
+    subset: Annotated[str | None, flag("NAME")] = None
+    """The configuration of a hub dataset, if it has several."""
+    split: Annotated[str | None, flag("NAME")] = None
+    """The split of a hub dataset; by default train."""
+    text_revision: Annotated[str | None, flag("REV")] = None
+    """Commit, tag or branch of a hub dataset."""
     chats: Annotated[tuple[str, ...] | None, flag("FILE ...")] = None
-    """The same for .jsonl files with the fields prompt and response, such as `panscope rollouts` writes."""
+    """The same for files with the fields prompt and response, such as `panscope rollouts` writes; with
+    --chat-next-user, with the field conversation."""
     label: Annotated[str | None, flag("NAME")] = None
     """What the files are named after: eval-NAME.json; left out, it follows from what is asked."""
     tokens: Annotated[int | None, flag("N")] = None
@@ -40,6 +51,9 @@ class Eval:
     """Sequences are documents (BOS, truncate) or pieces of a stream (joined by EOS, cut)."""
     chat_user: Annotated[str | None, flag("TEXT")] = None
     """For a fine-tuned model: the prefix of the user's query."""
+    chat_next_user: Annotated[str | None, flag("TEXT")] = None
+    """For conversations of several turns ({"role": ..., "content": ...} in --column): the prefix of every later query.
+    """
     chat_model: Annotated[str | None, flag("TEXT")] = None
     """For a fine-tuned model: the prefix of the model's response."""
     content: Annotated[Literal["all", "prompt", "response"] | None, flag("all|prompt|response")] = None

@@ -26,6 +26,8 @@ class MakeRollouts:
     """A .jsonl file with a field "prompt", or a .txt file with one prompt on each line."""
     out: Annotated[Path, flag("FILE")]
     """The file to make."""
+    column: Annotated[str, flag("NAME")] = "prompt"
+    """The field of the .jsonl lines with the prompt."""
     count: Annotated[int, flag("N")] = 1024
     """How many responses. Of more prompts a random sample is taken, of fewer each one several times."""
     tokens: Annotated[int, flag("N")] = 256

@@ -28,6 +28,14 @@ class Train:
     """Revision of a model from the hub."""
     text: Annotated[tuple[str, ...] | None, flag("FILE ...")] = None
     """Text files (.txt, .jsonl, .parquet) or one hub dataset."""
+    column: Annotated[str | None, flag("NAME")] = None
+    """The field of .jsonl lines, or the column of .parquet files and hub datasets, with the text."""
+    subset: Annotated[str | None, flag("NAME")] = None
+    """The configuration of a hub dataset, if it has several."""
+    split: Annotated[str | None, flag("NAME")] = None
+    """The split of a hub dataset; by default train."""
+    text_revision: Annotated[str | None, flag("REV")] = None
+    """Commit, tag or branch of a hub dataset."""
     wiring: Annotated[str | None, flag("NAME")] = None
     """sae, transcoder, multilayer (one SAE for all layers) or crosscoder."""
     sites: Annotated[tuple[str, ...] | None, flag("SITE ...")] = None
@@ -64,6 +72,9 @@ class Train:
     """documents (BOS, truncate) or stream (joined by EOS, cut)."""
     chat_user: Annotated[str | None, flag("TEXT")] = None
     """For a fine-tuned model: the prefix of the user's query, written before every document and never learned from."""
+    chat_next_user: Annotated[str | None, flag("TEXT")] = None
+    """For conversations of several turns ({"role": ..., "content": ...} in --column): the prefix of every later query.
+    """
     chat_model: Annotated[str | None, flag("TEXT")] = None
     """For a fine-tuned model: the prefix of the model's response, written after every document."""
     store: Annotated[str | None, flag("STORE")] = None
