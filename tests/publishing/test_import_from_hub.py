@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from panscope.cli.main import main
 from panscope.coders import files as store
 from panscope.events import Event, Message
 from panscope.formats import FORMATS
-from panscope.formats.base import ImportedCoder, ImportOptions
+from panscope.formats.base import ImportedCoder, ImportOptions, all_files
 from panscope.publishing.provenance import load_for_export
 from panscope.runs.run import Run
 from panscope.types import UserError
@@ -108,6 +109,21 @@ def test_every_format_is_the_same_as_from_a_folder(
     assert origin["source"] == f"some.one/saes:{place}" and place.startswith("some/folder")
     assert (origin["format"], origin["revision"]) == (name, repository.head)
     assert str(tmp_path) not in json.dumps(origin)
+
+
+def test_of_a_format_that_names_no_files_the_whole_folder_is_downloaded(
+    hub: StandInHub,
+    repository: Repository,
+    written: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of other packages."""
+    monkeypatch.setitem(FORMATS, "saelens", replace(FORMATS["saelens"], files=all_files))
+    put(repository, written("saelens"), "a/")
+    repository.files |= dict.fromkeys(("a/more/b.txt", "c.txt"), (b"x", False))
+    import_coders("some.one/saes:a", tmp_path / "out", AT, quiet=True)
+    assert downloaded(hub) == ["a/cfg.json", "a/more/b.txt", "a/sae_weights.safetensors"]
 
 
 def test_files_beside_the_coders_folder_are_read_too(
