@@ -18,6 +18,7 @@ from panscope.site_kinds import KINDS
 SITE_KINDS = tuple(KINDS)
 """The names of the kinds of site; `docs/architecture.md` says what each one is."""
 
+_FRACTION = re.compile(r"([1-9][0-9]*)/([1-9][0-9]*)")
 _SITE_PATTERN = re.compile(r"L(\d+)\.(\w+)")
 
 
@@ -78,15 +79,9 @@ class Site:
 
 def read_fraction(text: str, what: str) -> tuple[int, int]:
     """`2/8`, the second of eight, as (2, 8); raises UserError, naming `what`, for anything else."""
-    number, _, count = text.partition("/")
-    if (
-        number.isascii()
-        and number.isdecimal()
-        and count.isascii()
-        and count.isdecimal()
-        and 1 <= int(number) <= int(count)
-    ):
-        return int(number), int(count)
+    match = _FRACTION.fullmatch(text)
+    if match is not None and int(match[1]) <= int(match[2]):
+        return int(match[1]), int(match[2])
     raise UserError(f"{what} is {text!r}: write the second of eight as 2/8")
 
 

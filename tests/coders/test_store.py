@@ -91,7 +91,7 @@ def test_parts_of_a_normaliser_that_applies_come_back(tmp_path: Path) -> None:
     coder = random_coder("topk")
     store.save(tmp_path, WiredCoder(CROSSCODER, coder, normaliser), coder, {})
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["format"] == 3
+    assert config["format"] == 4
     assert config["applies"]["kind"] == "token_norm"
     assert config["applies"]["parts"] == [{"width": 2, "scale": 1}, {"width": 3, "scale": 1}]
     assert store.load(tmp_path).normaliser == normaliser
@@ -101,7 +101,7 @@ def test_a_coder_of_the_first_format_is_refused_by_name(folder: Path) -> None:
     """It had no `applies` and other wirings; reading it would have to guess."""
     path = folder / "config.json"
     resealed(path, {"format": 1})
-    with pytest.raises(UserError, match="format 1, expected 3"):
+    with pytest.raises(UserError, match="format 1, expected 4"):
         store.load(folder)
 
 
@@ -110,7 +110,7 @@ def test_a_coder_of_the_second_format_is_refused_by_name(folder: Path) -> None:
     path = folder / "config.json"
     config = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("seal", "xxh3")}
     path.write_text(json.dumps(config | {"format": 2}))
-    with pytest.raises(UserError, match=r"config\.json' has format 2, expected 3") as caught:
+    with pytest.raises(UserError, match=r"config\.json' has format 2, expected 4") as caught:
         store.load(folder)
     assert "\n" not in str(caught.value)
 
@@ -158,7 +158,7 @@ Change = Callable[[dict[str, Any]], object]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(format=99), "format 99, expected 3"),
+        (lambda c: c.update(format=99), "format 99, expected 4"),
         (lambda c: c.pop("format"), "format None"),
         (lambda c: c.pop("coder"), "coder"),
         (lambda c: c.pop("wiring"), "wiring"),

@@ -139,7 +139,7 @@ def test_a_folder_of_another_step_is_noticed(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, parts(1))
     (tmp_path / "step_00000001").rename(tmp_path / "step_00000002")
-    damaged(tmp_path, "manifest.json is of format 2 and step 1", "the beginning")
+    damaged(tmp_path, "manifest.json is of format 3 and step 1, not 3 and 2", "the beginning")
 
 
 def test_a_stray_file_is_no_part(tmp_path: Path):
