@@ -5,6 +5,7 @@ Nothing is defined here; `docs/api.md` says what each name is for, and how the p
 
 from panscope.activations.store.manifest import Manifest
 from panscope.api.results import EvaluatedCoder, EvaluationResults
+from panscope.api.suites import select
 from panscope.api.verbs import (
     GeometryResult,
     collect,
@@ -13,6 +14,7 @@ from panscope.api.verbs import (
     export,
     import_coders,
     make_rollouts,
+    merge,
     plan,
     publish,
     report,
@@ -123,11 +125,13 @@ __all__ = [
     "load",
     "load_model",
     "make_rollouts",
+    "merge",
     "open_run",
     "plan",
     "publish",
     "report",
     "resume",
+    "select",
     "serve",
     "tracker",
     "train",

@@ -18,20 +18,21 @@ from panscope.api.suites import Suite, request_of, suite_of
 from panscope.config import expanded
 from panscope.cost.estimate import Cost, cost
 from panscope.cost.gpus import gpu_named
+from panscope.cost.shares import plan_share
 from panscope.data.prompts import PROMPT, read_prompts
 from panscope.events import Listener
 from panscope.formats.base import ImportOptions
 from panscope.lms.facts import facts_of
 from panscope.lms.hf_versions import untested_release
 from panscope.lms.load import LanguageModelConfig, load
-from panscope.planning.plan import plan as make_plan
+from panscope.planning.plan import SuiteConfig
 from panscope.publishing import export as exporting
 from panscope.publishing import import_coders as importing
 from panscope.publishing.publish import Published, PublishOptions, publish_run
 from panscope.reporting.label import drawing
 from panscope.reporting.runs import read_runs
 from panscope.reporting.write import Written, check_place, write_report
-from panscope.runs import collection, geometry, rollouts, saebench, stages
+from panscope.runs import collection, geometry, merging, rollouts, saebench, stages
 from panscope.runs.collection import StoreOptions
 from panscope.runs.eval_request import HELD_OUT_REQUEST, EvalRequest
 from panscope.runs.finished_coder import HELD_OUT
@@ -56,23 +57,25 @@ class GeometryResult:
     """What geometry/summary.json says of it; docs/geometry.md explains every number."""
 
 
-def plan(suite: Suite, *, gpu: str = "H100", gpus: int = 1) -> Cost:
+def plan(suite: Suite, *, gpu: str = "H100", gpus: int = 1, share: str | None = None) -> Cost:
     """Which coders a suite trains (`.plan.coders`), and what that costs: compute in FLOP and device-hours, memory and
     disk in bytes. No weight is read.
 
-    `gpu` is the name of a device, or the beginning of one. Raises UserError for a suite that makes no sense.
+    `gpu` is the name of a device, or the beginning of one. `share`, such as "3/35", plans that part of the suite, as
+    `train` would train it. Raises UserError for a suite that makes no sense.
     """
     if gpus < 1:
         raise UserError(f"gpus is {gpus}: give how many there are, at least 1")
-    config, device = suite_of(suite), gpu_named(gpu)
+    config, device = suite_of(suite, share), gpu_named(gpu)
     facts = facts_of(config.model)
-    return cost(make_plan(config, facts, device.memory_bytes), facts, device, gpus)
+    return cost(plan_share(config, facts, device.memory_bytes), facts, device, gpus)
 
 
 def train(
     suite: Suite = "demo",
     out: Path | str | None = None,
     *,
+    share: str | None = None,
     profile: bool = False,
     accept_changed_model: bool = False,
     quiet: bool = False,
@@ -83,20 +86,22 @@ def train(
     Architectures and recipes are those of Bricken et al. 2023 (ReLU), Gao et al. 2024 (TopK), Bussmann et al. 2024
     (BatchTopK) and 2025 (Matryoshka), Rajamanoharan et al. 2024a (gated) and 2024b (JumpReLU), Lieberum et al. 2024
     (Gemma Scope) and He et al. 2024 (Llama Scope); docs/recipes.md has each number's source. The run folder `out` must
-    not exist; left out, it is `runs/<name>`, numbered where that exists. `profile` says once where the time of a step
-    goes. `accept_changed_model` trains on stored rows although the model is not the one that they were collected from,
-    and records what differs. Gives what was measured of every coder, or None where it was stopped by Ctrl-C; `resume`
+    not exist; left out, it is `runs/<name>`, numbered where that exists. `share`, such as "3/35", trains that part of
+    the coders, each as all of them together would be trained. `profile` says once where the time of a step goes.
+    `accept_changed_model` trains on stored rows although the model is not the one that they were collected from, and
+    records what differs. Gives what was measured of every coder, or None where it was stopped by Ctrl-C; `resume`
     continues it. Raises UserError, before anything is written, for what cannot be.
     """
-    config = suite_of(suite)
-    run = Run(free_folder(config.name) if out is None else out)
+    config = suite_of(suite, share)
+    run = Run(free_folder(config) if out is None else out)
     with reporting(quiet, listeners) as reporter:
         found = stages.start(config, run.path, reporter, profile=profile, accept_changed_model=accept_changed_model)
     return None if found is None else EvaluationResults.of(run, HELD_OUT, found)
 
 
-def free_folder(name: str) -> Path:
+def free_folder(suite: SuiteConfig) -> Path:
     """runs/NAME, or the first of runs/NAME-2, runs/NAME-3 ... that does not exist."""
+    name = suite.folder_name
     folder, number = Path("runs") / name, 1
     while folder.exists():
         number += 1
@@ -123,6 +128,19 @@ def resume(
     with reporting(quiet, listeners) as reporter:
         found = stages.resume(folder, reporter, device, profile=profile, accept_changed_model=accept_changed_model)
     return None if found is None else EvaluationResults.of(folder, HELD_OUT, found)
+
+
+def merge(
+    runs: Sequence[Path | str], out: Path | str, *, quiet: bool = False, listeners: Sequence[Listener] = ()
+) -> EvaluationResults:
+    """Join finished runs of one suite, such as all its shares, to the new run `out`; nothing is computed again.
+
+    Gives what was measured of every coder on held-out text. Raises UserError, before anything is written, for runs that
+    are not finished or not of one suite, model, text and evaluation, and where a share is missing or a coder is in two.
+    """
+    with reporting(quiet, listeners) as reporter:
+        found = merging.merge([Run.open(run) for run in runs], expanded(out), reporter)
+    return EvaluationResults.of(Run.open(out), HELD_OUT, found)
 
 
 def evaluate(

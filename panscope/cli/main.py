@@ -21,6 +21,7 @@ from panscope.cli.flags.export import Export
 from panscope.cli.flags.formats import Formats
 from panscope.cli.flags.geometry import Geometry
 from panscope.cli.flags.import_ import Import
+from panscope.cli.flags.merge import Merge
 from panscope.cli.flags.plan import PlanSuite
 from panscope.cli.flags.publish import Publish
 from panscope.cli.flags.report import Report
@@ -40,6 +41,7 @@ Every verb has its own help: panscope eval --help. The version: panscope --versi
 _VERBS = {
     "plan": PlanSuite,
     "train": Train,
+    "merge": Merge,
     "collect": Collect,
     "serve": Serve,
     "eval": Eval,

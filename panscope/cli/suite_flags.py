@@ -1,10 +1,14 @@
-"""A suite from the command line: a file or a built-in suite with flags put over it, or one made of flags alone."""
+"""A suite from the command line: a file or a built-in suite with flags put over it, or one made of flags alone.
+
+For a suite that is named, --wiring, --sites, --layers and --widths choose among its coders, and every other flag takes
+the place of what the suite says. In a suite made of flags alone all of them define the grid.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 from panscope import coders
-from panscope.api.suites import suite_file
+from panscope.api.suites import select, suite_file
 from panscope.config import read_toml
 from panscope.data.documents import HUB_ONLY
 from panscope.planning.plan import SuiteConfig
@@ -17,14 +21,41 @@ _CODER_FLAGS = (
 
 _DATA = {name: name for name in ("text", "column", "subset", "split", "context", "packing")}
 _DATA["text_revision"] = "revision"
+_CHOOSING = {"wiring": "wirings", "sites": "sites", "layers": "layers", "widths": "widths"}
+"""Flags that choose among the coders of a suite that is named, and the fields of `api.select` that they are."""
 
 
 def suite_from(name: str | None, flags: Mapping[str, Any]) -> SuiteConfig:
     """The suite that `name` and `flags` mean, the demo without both; raises UserError if they cannot be combined."""
-    if name is None and flags.keys() & {"model", "text", *_CODER_FLAGS}:
-        return SuiteConfig.read(_merged(_bare_suite(flags), flags), "the flags")
-    tables = read_toml(suite_file(name or "demo"))
-    return SuiteConfig.read(_merged(tables, flags), name or "demo")
+    if name is None and flags.keys() & {"model", "text", "widths", *_CODER_FLAGS}:
+        grid = _as_grid(flags)
+        return SuiteConfig.read(_merged(_bare_suite(grid), grid), "the flags")
+    chosen = {field: flags[flag] for flag, field in _CHOOSING.items() if flag in flags}
+    others = {flag: value for flag, value in flags.items() if flag not in _CHOOSING}
+    suite = replaced(name or "demo", others)
+    return select(suite, **_selection(chosen)) if chosen else suite
+
+
+def replaced(name: str, flags: Mapping[str, Any]) -> SuiteConfig:
+    """The suite of that name with the flags in place of what it says, in every `[[coders]]` table."""
+    return SuiteConfig.read(_merged(read_toml(suite_file(name)), flags), name)
+
+
+def _as_grid(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a suite made of flags alone, where --widths is another name of --width."""
+    if "width" in flags and "widths" in flags:
+        raise UserError("--width and --widths are both given, and without a suite they say the same: give one of them")
+    return {"width" if flag == "widths" else flag: value for flag, value in flags.items()}
+
+
+def _selection(chosen: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `api.select`."""
+    if isinstance(chosen.get("wirings"), str):
+        chosen |= {"wirings": (chosen["wirings"],)}
+    if "layers" in chosen:
+        layers = _layers(chosen["layers"])
+        chosen |= {"layers": () if layers == "all" else tuple(layers)}
+    return chosen
 
 
 def _bare_suite(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,7 +74,7 @@ def _bare_suite(flags: Mapping[str, Any]) -> dict[str, Any]:
 def _merged(tables: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     """A suite's tables with flags put over them; coder flags go into every `[[coders]]` table."""
     merged = dict(tables)
-    for name in ("tokens", "seed"):
+    for name in ("tokens", "seed", "share"):
         if name in flags:
             merged[name] = flags[name]
     models = {"model": "path", "revision": "revision", "device": "device", "dtype": "dtype"}

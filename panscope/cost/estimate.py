@@ -5,6 +5,7 @@ number of accelerators of one type. Only configuration is read.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from panscope.coders.auxk import AuxKConfig
 from panscope.cost import storage as disk
@@ -20,6 +21,7 @@ from panscope.cost.memory import (
     parameters,
     state_bytes,
 )
+from panscope.cost.shares import fitting
 from panscope.cost.step_time import BANDWIDTH_SHARE, UTILISATION, Sharding, input_bytes, sharding, step_seconds
 from panscope.cost.storage import Prices, StorageChoice
 from panscope.lms.facts import ModelFacts
@@ -118,6 +120,16 @@ class Cost:
     """Bytes on the devices."""
     disk: Disk
     """Bytes of stored activations."""
+
+    @cached_property
+    def shares(self) -> list[Plan]:
+        """The fewest shares, at least `gpus`, that each fit on one device; none if a coder is too large for one."""
+        return fitting(self.plan, self.facts, self.gpu, self.gpus)
+
+    @property
+    def share_hours(self) -> float:
+        """Accelerator-hours of the longest of `shares`, with the reference kernels and its own passes of the model."""
+        return max((_compute(share, self.facts, self.gpu).hours for share in self.shares), default=0.0)
 
 
 def cost(plan: Plan, facts: ModelFacts, gpu: Gpu, gpus: int = 1, prices: Prices | None = None) -> Cost:

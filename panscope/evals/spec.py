@@ -26,7 +26,7 @@ class EvalConfig(Config):
 
 @dataclass(frozen=True)
 class EvalShard:
-    """Which batches one process of several measures: the n-th, counted from 0, of every `of`."""
+    """One of `of` parts, the n-th counted from 0: of an evaluation's batches every `of`-th, or of a suite's coders."""
 
     number: int = 0
     """Which of them, from 0."""
@@ -40,9 +40,9 @@ class EvalShard:
         return f"{self.number + 1}/{self.of}"
 
     @classmethod
-    def parse(cls, text: str) -> "EvalShard":
-        """Read `2/8`: the second of eight; raises UserError on anything else."""
-        number, of = read_fraction(text, "part")
+    def parse(cls, text: str, field: str = "part") -> "EvalShard":
+        """Read `2/8`: the second of eight; raises UserError, which names the `field`, on anything else."""
+        number, of = read_fraction(text, field)
         return cls(number - 1, of)
 
 

@@ -13,7 +13,7 @@ from panscope import coders
 from panscope.activations.config import ActivationsConfig
 from panscope.config import Config, expanded, unknown_key
 from panscope.data.documents import DEMO_TEXT, DataConfig
-from panscope.evals.spec import EvalConfig
+from panscope.evals.spec import EvalConfig, EvalShard
 from panscope.lms.facts import ModelFacts
 from panscope.lms.load import LanguageModelConfig
 from panscope.planning import names
@@ -62,6 +62,8 @@ class SuiteConfig(Config):
     """Rows to train on: text tokens, special ones not counted; a `[[coders]]` table may say another number."""
     seed: int = Field(default=0, ge=0)
     """Fixes the order of the text, the shuffle and every first weight."""
+    share: str | None = None
+    """Train a part of the coders only, such as 2/8 for the second of eight; `panscope merge` joins the runs."""
     model: LanguageModelConfig = LanguageModelConfig()
     """The language model."""
     data: DataConfig = DataConfig()
@@ -76,6 +78,17 @@ class SuiteConfig(Config):
     """The grids."""
 
     @property
+    def shard(self) -> EvalShard:
+        """Which part of the coders is trained."""
+        return EvalShard.parse(self.share or "1/1", "share")
+
+    @property
+    def folder_name(self) -> str:
+        """What its run folder is named after."""
+        share = self.shard
+        return self.name if share.of == 1 else f"{self.name}-share-{share.number + 1}-of-{share.of}"
+
+    @property
     def is_imported(self) -> bool:
         """Whether it describes imported coders, which were not trained by it and whose text is not known."""
         return not self.coders
@@ -84,6 +97,11 @@ class SuiteConfig(Config):
     @classmethod
     def _is_a_name(cls, name: str) -> str:
         return names.checked(name, "name")
+
+    @model_validator(mode="after")
+    def _is_a_share(self) -> Self:
+        EvalShard.parse(self.share or "1/1", "share")
+        return self
 
     @model_validator(mode="after")
     def _has_a_model_for_its_text(self) -> Self:
@@ -125,8 +143,10 @@ class Plan:
         suite, count = self.suite, len(self.coders)
         architectures = ", ".join(sorted({coder.coder.architecture for coder in self.coders}))
         kinds = ", ".join(sorted({site.kind for site in self.sites()}))
+        share, whole = suite.shard, len(suite.coders)
+        what = suite.name if share.of == 1 else f"share {share} of {suite.name}'s {whole:,} coders"
         return [
-            f"{suite.name}: {count:,} coder{'s' * (count != 1)} ({architectures}) at {kinds}",
+            f"{what}: {count:,} coder{'s' * (count != 1)} ({architectures}) at {kinds}",
             f"model {suite.model.path}; text {', '.join(suite.data.text)}; context {suite.data.context}",
             f"{self.steps * self.batch:,} tokens = {self.steps:,} steps of {self.batch:,} rows",
             f"rows are gathered and shuffled {self.buffer_rows:,} at a time ({suite.activations.shuffle})",
@@ -140,14 +160,10 @@ class Plan:
 def plan(suite: SuiteConfig, lm: ModelFacts, memory_bytes: int) -> Plan:
     """Work out what `suite` means on this language model, on a device with so much memory, before either is touched.
 
-    Raises UserError naming the first thing that cannot be.
+    All of its coders are planned, whatever its `share`: `cost.shares.plan_share` plans that part of them. Raises
+    UserError naming the first thing that cannot be.
     """
-    if not suite.coders:
-        raise UserError("coders is missing: write at least one [[coders]] table with 'width' and 'sparsity'")
-    batch = suite.train.batch or _batch(suite.tokens)
-    if batch > suite.tokens:
-        raise UserError(f"tokens {suite.tokens} is below the batch of {batch} rows: raise tokens or lower train.batch")
-    points = _named_apart([point for table in suite.coders for point in grid_points(table, lm)], suite, lm, batch)
+    batch, points = _batch_of(suite), planned_coders(suite, lm)
     planned = tuple(coder for coder, _ in points)
     _check_names(planned)
     steps = max(coder.steps for coder in planned)
@@ -161,6 +177,7 @@ def plan(suite: SuiteConfig, lm: ModelFacts, memory_bytes: int) -> Plan:
         raise UserError(f"activations.buffer_rows {buffer_rows} is below the batch of {batch} rows: raise it")
     step_gib = loop.step_gib or _step_gib(lm, memory_bytes, ITEMSIZE[suite.model.dtype])
     resolved = suite.replace(
+        share=None if suite.shard.of == 1 else str(suite.shard),
         model=suite.model.model_dump() | {"path": _absolute(suite.model.path)},
         data=suite.data.model_dump()
         | {"context": _context(suite, lm), "text": tuple(_absolute(text) for text in suite.data.text)},
@@ -171,6 +188,22 @@ def plan(suite: SuiteConfig, lm: ModelFacts, memory_bytes: int) -> Plan:
     )
     step_bytes = round(step_gib * GIB)
     return Plan(resolved, steps, batch, log_every, checkpoint_every, buffer_rows, step_bytes, planned)
+
+
+def planned_coders(suite: SuiteConfig, lm: ModelFacts) -> list[tuple[PlannedCoder, dict[str, Any]]]:
+    """Every coder of a suite, whatever its share, with the table that says it in full; raises as `plan`."""
+    if not suite.coders:
+        raise UserError("coders is missing: write at least one [[coders]] table with 'width' and 'sparsity'")
+    batch = _batch_of(suite)
+    return _named_apart([point for table in suite.coders for point in grid_points(table, lm)], suite, lm, batch)
+
+
+def _batch_of(suite: SuiteConfig) -> int:
+    """Rows a step."""
+    batch = suite.train.batch or _batch(suite.tokens)
+    if batch > suite.tokens:
+        raise UserError(f"tokens {suite.tokens} is below the batch of {batch} rows: raise tokens or lower train.batch")
+    return batch
 
 
 def _batch(tokens: int) -> int:

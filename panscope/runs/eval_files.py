@@ -39,13 +39,15 @@ def write_all(
     _sweep(run, coders, suffix)
     for name, wired in coders.items():
         fields[name] = _write_one(run.coder(name), wired, results[name], about=about, suffix=suffix)
-    flat = {name: _flat(own) for name, own in fields.items()}
-    write_results(
-        run.path / f"results{suffix}.parquet",
-        flat,
-        {name: _facts(run.coder(name), wired) for name, wired in coders.items()},
-    )
+    write_table(run, fields, suffix)
     return fields
+
+
+def write_table(run: Run, fields: Results, suffix: str) -> None:
+    """Write the table of all coders, from the fields of each eval.json."""
+    path = run.path / f"results{suffix}.parquet"
+    flat = {name: _flat(own) for name, own in fields.items()}
+    write_results(path, flat, {name: _facts(run.coder(name), own["evaluated_on"]) for name, own in fields.items()})
 
 
 def _sweep(run: Run, names: Iterable[str], suffix: str) -> None:
@@ -85,15 +87,15 @@ def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if isinstance(value, int | float)}
 
 
-def _facts(coder: FinishedCoder, wired: WiredCoder) -> dict[str, Any]:
-    """The columns of results.parquet that say which coder a row is about."""
-    wiring, config = wired.wiring, wired.coder.config
+def _facts(coder: FinishedCoder, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of results.parquet that say which coder a row is about: as trained if it was evaluated so."""
+    wiring, config = coder.wiring, coder.config["training"]["coder"] if about["as_trained"] else coder.config["coder"]
     return {
         "wiring": wiring.wiring,
         "layer": wiring.predicts[0].layer if len(wiring.predicts) == 1 else None,
         "reads": " ".join(map(str, wiring.reads)),
         "predicts": " ".join(map(str, wiring.predicts)),
-        "architecture": config.architecture,
-        "width": config.width,
-        "sparsity": config.sparsity if knows_sparsity(coder.config) else None,
+        "architecture": config["architecture"],
+        "width": config["width"],
+        "sparsity": config["sparsity"] if knows_sparsity(coder.config) else None,
     }

@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from panscope.cost.shares import plan_share
 from panscope.data.documents import open_documents
 from panscope.data.tokens import TokenStream
 from panscope.events import Reporter, RunClosed, RunOpened
 from panscope.lms.facts import facts_of
 from panscope.lms.hf_versions import untested_release
 from panscope.lms.load import load, memory_bytes
-from panscope.planning.plan import Plan, SuiteConfig, plan
+from panscope.planning.plan import Plan, SuiteConfig
 from panscope.planning.warnings import warn_large_penalty
 from panscope.runs.eval_files import Results
 from panscope.runs.eval_request import EvalRequest
@@ -107,8 +108,8 @@ def stored_results(run: Run) -> Results:
 
 
 def planned_from(suite: SuiteConfig) -> Plan:
-    """The plan of a suite, from configuration alone: no weight is read."""
-    return plan(suite, facts_of(suite.model), memory_bytes(suite.model))
+    """The plan of a suite or of its share, from configuration alone: no weight is read."""
+    return plan_share(suite, facts_of(suite.model), memory_bytes(suite.model))
 
 
 def _say_planned(training: TrainingRun) -> None:

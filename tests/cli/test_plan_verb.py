@@ -130,7 +130,9 @@ def test_it_begins_with_a_summary_and_ends_with_what_to_type(panscope: Command, 
     assert lines[-1] == "to train it: panscope train demo"
     large = panscope("plan", gemma, "--gpu", "A100-80").out.splitlines()
     assert "it takes 3 of them" in large[3]
-    assert large[-1].startswith("it does not fit on one A100-80GB: train a part by --layers, --sites or --width")
+    assert large[-3].startswith("to train it in 4 shares, each on one A100-80GB in about ")
+    assert large[-2].startswith(f"  panscope train {gemma} --share 1/4    and so on to --share 4/4")
+    assert large[-1] == "  panscope merge runs/two-cells-share-*-of-4 --out runs/two-cells"
 
 
 def test_a_penalty_far_above_every_recipe_is_said(panscope: Command, tmp_path: Path):

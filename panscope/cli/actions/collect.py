@@ -9,7 +9,7 @@ from panscope.activations.store.manifest import Manifest
 from panscope.activations.store.opening import is_remote
 from panscope.cli.flags.collect import Collect
 from panscope.cli.listening import listening, say
-from panscope.cli.suite_flags import suite_from
+from panscope.cli.suite_flags import replaced, suite_from
 from panscope.cli.units import in_bytes
 from panscope.config import expanded
 from panscope.planning.plan import SuiteConfig
@@ -50,9 +50,11 @@ def _check_alone(flags: Collect) -> None:
 def _suite(flags: Collect) -> SuiteConfig:
     own = {name: value for name, value in vars(flags).items() if value is not None and name not in _NOT_OF_THE_SUITE}
     name = own.pop("suite", None)
-    if name is None and own:
+    if name is not None:
+        return replaced(name, own)  # --sites may name others than its coders have.
+    if own:
         own |= {"width": (1,), "sparsity": (1,)}  # No coder is trained: sites are what counts.
-    return suite_from(name, own)
+    return suite_from(None, own)
 
 
 def _verified(store: str, console: Console) -> int:

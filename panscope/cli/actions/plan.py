@@ -4,10 +4,10 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from panscope import api
 from panscope.cli.cost_tables import Lines, choice_lines, compute_table, disk_lines, memory_lines, placement_lines
 from panscope.cli.flags.plan import PlanSuite
 from panscope.cli.listening import say
+from panscope.cli.next_step import next_step, planned_cost
 from panscope.cli.plan_tables import grouped, listed
 from panscope.cli.units import in_bytes, in_counts
 from panscope.cost.estimate import Cost, assumptions
@@ -24,7 +24,7 @@ def run(flags: PlanSuite, console: Console) -> int:
     """Print the plan."""
     if not flags.days > 0:
         raise UserError(f"--days is {flags.days:g}: give a number of days above 0")
-    whole = api.plan(flags.suite, gpu=flags.gpu, gpus=flags.gpus)
+    whole = planned_cost(flags)
     for line in warn_large_penalty(whole.plan):
         say(console, line)
     for line in (*_summary(whole), *whole.plan.fitted()):
@@ -32,7 +32,9 @@ def run(flags: PlanSuite, console: Console) -> int:
     say(console, "")
     _print_whole(console, listed(whole.plan) if flags.coders else grouped(whole.plan))
     _print_costs(console, whole, flags.days)
-    say(console, f"\n{_next(flags, whole)}")
+    say(console, "")
+    for line in next_step(flags, whole):
+        say(console, line)
     return 0
 
 
@@ -57,17 +59,6 @@ def _held(whole: Cost) -> str:
     if not here.fits and fewest is not None:
         return f"it takes {fewest.gpus:,} of them"
     return f"{in_bytes(here.heaviest + whole.memory.lm + whole.memory.buffer)} of {whole.gpu.memory_gb:g} GiB each"
-
-
-def _next(flags: PlanSuite, whole: Cost) -> str:
-    """What to type next."""
-    if whole.memory.here.fits and whole.gpus == 1:
-        return f"to train it: panscope train {flags.suite}"
-    if whole.gpus > 1:
-        return "training on several devices is not there yet: to train a part, give --layers, --sites or --width"
-    return (
-        f"it does not fit on one {whole.gpu.name}: train a part by --layers, --sites or --width, or on a larger --gpu"
-    )
 
 
 def _print_whole(console: Console, table: Table) -> None:

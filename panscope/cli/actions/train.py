@@ -36,7 +36,7 @@ def run(flags: Train, console: Console) -> int:
                     "--accept-changed-model goes with --resume, --store or --servers: a new run on live activations "
                     "has no earlier model, so leave it out"
                 )
-            folder = flags.out or free_folder(suite.name)
+            folder = flags.out or free_folder(suite)
             with _saying_how_to_resume(folder):
                 results = api.train(suite, folder, **how, **heard)
     if results is None:

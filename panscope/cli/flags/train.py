@@ -16,6 +16,8 @@ class Train:
     For example
       panscope train                                   the built-in demo: small model, 24 coders
       panscope train suite.toml --tokens 5_000_000     a suite file, one thing changed
+      panscope train gemma-scope-2b --sites resid_post --layers 12 --widths 16_384    some coders of a suite
+      panscope train gemma-scope-2b --share 3/35       the third of 35 parts; then: panscope merge
       panscope train --model ./my-model --text a.jsonl --sites resid_post mlp_out --width 1024 --sparsity 32
       panscope train --resume runs/demo                continue a run that was stopped
     """
@@ -37,11 +39,16 @@ class Train:
     text_revision: Annotated[str | None, flag("REV")] = None
     """Commit, tag or branch of a hub dataset."""
     wiring: Annotated[str | None, flag("NAME")] = None
-    """sae, transcoder, multilayer (one SAE for all layers) or crosscoder."""
+    """sae, transcoder, multilayer (one SAE for all layers) or crosscoder; of a SUITE, only the coders that are that."""
     sites: Annotated[tuple[str, ...] | None, flag("SITE ...")] = None
-    """resid_post attn_z attn_out mlp_out mlp_in mlp_in_no_gain; for transcoders "mlp_in_no_gain -> mlp_out"."""
+    """resid_post attn_z attn_out mlp_out mlp_in mlp_in_no_gain; for transcoders "mlp_in_no_gain -> mlp_out"; of a
+    SUITE, only the coders of these."""
     layers: Annotated[tuple[str, ...] | None, flag("LAYER ...")] = None
-    """all, or layer numbers from 0."""
+    """all, or layer numbers from 0; of a SUITE, only the coders all of whose layers are named."""
+    widths: Annotated[tuple[int, ...] | None, flag("N ...")] = None
+    """Of a SUITE, only the coders with so many latents."""
+    share: Annotated[str | None, flag("K/N")] = None
+    """Only the K-th of N parts of the suite, cut so that each costs about the same; `panscope merge` joins them."""
     recipe: Annotated[str | None, flag("NAME")] = None
     """The hyper-parameters of a paper: gemma_scope, gemma_scope_transcoder, gemma_scope_2, llama_scope,
     llama_scope_released_code, multilayer_sae, openai_topk, anthropic_relu, saebench; or ours: panscope,
@@ -49,7 +56,7 @@ class Train:
     architecture: Annotated[tuple[str, ...] | None, flag("NAME ...")] = None
     """topk, batchtopk, matryoshka, jumprelu, gated or relu."""
     width: Annotated[tuple[int, ...] | None, flag("N ...")] = None
-    """Numbers of latents."""
+    """Numbers of latents; of a SUITE, in place of its own for every coder."""
     expansion: Annotated[tuple[float, ...] | None, flag("N ...")] = None
     """Numbers of latents as multiples of the site's width, in place of --width."""
     sparsity: Annotated[tuple[float, ...] | None, flag("S ...")] = None
