@@ -53,6 +53,7 @@ def test_the_merged_run_is_the_whole_run(panscope: Command, suite: Path, shares:
     assert logs[0] == logs[1]
 
 
+@pytest.mark.soak
 def test_a_merged_run_is_a_run(panscope: Command, shares: list[Path], tmp_path: Path):
     assert panscope("merge", *shares, "--out", "merged").status == 0
     before = files(shares[0])
@@ -69,6 +70,7 @@ def test_a_merged_run_is_a_run(panscope: Command, shares: list[Path], tmp_path: 
     assert "share" not in (tmp_path / "merged" / "suite.toml").read_text().replace("shared", "")
 
 
+@pytest.mark.soak
 def test_a_share_is_resumed_as_it_was(panscope: Command, shares: list[Path]):
     run = shares[1]
     before = files(run)
@@ -103,6 +105,7 @@ def test_what_cannot_be_merged(panscope: Command, suite: Path, shares: list[Path
     assert "needs one: cut it into 6 at most" in panscope("train", suite, "--share", "1/7").sentence()
 
 
+@pytest.mark.soak
 def test_runs_of_some_coders_each_are_merged_too(panscope: Command, suite: Path, tmp_path: Path):
     for kind in ("resid_post", "mlp_out"):
         assert panscope("train", suite, "--sites", kind, "--out", kind).status == 0

@@ -23,7 +23,16 @@ from panscope.ops.batch import BatchInParts, PartOfBatch
 from panscope.ops.dense import DenseOps
 from panscope.ops.sparse import SparseOps
 from panscope.training.accumulation import StepSums, accumulate
-from tests.support.coder_cases import B, F, assert_close, every_case, every_option, random_coder, random_rows
+from tests.support.coder_cases import (
+    B,
+    F,
+    assert_close,
+    every_case,
+    every_option,
+    every_shape,
+    random_coder,
+    random_rows,
+)
 from tests.support.oracle import Oracle
 from tests.support.plain_kernels import PlainKernels, dense_gradient
 
@@ -59,9 +68,16 @@ def set_guess(coder: Coder, rows: Rows, factor: float = 1.0) -> None:
         coder.threshold.copy_(least * factor)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 @every_case
 def test_loss_and_gradient_are_those_of_the_whole_batch(architecture: str, fields: dict[str, Any], kind: str) -> None:
+    check_against_the_whole(architecture, fields, kind, 3)
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@every_shape
+def test_in_every_shape(architecture: str, fields: dict[str, Any], kind: str) -> None:
     check_against_the_whole(architecture, fields, kind, 3)
 
 
