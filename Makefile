@@ -15,7 +15,6 @@ PARALLEL := --numprocesses auto --dist loadfile
 
 # The tests that use other libraries' interfaces.
 OUTSIDE := tests/lms tests/intervene tests/loading tests/data tests/publishing tests/formats tests/storage tests/coders \
-	tests/listeners tests/api tests/guides tests/test_config.py tests/cli/test_resume.py \
 	tests/cli/test_train_and_eval.py tests/cli/test_rollouts_verb.py tests/cli/test_import_export.py \
 	tests/activations/store/test_remote_store.py tests/reporting/test_report_verb.py tests/geometry/test_projection.py
 
