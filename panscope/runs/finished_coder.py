@@ -54,6 +54,16 @@ class StoredEvaluation:
         """What it was measured on."""
         return self.content.get("evaluated_on", {})
 
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What two evaluations must have in common to be in one table.
+
+        Text and model count by what they are and not by where, which differs between machines, and sequences in a pass
+        change nothing but rounding.
+        """
+        apart = ("text", "model", "sequences") if {"text_identity", "model_identity"} <= self.about.keys() else ()
+        return {field: value for field, value in self.about.items() if field not in apart}
+
     def table(self, name: str) -> list[dict[str, Any]] | None:
         """The rows of `positions`, `latents` or `layers`; None where this evaluation wrote none.
 
@@ -115,6 +125,16 @@ class FinishedCoder:
     def labels(self) -> list[str]:
         """The evaluations there are of it; the held-out text first."""
         return in_order({label_of(path, "eval") for path in self.folder.glob("eval*.json")})
+
+    def check_files(self) -> None:
+        """Raise UserError for a file of weights, or a table of an evaluation, that is missing or damaged."""
+        evaluations = [found.content.get("files", {}) for label in self.labels() if (found := self.evaluation(label))]
+        for name, xxh3 in [item for sums in (self.weights, *evaluations) for item in sums.items()]:
+            if checksum(self.folder / name) != xxh3:
+                raise UserError(
+                    f"the file {str(self.folder / name)!r} is damaged: it does not match its checksum; take an "
+                    "undamaged copy"
+                )
 
     def evaluation(self, label: str) -> StoredEvaluation | None:
         """An evaluation, or None where there is none of this label.

@@ -5,6 +5,7 @@ of the whole suite, one training log and the tables of results. Files are hard l
 and copies elsewhere; the runs that are joined are not changed. The run appears complete or not at all.
 """
 
+import math
 import os
 import shutil
 from collections import Counter
@@ -17,7 +18,7 @@ from panscope.events import Reporter
 from panscope.runs.eval_files import Results, write_table
 from panscope.runs.finished_coder import HELD_OUT, FinishedCoder, suffix_of
 from panscope.runs.run import Run
-from panscope.storage.atomic import replacing_folder
+from panscope.storage.atomic import flush_to_disk, replacing_folder
 from panscope.storage.json_lines import JsonLines
 from panscope.storage.locks import locked
 from panscope.storage.sealed import write_sealed_toml
@@ -31,15 +32,14 @@ _OF_A_MACHINE = {
 """Fields of suite.toml in which runs of one suite may differ; what model and text are is compared by their identity."""
 _OF_A_SELECTION = {"name", "coders", "train.log_every", "train.checkpoint_every"}
 """Further fields in which they may differ unless they are shares of one suite."""
-_OF_A_PATH = ("text", "model", "sequences")
-"""Fields of an evaluation that say where its text and model are, or how many sequences made a pass."""
 
 
 def merge(runs: Sequence[Run], out: Path, reporter: Reporter) -> Results:
     """Join finished runs of one suite to the new run `out`; the fields of every coder's eval.json.
 
     Raises UserError, before anything is written, for runs that are not finished or not of one suite, model, text and
-    evaluation, where two of them have the same coder, and where a share of the suite is missing.
+    evaluation, where two of them have the same coder, where a share or a coder of the suite is missing, and for files
+    that are damaged.
     """
     Run.check_free(out)
     if len(runs) < 2:
@@ -56,9 +56,11 @@ def merge(runs: Sequence[Run], out: Path, reporter: Reporter) -> Results:
         _check_shares(runs)
         coders = [coder for run in runs for coder in run.coders()]
         _check_coders(coders)
-        labels = _labels(coders, reporter)
+        _check_complete(runs, coders)
+        labels, log = _labels(coders, reporter), _log(runs)
+        _check_files(coders, reporter)
         with replacing_folder(out) as folder:
-            return _write(runs, coders, labels, Run(folder))
+            return _write(runs, coders, labels, log, Run(folder))
 
 
 def _check_finished(runs: Sequence[Run]) -> None:
@@ -136,6 +138,37 @@ def _check_coders(coders: Sequence[FinishedCoder]) -> None:
             )
 
 
+def _check_complete(runs: Sequence[Run], coders: Sequence[FinishedCoder]) -> None:
+    """Raise UserError where a run has lost a coder that it has trained."""
+    planned = len(_tables(runs))
+    if len(coders) != planned:
+        raise UserError(
+            f"the runs have {len(coders):,} coders, and their suite.toml says {planned:,}: take undamaged copies of "
+            "the runs; `panscope train --resume RUN` saves a run's coders again once its status.json is deleted"
+        )
+
+
+def _check_files(coders: Sequence[FinishedCoder], reporter: Reporter) -> None:
+    """Read every file once, since the runs may be deleted after this; raises UserError for a damaged one."""
+    try:
+        for done, coder in enumerate(coders):
+            reporter.progress("checking files", done, len(coders), "coders")
+            coder.check_files()
+    finally:
+        reporter.ended()
+
+
+def _tables(runs: Sequence[Run]) -> tuple[dict[str, Any], ...]:
+    """The `[[coders]]` tables of all coders; a share's suite.toml has those of the whole suite."""
+    suites = [run.suite for run in runs]
+    return suites[0].coders if suites[0].share else tuple(table for suite in suites for table in suite.coders)
+
+
+def _log(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The lines of all training logs, by step and by the coder's name, whatever the order of the runs."""
+    return sorted((line for run in runs for line in run.read_log()), key=lambda line: (line["step"], line["coder"]))
+
+
 def _labels(coders: Sequence[FinishedCoder], reporter: Reporter) -> list[str]:
     """The evaluations that all coders have, made in the same way; those that some lack are said.
 
@@ -166,29 +199,36 @@ def _labels(coders: Sequence[FinishedCoder], reporter: Reporter) -> list[str]:
 def _way(coder: FinishedCoder, label: str) -> dict[str, Any]:
     found = coder.evaluation(label)
     assert found is not None
-    return {key: value for key, value in found.about.items() if key not in _OF_A_PATH}
+    return found.definition | {"number of sequences": found.content.get("sequences")}
 
 
-def _write(runs: Sequence[Run], coders: Sequence[FinishedCoder], labels: Sequence[str], merged: Run) -> Results:
+def _write(
+    runs: Sequence[Run],
+    coders: Sequence[FinishedCoder],
+    labels: Sequence[str],
+    log: list[dict[str, Any]],
+    merged: Run,
+) -> Results:
     for coder in coders:
         shutil.copytree(
             coder.folder, merged.coder_folder(coder.name), copy_function=_link, ignore=shutil.ignore_patterns(".*")
         )
-    suite = runs[0].suite
-    tables = suite.coders if suite.share else tuple(table for run in runs for table in run.suite.coders)
-    write_sealed_toml(merged.suite_file, suite.replace(share=None, coders=tables).model_dump(mode="json"))
-    JsonLines(merged.train_log).append(sorted((line for run in runs for line in run.read_log()), key=_moment))
+    suite = runs[0].suite.replace(share=None, coders=_tables(runs))
+    write_sealed_toml(merged.suite_file, suite.model_dump(mode="json"))
+    JsonLines(merged.train_log).append(log)
     found: dict[str, Results] = {}
     for label in labels:
         evaluations = {coder.name: merged.coder(coder.name).evaluation(label) for coder in coders}
         found[label] = {name: one.content for name, one in sorted(evaluations.items()) if one is not None}
-        write_table(merged, found[label], suffix_of(label))
+        numbers = {name: _with_nan(content) for name, content in found[label].items()}
+        write_table(merged, numbers, suffix_of(label))
     merged.write_status("done", steps=max(run.status().get("steps", 0) for run in runs))
     return found[HELD_OUT]
 
 
-def _moment(line: dict[str, Any]) -> int:
-    return line["step"]
+def _with_nan(content: dict[str, Any]) -> dict[str, Any]:
+    """eval.json as it was before it was written: an undefined number is null there, and NaN in results.parquet."""
+    return {name: math.nan if value is None else value for name, value in content.items()}
 
 
 def _link(source: str, target: str) -> None:
@@ -197,3 +237,4 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+        flush_to_disk(Path(target))

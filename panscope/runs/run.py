@@ -162,7 +162,7 @@ class Run:
         measured = {name: own for name, own in found.items() if own is not None}
         first = next(iter(measured), "")
         for name, own in measured.items():
-            if own.about != measured[first].about:
+            if own.definition != measured[first].definition:
                 raise UserError(
                     f"the evaluations {label!r} of {first!r} and {name!r} are not of one text, model and definition, "
                     f"so no table can hold both: measure all coders again by `panscope eval {self.path}` and the flags "

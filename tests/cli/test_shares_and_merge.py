@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
+from panscope.runs import merging
 from panscope.storage.json_lines import JsonLines
 from tests.support.tiny_lm import Command, Tiny
 
@@ -44,13 +45,16 @@ def test_the_merged_run_is_the_whole_run(panscope: Command, suite: Path, shares:
     assert files(joined) == files(whole)
     tables = [pyarrow.parquet.read_table(run / "results.parquet").to_pylist() for run in (whole, joined)]
     assert sorted(tables[1], key=str) == sorted(tables[0], key=str)
+    assert (joined / "suite.toml").read_bytes() == (whole / "suite.toml").read_bytes()
     logs = []
     for run in (whole, joined):
         lines = JsonLines(run / "train.jsonl").read()
         for line in lines:
             del line["rows_per_second"]
-        logs.append(sorted(lines, key=lambda line: (line["step"], line["coder"])))
-    assert logs[0] == logs[1]
+        logs.append(lines)
+    assert logs[1] == sorted(logs[0], key=lambda line: (line["step"], line["coder"]))
+    assert panscope("merge", *reversed(shares), "--out", "reversed").status == 0
+    assert (tmp_path / "reversed" / "train.jsonl").read_bytes() == (joined / "train.jsonl").read_bytes()
 
 
 @pytest.mark.soak
@@ -103,6 +107,74 @@ def test_what_cannot_be_merged(panscope: Command, suite: Path, shares: list[Path
     assert "of different divisions" in refused(*shares, tmp_path / "half")
     assert "--out is missing" in panscope("merge", *shares).sentence()
     assert "needs one: cut it into 6 at most" in panscope("train", suite, "--share", "1/7").sentence()
+
+
+def test_a_run_that_lost_something_is_not_merged(panscope: Command, shares: list[Path], tmp_path: Path):
+    """Runs may be deleted after a merge, so all of each file is compared with its checksum before it."""
+
+    def refused() -> str:
+        said = panscope("merge", *shares, "--out", "merged").sentence()
+        assert not (tmp_path / "merged").exists() and not list(tmp_path.glob(".merged*"))
+        return said
+
+    coder = next((shares[1] / "coders").iterdir())
+    for file in ("weights.safetensors", "training.safetensors", "latents.parquet", "positions.parquet"):
+        good = (coder / file).read_bytes()
+        (coder / file).write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        assert f"{file}' is damaged: it does not match its checksum" in refused()
+        (coder / file).unlink()
+        assert f"{file}' is missing" in refused()
+        (coder / file).write_bytes(good)
+    log = (shares[1] / "train.jsonl").read_bytes()
+    (shares[1] / "train.jsonl").write_bytes(log.replace(b'"loss"', b'"lost"', 1))
+    assert "train.jsonl' is damaged" in refused()
+    (shares[1] / "train.jsonl").write_bytes(log)
+    shutil.rmtree(coder)
+    assert "the runs have 5 coders, and their suite.toml says 6" in refused()
+
+
+def test_a_merge_that_is_stopped_leaves_no_run(
+    panscope: Command, monkeypatch: pytest.MonkeyPatch, shares: list[Path], tmp_path: Path
+):
+    """It is stopped when all but the tables is there; the same command then makes all of the run."""
+
+    def stopped(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(merging, "write_table", stopped)
+        assert panscope("merge", *shares, "--out", "merged").status == 130
+    assert (tmp_path / ".merged.tmp" / "coders").is_dir() and not (tmp_path / "merged").exists()
+    assert panscope("merge", *shares, "--out", "merged").status == 0
+    assert len(files(tmp_path / "merged")) == sum(len(files(share)) for share in shares)
+    assert not (tmp_path / ".merged.tmp").exists()
+
+
+def test_shares_of_machines_that_keep_model_and_text_elsewhere(panscope: Command, tiny: Tiny, tmp_path: Path):
+    """The merged run can be published: its evaluations are of one model and text, wherever these were."""
+    for number in (1, 2):
+        machine = tmp_path / f"machine{number}"
+        shutil.copytree(tiny.model, machine / "lm")
+        shutil.copy(tiny.text, machine / "text.jsonl")
+        suite = Tiny(machine / "lm", machine / "lm", machine / "text.jsonl").suite(machine / "suite.toml", *TABLES)
+        assert panscope("train", suite, "--share", f"{number}/2", "--out", f"run{number}").status == 0
+    assert panscope("merge", "run1", "run2", "--out", "merged").status == 0
+    flags = ("--to", "a/b", "--licence", "mit", "--dry-run", "look")
+    done = panscope("publish", "merged", *flags)
+    assert done.status == 0, done.err
+
+
+def test_an_undefined_number_is_the_same_in_the_merged_table(panscope: Command, tiny: Tiny, tmp_path: Path):
+    """A coder one of whose numbers is NaN: it divides by the latents that fire, and none does."""
+    silent = {"layers": 1, "width": 24, "sparsity": 0.05, "recipe": "gemma_scope", "threshold_init": 1e6}
+    suite = tiny.suite(tmp_path / "suite.toml", {"layers": 0, "width": 32, "sparsity": 4}, silent)
+    for flags in (("--out", "whole"), ("--share", "1/2", "--out", "run1"), ("--share", "2/2", "--out", "run2")):
+        assert panscope("train", suite, *flags).status == 0
+    assert panscope("merge", "run1", "run2", "--out", "merged").status == 0
+    whole, merged = (tmp_path / name / "results.parquet" for name in ("whole", "merged"))
+    rows = pyarrow.parquet.read_table(whole).to_pylist()
+    assert any(value != value for row in rows for value in row.values()), "some number must be NaN"
+    assert merged.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.soak
